@@ -1,0 +1,49 @@
+//! What a running vCPU asks of the machine around it.
+
+use device_model::VmTime;
+use device_model::Width;
+
+/// The board refuses an MSR access: the guest gets #GP(0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsrFault;
+
+/// Callbacks of a running vCPU, made on its own thread with no lock held. `cpu` is the vCPU's index.
+pub trait CpuBoard: Sync {
+    /// Reads an I/O port; the value is in the low bits.
+    fn pio_read(&self, cpu: u32, port: u16, width: Width) -> u32;
+
+    /// Writes an I/O port.
+    fn pio_write(&self, cpu: u32, port: u16, width: Width, value: u32);
+
+    /// Reads memory that is not mapped as RAM or ROM. The access never crosses a page. The board routes the page of the
+    /// local APIC to that of `cpu`.
+    fn mmio_read(&self, cpu: u32, gpa: u64, width: Width) -> u64;
+
+    /// Writes memory that is not mapped as RAM or ROM.
+    fn mmio_write(&self, cpu: u32, gpa: u64, width: Width, value: u64);
+
+    /// Acknowledges the highest-priority interrupt that `cpu` can take now (local APIC first, then a PIC behind
+    /// LINT0), and returns its vector. `None` when the request has gone away.
+    fn take_interrupt(&self, cpu: u32) -> Option<u8>;
+
+    /// Reads an MSR of the local APIC: `IA32_APIC_BASE` (1Bh), `IA32_TSC_DEADLINE` (6E0h), x2APIC (800h-8FFh).
+    ///
+    /// # Errors
+    /// [`MsrFault`] where the register does not exist in the APIC's mode.
+    fn apic_read_msr(&self, cpu: u32, msr: u32) -> Result<u64, MsrFault>;
+
+    /// Writes an MSR of the local APIC.
+    ///
+    /// # Errors
+    /// [`MsrFault`] where the register does not exist, is read-only, or a reserved bit is set.
+    fn apic_write_msr(&self, cpu: u32, msr: u32, value: u64) -> Result<(), MsrFault>;
+
+    /// CR8: bits 7-4 of the local APIC's task priority register.
+    fn apic_cr8(&self, cpu: u32) -> u8;
+
+    /// Writes CR8. An interrupt that becomes deliverable is signalled as usual.
+    fn set_apic_cr8(&self, cpu: u32, value: u8);
+
+    /// Guest time. The TSC counts from here.
+    fn now(&self) -> VmTime;
+}

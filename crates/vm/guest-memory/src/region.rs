@@ -1,0 +1,191 @@
+//! One contiguous region of guest RAM or ROM, backed by shared host memory.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr::NonNull;
+
+use crate::CodeMap;
+use crate::MemoryError;
+use crate::PAGE_MASK;
+use crate::PAGE_SIZE;
+
+/// What guest writes do to a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Read and write.
+    Ram,
+    /// Guest writes are dropped; loaders may write.
+    Rom,
+}
+
+/// A mapped region. The host address stays valid for the life of the value.
+pub struct MemoryRegion {
+    name: String,
+    kind: Kind,
+    len: u64,
+    host: NonNull<u8>,
+    code: CodeMap,
+}
+
+// SAFETY: the mapping is plain shared memory, accessed only with volatile or atomic operations.
+unsafe impl Send for MemoryRegion {}
+// SAFETY: as above.
+unsafe impl Sync for MemoryRegion {}
+
+impl MemoryRegion {
+    /// Maps `len` bytes (a multiple of the page size) of zeroed memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`] for an odd length, [`MemoryError::Host`] when the host refuses.
+    pub fn new(name: &str, kind: Kind, len: u64) -> Result<Self, MemoryError> {
+        if len == 0 || len & PAGE_MASK != 0 {
+            return Err(MemoryError::Size(len));
+        }
+        let host = map(name, len as usize).map_err(|source| MemoryError::Host { len, source })?;
+        let code = CodeMap::new((len / PAGE_SIZE) as usize);
+        Ok(Self {
+            name: name.to_owned(),
+            kind,
+            len,
+            host,
+            code,
+        })
+    }
+
+    /// Name in plans and inspection.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// RAM or ROM.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: a region has at least one page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Host address of the first byte.
+    #[must_use]
+    pub fn host(&self) -> NonNull<u8> {
+        self.host
+    }
+
+    /// Code state of the region's pages.
+    #[must_use]
+    pub fn code(&self) -> &CodeMap {
+        &self.code
+    }
+
+    /// Copies out `buf.len()` bytes at `offset`. The range must lie inside the region.
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) {
+        assert!(offset + buf.len() as u64 <= self.len, "range checked by the caller");
+        // SAFETY: the range lies inside the mapping; the source may change meanwhile, so the copy is done by a
+        // volatile loop that makes no claim about its contents.
+        unsafe { copy_volatile(self.host.as_ptr().add(offset as usize), buf.as_mut_ptr(), buf.len()) }
+    }
+
+    /// Copies in `buf` at `offset` and notes the write. The range must lie inside the region.
+    pub(crate) fn write(&self, offset: u64, buf: &[u8]) {
+        assert!(offset + buf.len() as u64 <= self.len, "range checked by the caller");
+        // SAFETY: the range lies inside the mapping, as above.
+        unsafe { copy_volatile(buf.as_ptr(), self.host.as_ptr().add(offset as usize), buf.len()) }
+        self.code.note_write(offset, buf.len() as u64);
+    }
+}
+
+/// Copies `len` bytes in words where both sides allow it, with volatile accesses.
+///
+/// # Safety
+/// Both ranges must be valid for `len` bytes and must not overlap.
+unsafe fn copy_volatile(from: *const u8, to: *mut u8, len: usize) {
+    #[repr(C, packed)]
+    #[derive(Clone, Copy)]
+    struct Word(u64);
+    let words = len / 8;
+    for i in 0..words {
+        // SAFETY: i * 8 + 8 <= len, and the packed type asks for no alignment.
+        unsafe {
+            to.cast::<Word>()
+                .add(i)
+                .write_volatile(from.cast::<Word>().add(i).read_volatile())
+        }
+    }
+    for i in words * 8..len {
+        // SAFETY: i < len.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) }
+    }
+}
+
+#[cfg(not(miri))]
+fn map(name: &str, len: usize) -> std::io::Result<NonNull<u8>> {
+    use rustix::fs::MemfdFlags;
+    use rustix::mm::MapFlags;
+    use rustix::mm::ProtFlags;
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, len as u64)?;
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+    let at = unsafe {
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::NORESERVE,
+            &fd,
+            0,
+        )?
+    };
+    NonNull::new(at.cast()).ok_or_else(|| std::io::Error::other("mapped at address zero"))
+}
+
+#[cfg(miri)]
+fn map(_name: &str, len: usize) -> std::io::Result<NonNull<u8>> {
+    let layout = std::alloc::Layout::from_size_align(len, 4096).map_err(std::io::Error::other)?;
+    // SAFETY: the length is not zero.
+    NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(|| std::io::Error::other("no memory"))
+}
+
+impl Drop for MemoryRegion {
+    fn drop(&mut self) {
+        #[cfg(not(miri))]
+        // SAFETY: the mapping was made by `map` with this length, and nothing refers to it any more.
+        let _ = unsafe { rustix::mm::munmap(self.host.as_ptr().cast::<c_void>(), self.len as usize) };
+        #[cfg(miri)]
+        // SAFETY: allocated by `map` with this layout.
+        unsafe {
+            let _: *mut c_void = std::ptr::null_mut();
+            std::alloc::dealloc(
+                self.host.as_ptr(),
+                std::alloc::Layout::from_size_align_unchecked(self.len as usize, 4096),
+            );
+        }
+    }
+}
+
+impl fmt::Debug for MemoryRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            kind,
+            len,
+            host: _,
+            code: _,
+        } = self;
+        f.debug_struct("MemoryRegion")
+            .field("name", name)
+            .field("kind", kind)
+            .field("len", len)
+            .finish_non_exhaustive()
+    }
+}
