@@ -1,1 +1,26 @@
-//! crate
+//! What a user may write of a machine: plain serde types with defaults and validation, and nothing that runs.
+//!
+//! A [`MachineSpec`] is wishes. `board` turns it into a plan with addresses, and the plan into a machine.
+#![forbid(unsafe_code)]
+
+mod devices;
+mod machine;
+mod size;
+mod validate;
+
+pub use devices::DebugExitConfig;
+pub use devices::DevicesSpec;
+pub use devices::HpetConfig;
+pub use devices::I8042Config;
+pub use devices::RtcConfig;
+pub use devices::SerialConfig;
+pub use devices::TestdevConfig;
+pub use machine::BootSpec;
+pub use machine::EngineKind;
+pub use machine::MachineSpec;
+pub use machine::OnReset;
+pub use machine::OnTripleFault;
+pub use size::Size;
+pub use size::SizeError;
+pub use validate::Problem;
+pub use validate::SpecError;

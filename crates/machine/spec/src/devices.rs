@@ -1,0 +1,91 @@
+//! Configuration of the devices: one struct each, with the defaults of a plain PC.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+/// Base ports and ISA interrupts of the four serial ports that software looks for.
+const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+/// A serial port (16550A).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialConfig {
+    /// Name in the plan, in snapshots, and for its backend: `com1` and so on.
+    pub name: String,
+    /// First of its eight ports.
+    pub port: u16,
+    /// ISA interrupt.
+    pub irq: u8,
+}
+
+impl SerialConfig {
+    /// The conventional port number `index`: 0 is COM1 at 3F8h on IRQ 4. None beyond COM4.
+    #[must_use]
+    pub fn com(index: usize) -> Option<Self> {
+        let (port, irq) = *COM.get(index)?;
+        let name = format!("com{}", index + 1);
+        Some(Self { name, port, irq })
+    }
+}
+
+/// The exit port of kernel test-suites: a write ends the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DebugExitConfig {
+    /// First of its four ports.
+    pub port: u16,
+}
+
+/// The test device of kvm-unit-tests: ports E0h, E4h and 2000h, and 64 KiB of memory at FF000000h.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestdevConfig {}
+
+/// The real-time clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RtcConfig {
+    /// Time of day at power-on in seconds since 1970 (UTC). None: the host's time.
+    pub base: Option<i64>,
+}
+
+/// The high-precision event timer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HpetConfig {}
+
+/// The keyboard controller with a PS/2 keyboard and mouse.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct I8042Config {}
+
+/// The devices that may be there or not, or that have a choice. What every PC has is not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DevicesSpec {
+    /// Serial ports in the order of their names.
+    pub serial: Vec<SerialConfig>,
+    /// Exit port, where wanted.
+    pub debug_exit: Option<DebugExitConfig>,
+    /// Test device, where wanted.
+    pub testdev: Option<TestdevConfig>,
+    /// Real-time clock.
+    pub rtc: RtcConfig,
+    /// High-precision event timer; none takes it away.
+    pub hpet: Option<HpetConfig>,
+    /// Keyboard controller; none takes it away.
+    pub i8042: Option<I8042Config>,
+}
+
+impl Default for DevicesSpec {
+    fn default() -> Self {
+        Self {
+            serial: SerialConfig::com(0).into_iter().collect(),
+            debug_exit: None,
+            testdev: None,
+            rtc: RtcConfig::default(),
+            hpet: Some(HpetConfig {}),
+            i8042: Some(I8042Config {}),
+        }
+    }
+}

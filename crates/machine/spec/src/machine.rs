@@ -1,0 +1,157 @@
+//! The machine as a whole: memory, processors, what it boots, and what its end means.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::DevicesSpec;
+use crate::Size;
+
+/// Which engine runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// The fastest that this host can run.
+    #[default]
+    Auto,
+    /// The interpreter.
+    Interp,
+}
+
+impl EngineKind {
+    /// What may be written.
+    pub const NAMES: [&str; 2] = ["auto", "interp"];
+}
+
+impl FromStr for EngineKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "interp" => Ok(Self::Interp),
+            _ => Err(format!(
+                "unknown engine `{text}`; there are {}",
+                Self::NAMES.join(" and ")
+            )),
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Interp => "interp",
+        })
+    }
+}
+
+/// What a guest's reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The machine boots again.
+    #[default]
+    Restart,
+    /// The machine ends.
+    Stop,
+}
+
+/// What a triple fault does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTripleFault {
+    /// The machine ends and reports where it stood.
+    #[default]
+    Stop,
+    /// The machine resets, as a PC does.
+    Reset,
+}
+
+/// What the machine boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootSpec {
+    /// A Linux bzImage, a PVH vmlinux, or a multiboot image.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk, or the multiboot image's module.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub append: String,
+}
+
+/// A machine as the user wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineSpec {
+    /// Guest RAM.
+    pub memory: Size,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Processor model: `host`, `x86-64-v2`, `x86-64-v3`.
+    pub cpu: String,
+    /// Engine.
+    pub engine: EngineKind,
+    /// What to boot.
+    pub boot: BootSpec,
+    /// After a reset.
+    pub on_reset: OnReset,
+    /// After a triple fault.
+    pub on_triple_fault: OnTripleFault,
+    /// Devices.
+    pub devices: DevicesSpec,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self {
+            memory: Size::from_mib(512),
+            cpus: 1,
+            cpu: "host".to_owned(),
+            engine: EngineKind::Auto,
+            boot: BootSpec::default(),
+            on_reset: OnReset::Restart,
+            on_triple_fault: OnTripleFault::Stop,
+            devices: DevicesSpec::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serde_of_nothing_is_the_default_and_unknown_fields_are_refused() {
+        assert_eq!(
+            serde_json::from_str::<MachineSpec>("{}").unwrap(),
+            MachineSpec::default()
+        );
+        assert!(serde_json::from_str::<MachineSpec>(r#"{"memroy": "1G"}"#).is_err());
+    }
+
+    #[test]
+    fn serde_round_trip_keeps_everything() {
+        let mut spec = MachineSpec {
+            cpus: 4,
+            on_reset: OnReset::Stop,
+            ..MachineSpec::default()
+        };
+        spec.devices.debug_exit = Some(crate::DebugExitConfig { port: 0xf4 });
+        spec.devices.hpet = None;
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<MachineSpec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn engine_names_parse_and_print_alike() {
+        for name in EngineKind::NAMES {
+            assert_eq!(name.parse::<EngineKind>().unwrap().to_string(), name);
+        }
+        assert!("quick".parse::<EngineKind>().unwrap_err().contains("interp"));
+    }
+}

@@ -1,0 +1,143 @@
+//! Checks of a spec by itself: everything wrong is found at once, and each problem names the field.
+
+use std::fmt;
+
+use crate::MachineSpec;
+use crate::Size;
+
+/// Memory that holds the low megabyte and something above it.
+const MIN_MEMORY: Size = Size::from_mib(2);
+/// Physical addresses have 40 bits; half of them may be RAM.
+const MAX_MEMORY: Size = Size::from_bytes(1 << 39);
+/// xAPIC identifiers are 8 bits wide, and 255 is the broadcast.
+const MAX_CPUS: u32 = 255;
+const PAGE: u64 = 4096;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Field, such as `memory` or `devices.serial.com2`.
+    pub field: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.what)
+    }
+}
+
+/// Everything that is wrong with a spec. The message is one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
+pub struct SpecError(pub Vec<Problem>);
+
+impl MachineSpec {
+    /// Checks the values by themselves. Addresses that collide are the plan's to find.
+    ///
+    /// # Errors
+    /// [`SpecError`] with every problem there is.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let mut problems = Vec::new();
+        let mut problem = |field: &str, what: String| {
+            problems.push(Problem {
+                field: field.to_owned(),
+                what,
+            });
+        };
+        if self.memory < MIN_MEMORY {
+            problem(
+                "memory",
+                format!("{} is too little; at least {MIN_MEMORY} is needed", self.memory),
+            );
+        } else if self.memory > MAX_MEMORY {
+            problem(
+                "memory",
+                format!("{} is too much; at most {MAX_MEMORY} can be addressed", self.memory),
+            );
+        } else if !self.memory.bytes().is_multiple_of(PAGE) {
+            problem("memory", format!("{} is not a whole number of 4K pages", self.memory));
+        }
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            problem("cpus", format!("{} is not between 1 and {MAX_CPUS}", self.cpus));
+        }
+        if self.boot.kernel.is_none() && self.boot.initrd.is_some() {
+            problem("boot.initrd", "needs a kernel beside it".to_owned());
+        }
+        if self.boot.append.contains('\0') {
+            problem("boot.append", "holds a zero byte".to_owned());
+        }
+        for (index, serial) in self.devices.serial.iter().enumerate() {
+            let field = format!("devices.serial.{}", serial.name);
+            if serial.name.is_empty() || serial.name.contains('/') {
+                problem(
+                    &format!("devices.serial[{index}]"),
+                    format!("`{}` is not a name", serial.name),
+                );
+            }
+            if self
+                .devices
+                .serial
+                .iter()
+                .take(index)
+                .any(|other| other.name == serial.name)
+            {
+                problem(&field, "the name is taken".to_owned());
+            }
+            if serial.irq > 15 || serial.irq == 2 {
+                problem(&field, format!("irq {} is not an ISA interrupt", serial.irq));
+            }
+            if serial.port > 0xfff8 {
+                problem(&field, format!("8 ports do not fit at {:#x}", serial.port));
+            }
+        }
+        if let Some(exit) = &self.devices.debug_exit
+            && exit.port > 0xfffc
+        {
+            problem("devices.debug_exit", format!("4 ports do not fit at {:#x}", exit.port));
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(SpecError(problems))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SerialConfig;
+
+    #[test]
+    fn default_spec_is_valid() {
+        assert_eq!(MachineSpec::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let mut spec = MachineSpec {
+            memory: Size::from_bytes(4096),
+            cpus: 0,
+            ..MachineSpec::default()
+        };
+        spec.boot.initrd = Some("initrd".into());
+        let com1 = SerialConfig::com(0).unwrap();
+        spec.devices.serial = vec![com1.clone(), SerialConfig { irq: 16, ..com1 }];
+        let error = spec.validate().unwrap_err();
+        let fields: Vec<&str> = error.0.iter().map(|p| p.field.as_str()).collect();
+        let serial = "devices.serial.com1";
+        assert_eq!(fields, ["memory", "cpus", "boot.initrd", serial, serial]);
+        assert_eq!(error.to_string().lines().count(), 1);
+    }
+
+    #[test]
+    fn odd_memory_is_refused() {
+        let spec = MachineSpec {
+            memory: Size::from_bytes((64 << 20) + 1),
+            ..MachineSpec::default()
+        };
+        assert!(spec.validate().unwrap_err().to_string().contains("4K pages"));
+    }
+}
