@@ -110,10 +110,19 @@ impl<D: Device + ?Sized> Slot<D> {
         self.set_deadline(next);
     }
 
+    /// Calls `f` with the device, then lets the device do what that made due: for typed access that may move a deadline.
+    pub fn with<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        let mut device = self.lock();
+        let result = f(&mut device);
+        let next = device.poll(self.clock.now());
+        drop(device);
+        self.set_deadline(next);
+        result
+    }
+
     /// Lets the device do what is due, and keeps its new deadline.
     pub fn poll(&self) {
-        let next = self.lock().poll(self.clock.now());
-        self.set_deadline(next);
+        self.with(|_| ());
     }
 
     /// When the device wants to be polled next.
