@@ -17,6 +17,7 @@ pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
+mod lanes;
 pub mod lapic;
 pub mod pc_testdev;
 pub mod pic;
