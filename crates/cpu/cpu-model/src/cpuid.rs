@@ -1,24 +1,302 @@
-//! The CPUID policy: what a guest is told of its processor.
+//! The CPUID policy: what a guest is told of its processor, and with it which instructions and registers exist.
+//!
+//! Named models make snapshots portable: `x86-64-v2` and `x86-64-v3` are the same on every host that can run them. `host`
+//! is all that is implemented and that this host has units for. Every model says the same TSC frequency. Engines ask
+//! [`CpuPolicy::has`] before they decode an instruction or accept a control-register bit, so nothing is told that does
+//! not work and nothing works that is not told.
+//!
+//! Spec: SDM vol. 2A "CPUID"; SDM vol. 4 table 2-2 (IA32_ARCH_CAPABILITIES); x86-64 psABI 1.0 §3.1.1
+//! "Processor Architecture" (the levels).
+
+mod feature;
+mod host;
+mod leaves;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use feature::Feature;
+use feature::FeatureSet;
+use feature::Word;
+
+/// Frequency of the TSC.
+const TSC_HZ: u64 = 2_000_000_000;
+
+/// Frequency of the crystal, which also drives the timer of the local APIC: one tick to a nanosecond of guest time.
+const BUS_HZ: u64 = 1_000_000_000;
+
+/// A state component of XSAVE beyond x87 and SSE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XsaveComponent {
+    /// Bit of XCR0 and of XSTATE_BV.
+    pub index: u32,
+    /// Offset in the standard format.
+    pub offset: u32,
+    /// Bytes.
+    pub size: u32,
+    /// The CPU has the component when it has this feature.
+    pub feature: Feature,
+}
+
+/// The components in the order of their bits. In the compacted format they follow each other without gaps. The offsets
+/// are those of Intel's processors: debuggers know the layout by heart.
+pub const XSAVE_COMPONENTS: [XsaveComponent; 2] = [
+    XsaveComponent {
+        index: 2,
+        offset: 576,
+        size: 256,
+        feature: Feature::Avx,
+    },
+    XsaveComponent {
+        index: 9,
+        offset: 2688,
+        size: 8,
+        feature: Feature::Pku,
+    },
+];
 
 /// A named CPU model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Model {
+    /// All that is implemented and that the host has units for.
     Host,
+    /// x86-64-v2 of the psABI.
     V2,
+    /// x86-64-v3 of the psABI.
     V3,
 }
-/// x
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feature {
-    Sse,
+
+impl Model {
+    /// The names that [`FromStr`] knows.
+    pub const NAMES: [&str; 3] = ["host", "x86-64-v2", "x86-64-v3"];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::V2 => "x86-64-v2",
+            Self::V3 => "x86-64-v3",
+        }
+    }
 }
-/// x
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Model {
+    type Err = PolicyError;
+
+    fn from_str(name: &str) -> Result<Self, PolicyError> {
+        [Self::Host, Self::V2, Self::V3]
+            .into_iter()
+            .find(|model| model.name() == name)
+            .ok_or_else(|| PolicyError::UnknownModel { name: name.to_owned() })
+    }
+}
+
+/// Why there is no such CPU.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// No model has this name.
+    #[error("unknown CPU model `{name}`; known models: {}", Model::NAMES.join(", "))]
+    UnknownModel {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// The model's arithmetic needs units that the host does not have.
+    #[error("this host cannot run CPU model `{model}`: its processor lacks {missing}")]
+    HostLacks {
+        /// The model.
+        model: Model,
+        /// Names of the missing features, separated by spaces.
+        missing: String,
+    },
+}
+
+/// What a guest's processor is and has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuPolicy {
+    // Configuration
+    model: Model,
+    features: FeatureSet,
+    cpus: u32,
+    // Derived
+    words: [u32; Word::COUNT],
+}
+
+/// The state of a vCPU that shows in CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuidLeaf;
-/// x
-#[derive(Clone, Debug)]
-pub struct CpuPolicy;
-/// x
-#[derive(Debug, thiserror::Error)]
-#[error("x")]
-pub struct PolicyError;
+pub struct CpuidContext {
+    /// APIC ID in its 32-bit form.
+    pub apic_id: u32,
+    /// CR4: OSXSAVE and OSPKE repeat bits of it.
+    pub cr4: u64,
+    /// XCR0: leaf 0Dh gives the size of what it enables.
+    pub xcr0: u64,
+    /// IA32_APIC_BASE enables the local APIC.
+    pub apic_enabled: bool,
+}
+
+impl CpuPolicy {
+    /// The policy of `model`, for one vCPU.
+    ///
+    /// # Errors
+    /// [`PolicyError::HostLacks`] when the host has no unit for something that the model contains.
+    pub fn new(model: Model) -> Result<Self, PolicyError> {
+        Self::on_host(model, host::units())
+    }
+
+    /// The policy for a machine of `cpus` vCPUs with the APIC IDs from zero on: one package, a core for each.
+    #[must_use]
+    pub fn with_cpus(mut self, cpus: u32) -> Self {
+        // An APIC ID of x2APIC has 32 bits, of which the last one is the broadcast's.
+        self.cpus = cpus.clamp(1, 1 << 31);
+        let ht = FeatureSet::of(&[Feature::Ht]);
+        self.features = if self.cpus > 1 {
+            self.features.union(ht)
+        } else {
+            self.features.without(ht)
+        };
+        self.words = self.features.words();
+        self
+    }
+
+    /// The model.
+    #[must_use]
+    pub const fn model(&self) -> Model {
+        self.model
+    }
+
+    /// Whether the CPU has `feature`.
+    #[inline]
+    #[must_use]
+    pub const fn has(&self, feature: Feature) -> bool {
+        self.features.contains(feature)
+    }
+
+    /// All that it has, in the order of the manual's leaves.
+    pub fn features(&self) -> impl Iterator<Item = Feature> {
+        self.features.iter()
+    }
+
+    /// Frequency of the TSC. The same for every model and host, so that a snapshot goes on anywhere.
+    #[must_use]
+    pub const fn tsc_hz(&self) -> u64 {
+        TSC_HZ
+    }
+
+    /// Frequency of the local APIC's timer before its divider.
+    #[must_use]
+    pub const fn bus_hz(&self) -> u64 {
+        BUS_HZ
+    }
+
+    /// IA32_ARCH_CAPABILITIES. A software processor does not speculate, so that nothing needs a work-around, and guests
+    /// pay for none: no page-table isolation, retpolines, VERW or flushes.
+    #[must_use]
+    pub const fn arch_capabilities(&self) -> u64 {
+        arch_cap::RDCL_NO
+            | arch_cap::IBRS_ALL
+            | arch_cap::SKIP_L1DFL_VMENTRY
+            | arch_cap::SSB_NO
+            | arch_cap::MDS_NO
+            | arch_cap::IF_PSCHANGE_MC_NO
+            | arch_cap::TAA_NO
+            | arch_cap::SBDR_SSDP_NO
+            | arch_cap::FBSDP_NO
+            | arch_cap::PSDP_NO
+            | arch_cap::BHI_NO
+            | arch_cap::PBRSB_NO
+            | arch_cap::GDS_NO
+            | arch_cap::RFDS_NO
+            | arch_cap::ITS_NO
+    }
+
+    fn on_host(model: Model, units: FeatureSet) -> Result<Self, PolicyError> {
+        let features = match model {
+            Model::Host => FeatureSet::all().without(host::UNITS.without(units)).closed(),
+            Model::V2 => SYSTEM.union(LEVEL_2),
+            Model::V3 => SYSTEM.union(LEVEL_2).union(LEVEL_3),
+        };
+        let missing = features.intersection(host::UNITS).without(units);
+        if !missing.is_empty() {
+            return Err(PolicyError::HostLacks {
+                model,
+                missing: missing.to_string(),
+            });
+        }
+        Ok(Self {
+            model,
+            features,
+            cpus: 1,
+            words: [0; Word::COUNT],
+        }
+        .with_cpus(1))
+    }
+}
+
+/// Bits of IA32_ARCH_CAPABILITIES (RO), SDM vol. 4 table 2-2.
+mod arch_cap {
+    /// Not affected by Meltdown and L1TF.
+    pub(super) const RDCL_NO: u64 = 1 << 0;
+    /// IBRS may stay set ("enhanced IBRS").
+    pub(super) const IBRS_ALL: u64 = 1 << 1;
+    /// No L1D flush at a VM entry.
+    pub(super) const SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
+    /// No speculative store bypass.
+    pub(super) const SSB_NO: u64 = 1 << 4;
+    /// No microarchitectural data sampling.
+    pub(super) const MDS_NO: u64 = 1 << 5;
+    /// No machine check when a page changes its size.
+    pub(super) const IF_PSCHANGE_MC_NO: u64 = 1 << 6;
+    /// No TSX asynchronous abort.
+    pub(super) const TAA_NO: u64 = 1 << 8;
+    /// No shared-buffer or sideband stale data read.
+    pub(super) const SBDR_SSDP_NO: u64 = 1 << 13;
+    /// No fill-buffer stale data propagation.
+    pub(super) const FBSDP_NO: u64 = 1 << 14;
+    /// No primary stale data propagation.
+    pub(super) const PSDP_NO: u64 = 1 << 15;
+    /// No branch history injection.
+    pub(super) const BHI_NO: u64 = 1 << 20;
+    /// No post-barrier return-stack prediction.
+    pub(super) const PBRSB_NO: u64 = 1 << 24;
+    /// No gather data sampling.
+    pub(super) const GDS_NO: u64 = 1 << 26;
+    /// No register-file data sampling.
+    pub(super) const RFDS_NO: u64 = 1 << 27;
+    /// No indirect target selection.
+    pub(super) const ITS_NO: u64 = 1 << 62;
+}
+
+/// What operating systems want beside the psABI's level, the same in both levels: x86-64 itself, and what is told apart
+/// from the level because user programs do not ask for it. Without 5-level paging and protection keys, which cost page
+/// walks and need XSAVE.
+#[rustfmt::skip]
+const SYSTEM: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[
+        Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
+        Ss, Pcid, X2apic, TscDeadline, Rdrand, Hypervisor, Fsgsbase, TscAdjust, Smep, Erms, Invpcid, Rdseed, Smap, Umip,
+        Fsrm, SpecCtrl, ArchCapabilities, Prefetchw, Syscall, Nx, Pdpe1gb, Rdtscp, Lm, InvariantTsc,
+    ])
+};
+
+/// What x86-64-v2 adds to x86-64.
+const LEVEL_2: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[Cx16, LahfLm, Popcnt, Sse3, Ssse3, Sse4_1, Sse4_2])
+};
+
+/// What x86-64-v3 adds to x86-64-v2. OSXSAVE follows from XSAVE when the system sets CR4.
+const LEVEL_3: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[Avx, Avx2, Bmi1, Bmi2, F16c, Fma, Abm, Movbe, Xsave])
+};
+
+#[cfg(test)]
+mod tests;
