@@ -1,1 +1,19 @@
-//! crate
+//! What tests of devices share: a probe at the end of interrupt lines, the contract that every device keeps, and a driver
+//! that turns a byte string into register accesses.
+//!
+//! ```text
+//!   TestClock ──► device under test ──► IrqProbe (lines and messages)
+//!                     ▲
+//!   contract(), fuzz_registers()
+//! ```
+#![forbid(unsafe_code)]
+
+mod contract;
+mod fuzz;
+mod probe;
+
+pub use contract::contract;
+pub use device_model::TestClock;
+pub use fuzz::fuzz_registers;
+pub use probe::IrqEvent;
+pub use probe::IrqProbe;

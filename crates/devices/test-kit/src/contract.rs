@@ -1,0 +1,186 @@
+//! The contract that every device keeps, whatever it models.
+
+use device_model::At;
+use device_model::Clock;
+use device_model::Device;
+use device_model::Region;
+use device_model::Reset;
+use device_model::RestoreError;
+use device_model::StateBlob;
+use device_model::TestClock;
+use device_model::Width;
+
+use crate::fuzz::check_poll;
+use crate::fuzz::take_back;
+
+/// Offsets tried at each end of a region.
+const OFFSETS: u64 = 0x400;
+/// Bytes of a saved state that are damaged in turn.
+const DAMAGED: usize = 400;
+
+/// Checks a device against the contract:
+///
+/// - resetting twice gives the state that resetting once gives, also after use;
+/// - every region can be read and written at every width it takes and every offset, and accesses outside are harmless;
+/// - looking at the device does not change its state;
+/// - a saved state restores to the same state, in the same and in a new device;
+/// - states of other devices, other versions and cut-off ones are refused, and damaged ones never cause a panic;
+/// - a deadline lies ahead of the time that the device was polled at.
+///
+/// `make` makes a device that uses `clock`; all it makes are alike.
+///
+/// # Panics
+/// When the device breaks the contract.
+pub fn contract<D: Device + ?Sized>(clock: &TestClock, mut make: impl FnMut() -> Box<D>) {
+    let mut device = make();
+    check_reset(&mut *device, clock);
+    exercise(&mut *device, clock, OFFSETS);
+    check_inspect(&mut *device);
+    take_back(&mut *device);
+    let used = device.save_blob();
+    check_restored(&mut *make(), clock, &used);
+    check_refusals(&mut *make(), &used);
+    check_damaged(&mut *make(), clock, &used);
+    check_reset(&mut *device, clock);
+}
+
+fn check_reset<D: Device + ?Sized>(device: &mut D, clock: &TestClock) {
+    for kind in [Reset::Cold, Reset::Warm] {
+        device.reset(kind);
+        let once = device.save_blob();
+        device.reset(kind);
+        assert_eq!(
+            device.save_blob(),
+            once,
+            "{kind:?} reset of `{}` is not idempotent",
+            once.name
+        );
+        take_back(device);
+        check_poll(device, clock.now());
+    }
+}
+
+fn check_inspect<D: Device + ?Sized>(device: &mut D) {
+    let before = device.save_blob();
+    let first = device.inspect();
+    assert_eq!(
+        device.save_blob(),
+        before,
+        "looking at `{}` changes its state",
+        before.name
+    );
+    assert_eq!(device.inspect(), first, "looking at `{}` twice differs", before.name);
+}
+
+fn check_restored<D: Device + ?Sized>(fresh: &mut D, clock: &TestClock, used: &StateBlob) {
+    fresh.reset(Reset::Cold);
+    if let Err(error) = fresh.restore_blob(used) {
+        panic!("a new `{}` refuses a saved state: {error}", used.name);
+    }
+    assert_eq!(&fresh.save_blob(), used, "`{}` restores to another state", used.name);
+    exercise(fresh, clock, 64);
+}
+
+fn check_refusals<D: Device + ?Sized>(device: &mut D, used: &StateBlob) {
+    let mut other = used.clone();
+    other.name.push('x');
+    assert!(matches!(
+        device.restore_blob(&other),
+        Err(RestoreError::WrongName { .. })
+    ));
+    let mut newer = used.clone();
+    newer.version += 1;
+    assert!(matches!(device.restore_blob(&newer), Err(RestoreError::Version { .. })));
+    for len in 0..used.bytes.len().min(DAMAGED) {
+        let mut cut = used.clone();
+        cut.bytes.truncate(len);
+        assert!(
+            device.restore_blob(&cut).is_err(),
+            "`{}` takes a state cut off at {len}",
+            used.name
+        );
+    }
+}
+
+fn check_damaged<D: Device + ?Sized>(device: &mut D, clock: &TestClock, used: &StateBlob) {
+    for at in 0..used.bytes.len().min(DAMAGED) {
+        for flip in [0x01, 0x40, 0x80, 0xff] {
+            let mut damaged = used.clone();
+            if let Some(byte) = damaged.bytes.get_mut(at) {
+                *byte ^= flip;
+            }
+            device.reset(Reset::Cold);
+            if device.restore_blob(&damaged).is_ok() {
+                exercise(device, clock, 8);
+                take_back(device);
+                let _ = device.inspect();
+            }
+        }
+    }
+}
+
+/// Reads and writes everything within `reach` of both ends of every region, with time passing.
+fn exercise<D: Device + ?Sized>(device: &mut D, clock: &TestClock, reach: u64) {
+    check_poll(device, clock.now());
+    let regions: Vec<Region> = device.regions().to_vec();
+    for (index, region) in regions.iter().enumerate() {
+        assert!(region.len > 0, "region {} is empty", region.name);
+        let (min, max) = (region.widths.min, region.widths.max);
+        for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
+            if width < min || width > max {
+                continue;
+            }
+            let step = if min == max { width.bytes() } else { 1 };
+            let end = region.len.saturating_sub(width.bytes() - 1);
+            let high = end.saturating_sub(reach).next_multiple_of(step);
+            let low = (0..end.min(reach)).step_by(step as usize);
+            for offset in low.chain((high.max(reach)..end).step_by(step as usize)) {
+                access(device, clock, At { region: index, offset }, width);
+            }
+        }
+        outside(device, index, region);
+    }
+    outside_all(device, regions.len());
+    clock.advance(1 << 40);
+    check_poll(device, clock.now());
+}
+
+fn access<D: Device + ?Sized>(device: &mut D, clock: &TestClock, at: At, width: Width) {
+    for value in [None, Some(0), Some(u64::MAX), Some(0x5aa5_3cc3_1234_8001)] {
+        match value {
+            None => drop(device.read(at, width)),
+            Some(value) => drop(device.write(at, width, value & width.ones())),
+        }
+        clock.advance(1_021);
+        check_poll(device, clock.now());
+    }
+    let _ = device.read(at, width);
+}
+
+/// Places past the end and widths that the region does not take.
+fn outside<D: Device + ?Sized>(device: &mut D, index: usize, region: &Region) {
+    for offset in [0, region.len - 1, region.len, region.len + 1, u64::MAX] {
+        for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
+            let at = At { region: index, offset };
+            let _ = device.read(at, width);
+            let _ = device.write(at, width, width.ones());
+        }
+    }
+}
+
+fn outside_all<D: Device + ?Sized>(device: &mut D, regions: usize) {
+    for index in [regions, usize::MAX] {
+        let at = At {
+            region: index,
+            offset: 0,
+        };
+        assert!(
+            device.read(at, Width::Byte).is_err(),
+            "region {index} does not exist but reads"
+        );
+        assert!(
+            device.write(at, Width::Byte, 0).is_err(),
+            "region {index} does not exist but takes writes"
+        );
+    }
+}
