@@ -76,6 +76,12 @@ impl CpuPolicy {
         }
     }
 
+    /// Family, model and stepping: EAX of leaf 1, and EDX after reset.
+    #[must_use]
+    pub const fn signature(&self) -> u32 {
+        SIGNATURE
+    }
+
     /// The components that XCR0 may enable. Zero when there is no XSAVE.
     #[must_use]
     pub fn xcr0_mask(&self) -> u64 {

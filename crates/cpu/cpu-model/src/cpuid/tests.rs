@@ -269,6 +269,7 @@ fn brand_and_vendors_are_readable_text() {
         assert_eq!(text(&brand), format!("Oxbow Virtual CPU ({model})"));
         let [_, ebx, ecx, edx] = policy.cpuid(0, 0, &RESET);
         assert_eq!(text(&[ebx, edx, ecx]), "GenuineIntel");
+        assert_eq!(policy.cpuid(1, 0, &RESET)[0], policy.signature());
         assert_eq!(text(&policy.cpuid(0x4000_0000, 0, &RESET)[1..]), "OxbowOxbowOx");
     }
 }
