@@ -20,6 +20,12 @@ pub struct CodePage {
 }
 
 impl CodePage {
+    /// A page without code.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { granules: AtomicU64::new(0), version: AtomicU32::new(0) }
+    }
+
     /// Whether any code of this page is held; if so, writes must be noted.
     #[must_use]
     pub fn is_code(&self) -> bool {

@@ -1,0 +1,124 @@
+//! The engine: what the vCPUs of one machine share.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use cpu_model::CpuPolicy;
+use cpu_model::Engine;
+use cpu_model::EngineCaps;
+use cpu_model::EngineError;
+use cpu_model::Signal;
+use cpu_model::Signals;
+use cpu_model::Vcpu;
+use device_model::Inspect;
+use device_model::Node;
+use guest_memory::GuestMemory;
+
+use crate::vcpu::InterpVcpu;
+
+/// One vCPU as the others see it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) signals: Arc<Signals>,
+    /// Inside `run`: it may use its TLB at any moment.
+    pub(crate) running: AtomicBool,
+    /// Requests to drop write translations, and how many of them have been served.
+    pub(crate) asked: AtomicU64,
+    pub(crate) served: AtomicU64,
+}
+
+impl Peer {
+    /// Whether a request waits.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.served.load(Ordering::Acquire) != self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// What the vCPUs share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Held for locked accesses that the host's own locked instructions cannot make.
+    pub(crate) split_lock: Mutex<()>,
+    peers: Mutex<Vec<Arc<Peer>>>,
+}
+
+impl Shared {
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn join(&self, signals: Arc<Signals>) -> Arc<Peer> {
+        let peer = Arc::new(Peer {
+            signals,
+            running: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        });
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&peer));
+        peer
+    }
+
+    /// Makes every other vCPU forget its write translations before it executes another block. `serve` is called while
+    /// waiting, so that two vCPUs that ask each other both go on.
+    pub(crate) fn drop_writes_of_others(&self, me: &Arc<Peer>, mut serve: impl FnMut()) {
+        let others: Vec<_> = self.peers().into_iter().filter(|p| !Arc::ptr_eq(p, me)).collect();
+        for peer in &others {
+            let ticket = peer.asked.fetch_add(1, Ordering::SeqCst) + 1;
+            peer.signals.raise(Signal::Engine);
+            let mut spins = 0u32;
+            while peer.running.load(Ordering::SeqCst) && peer.served.load(Ordering::Acquire) < ticket {
+                serve();
+                spins += 1;
+                if spins > 64 {
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+    }
+}
+
+/// The interpreter as an engine.
+#[derive(Debug)]
+pub struct InterpEngine {
+    caps: EngineCaps,
+    memory: Arc<GuestMemory>,
+    policy: Arc<CpuPolicy>,
+    shared: Arc<Shared>,
+}
+
+impl InterpEngine {
+    /// An engine for a machine with this memory and CPU model.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] when the host gives no executable memory or lacks what the interpreter itself needs.
+    pub fn new(memory: Arc<GuestMemory>, policy: Arc<CpuPolicy>) -> Result<Self, EngineError> {
+        crate::native::init()?;
+        let caps = EngineCaps { name: "interp", exact_budget: true };
+        Ok(Self { caps, memory, policy, shared: Arc::default() })
+    }
+}
+
+impl Engine for InterpEngine {
+    fn caps(&self) -> &EngineCaps {
+        &self.caps
+    }
+
+    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        let signals = Arc::new(Signals::new());
+        let peer = self.shared.join(Arc::clone(&signals));
+        let (memory, policy, shared) = (self.memory.clone(), self.policy.clone(), self.shared.clone());
+        Ok(Box::new(InterpVcpu::new(id, memory, policy, shared, peer)?))
+    }
+}
+
+impl Inspect for InterpEngine {
+    fn inspect(&self) -> Node {
+        Node::tree().with("name", self.caps.name).with("vcpus", self.shared.peers().len() as u64)
+    }
+}

@@ -1,0 +1,13 @@
+//! Memory as instructions see it: effective address → segment → linear → page → host.
+
+mod access;
+mod segment;
+mod tlb;
+mod walk;
+
+pub(crate) use access::copy;
+pub(crate) use tlb::ExecEntry;
+pub(crate) use tlb::Fill;
+pub(crate) use tlb::Tlb;
+pub(crate) use walk::Access;
+pub(crate) use walk::Privilege;

@@ -1,0 +1,252 @@
+//! The software TLB: direct-mapped, virtual page to host page, three banks of data translations and two of code.
+
+use std::ptr::null;
+
+use guest_memory::CodePage;
+
+/// A tag that no page has: subtracting it from any canonical address leaves a huge number.
+const INVALID: u64 = 1 << 62;
+const DATA_ENTRIES: usize = 1024;
+const EXEC_ENTRIES: usize = 512;
+
+/// A data translation. A tag is the page's virtual address, or [`INVALID`] when such accesses must take the slow path.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataEntry {
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    /// Host address minus virtual address.
+    pub(crate) addend: u64,
+    /// Guest physical page, plus the bits of [`info`].
+    pub(crate) info: u64,
+}
+
+/// Bits beside the page address in [`DataEntry::info`].
+pub(crate) mod info {
+    /// Writes are allowed by the page tables and the dirty bit is set, but they must be noted (the page holds code).
+    pub(crate) const NOTED_WRITE: u64 = 1;
+    /// From a large page.
+    pub(crate) const LARGE: u64 = 2;
+    /// Global.
+    pub(crate) const GLOBAL: u64 = 4;
+}
+
+const EMPTY: DataEntry = DataEntry { read: INVALID, write: INVALID, addend: 0, info: 0 };
+
+/// A code translation.
+#[derive(Clone, Copy)]
+pub(crate) struct ExecEntry {
+    pub(crate) tag: u64,
+    pub(crate) gpa: u64,
+    /// Host page; null when the page is not RAM or ROM.
+    pub(crate) host: *const u8,
+    pub(crate) code: *const CodePage,
+    global: bool,
+    large: bool,
+}
+
+const EMPTY_EXEC: ExecEntry =
+    ExecEntry { tag: INVALID, gpa: 0, host: null(), code: null(), global: false, large: false };
+
+pub(crate) struct Tlb {
+    data: [[DataEntry; DATA_ENTRIES]; 3],
+    exec: [[ExecEntry; EXEC_ENTRIES]; 2],
+    /// Slots with non-global entries, by bank (data, then exec); a slot may be listed twice.
+    local: [Vec<u16>; 5],
+    /// Some entry since the last full flush is of a large page, in the lower or upper half of the address space.
+    large: [bool; 2],
+    /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
+    /// each half of the address space, so that process switches keep the kernel's.
+    pub(crate) code_gen: [u32; 2],
+    /// A code translation of the upper half is not global.
+    local_high_code: bool,
+    pub(crate) flushes: u64,
+}
+
+/// What a walk found, as the TLB wants it.
+#[derive(Clone, Copy)]
+pub(crate) struct Fill {
+    pub(crate) page: u64,
+    pub(crate) gpa: u64,
+    pub(crate) host: *mut u8,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) noted: bool,
+    pub(crate) global: bool,
+    pub(crate) large: bool,
+}
+
+#[inline(always)]
+fn half(address: u64) -> usize {
+    (address >> 63) as usize
+}
+
+impl Tlb {
+    /// Bank of CPL 3.
+    pub(crate) const USER: usize = 0;
+    /// Bank of CPL 0-2; user pages are refused under SMAP.
+    pub(crate) const SUPERVISOR: usize = 1;
+    /// Bank of CPL 0-2 with SMAP and RFLAGS.AC.
+    pub(crate) const SUPERVISOR_AC: usize = 2;
+
+    pub(crate) fn new() -> Box<Self> {
+        Box::new(Self {
+            data: [[EMPTY; DATA_ENTRIES]; 3],
+            exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
+            local: Default::default(),
+            large: [false; 2],
+            code_gen: [0; 2],
+            local_high_code: false,
+            flushes: 0,
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn data(&self, bank: usize, address: u64) -> &DataEntry {
+        let slot = (address >> 12) as usize & (DATA_ENTRIES - 1);
+        debug_assert!(bank < 3);
+        // SAFETY: banks are the three constants, and the slot is masked.
+        unsafe { self.data.get_unchecked(bank).get_unchecked(slot) }
+    }
+
+    pub(crate) fn fill(&mut self, bank: usize, fill: &Fill) {
+        let slot = (fill.page >> 12) as usize & (DATA_ENTRIES - 1);
+        let tag = |on| if on { fill.page } else { INVALID };
+        let bit = |on, bit| if on { bit } else { 0 };
+        self.data[bank][slot] = DataEntry {
+            read: tag(fill.read),
+            write: tag(fill.write && !fill.noted),
+            addend: (fill.host as u64).wrapping_sub(fill.page),
+            info: fill.gpa
+                | bit(fill.write && fill.noted, info::NOTED_WRITE)
+                | bit(fill.large, info::LARGE)
+                | bit(fill.global, info::GLOBAL),
+        };
+        if !fill.global {
+            self.remember_local(bank, slot);
+        }
+        self.large[half(fill.page)] |= fill.large;
+    }
+
+    fn remember_local(&mut self, list: usize, slot: usize) {
+        // A full list means that flushing the whole bank is as cheap.
+        if self.local[list].len() <= DATA_ENTRIES {
+            self.local[list].push(slot as u16);
+        }
+    }
+
+    pub(crate) fn exec(&self, user: bool, address: u64) -> Option<&ExecEntry> {
+        let entry = &self.exec[user as usize][(address >> 12) as usize & (EXEC_ENTRIES - 1)];
+        (entry.tag == address & !0xfff).then_some(entry)
+    }
+
+    pub(crate) fn fill_exec(&mut self, user: bool, fill: &Fill, code: *const CodePage) {
+        let slot = (fill.page >> 12) as usize & (EXEC_ENTRIES - 1);
+        self.exec[user as usize][slot] = ExecEntry {
+            tag: fill.page,
+            gpa: fill.gpa,
+            host: fill.host,
+            code,
+            global: fill.global,
+            large: fill.large,
+        };
+        if !fill.global {
+            self.remember_local(3 + user as usize, slot);
+            self.local_high_code |= half(fill.page) == 1;
+        }
+        self.large[half(fill.page)] |= fill.large;
+    }
+
+    /// Drops everything.
+    pub(crate) fn flush_all(&mut self) {
+        self.flushes += 1;
+        for bank in &mut self.data {
+            bank.fill(EMPTY);
+        }
+        for bank in &mut self.exec {
+            bank.fill(EMPTY_EXEC);
+        }
+        self.local.iter_mut().for_each(Vec::clear);
+        self.large = [false; 2];
+        self.local_high_code = false;
+        self.code_gen = self.code_gen.map(|g| g.wrapping_add(1));
+    }
+
+    /// Drops all that is not global.
+    pub(crate) fn flush_local(&mut self) {
+        self.flushes += 1;
+        for bank in 0..3 {
+            if self.local[bank].len() > DATA_ENTRIES {
+                for entry in self.data[bank].iter_mut().filter(|e| e.info & info::GLOBAL == 0) {
+                    *entry = EMPTY;
+                }
+            } else {
+                for &slot in &self.local[bank] {
+                    let entry = &mut self.data[bank][slot as usize];
+                    if entry.info & info::GLOBAL == 0 {
+                        *entry = EMPTY;
+                    }
+                }
+            }
+            self.local[bank].clear();
+        }
+        for user in 0..2 {
+            // The slot of a listed entry may hold a global one by now.
+            for entry in self.exec[user].iter_mut().filter(|e| !e.global) {
+                *entry = EMPTY_EXEC;
+            }
+            self.local[3 + user].clear();
+        }
+        self.code_gen[0] = self.code_gen[0].wrapping_add(1);
+        if std::mem::take(&mut self.local_high_code) {
+            self.code_gen[1] = self.code_gen[1].wrapping_add(1);
+        }
+    }
+
+    /// Drops the translations of the page that holds `address`, of whatever size.
+    pub(crate) fn flush_page(&mut self, address: u64) {
+        let page = address & !0xfff;
+        let slot = (address >> 12) as usize;
+        let large = self.large[half(address)];
+        // All translations of one large page are dropped, and some others with them, which is always allowed.
+        let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
+        for bank in &mut self.data {
+            if large {
+                for e in bank.iter_mut() {
+                    let tag = if e.read == INVALID { e.write } else { e.read };
+                    if same(tag, e.info & info::LARGE != 0) || tag == INVALID {
+                        *e = EMPTY;
+                    }
+                }
+            } else {
+                bank[slot & (DATA_ENTRIES - 1)] = EMPTY;
+            }
+        }
+        for bank in &mut self.exec {
+            if large {
+                bank.iter_mut().filter(|e| same(e.tag, e.large)).for_each(|e| *e = EMPTY_EXEC);
+            } else {
+                bank[slot & (EXEC_ENTRIES - 1)] = EMPTY_EXEC;
+            }
+        }
+        let gen_ = &mut self.code_gen[half(address)];
+        *gen_ = gen_.wrapping_add(1);
+    }
+
+    /// Takes away the right to write to the page at `gpa` without noting it, in every bank.
+    pub(crate) fn protect_code(&mut self, gpa: u64) {
+        for entry in self.data.iter_mut().flatten() {
+            if entry.info & !0xfff == gpa && entry.write != INVALID {
+                entry.write = INVALID;
+                entry.info |= info::NOTED_WRITE;
+            }
+        }
+    }
+
+    /// Takes away all rights to write without a look at the page's code state.
+    pub(crate) fn drop_writes(&mut self) {
+        for entry in self.data.iter_mut().flatten() {
+            entry.write = INVALID;
+        }
+    }
+}
