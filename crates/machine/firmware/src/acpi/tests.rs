@@ -1,0 +1,209 @@
+//! Tests of the tables as an operating system finds them: from the RSDP down, by checksum, length and reference.
+
+use super::*;
+use crate::layout::tests::memory;
+
+/// Guest memory with tables in it.
+struct Tables {
+    memory: GuestMemory,
+    rsdp: u64,
+}
+
+impl Tables {
+    fn build(input: &AcpiInput) -> Self {
+        let memory = memory(1 << 20);
+        let addresses = build(input, &memory).unwrap();
+        assert!(addresses.end <= layout::ACPI_END);
+        Self {
+            memory,
+            rsdp: addresses.rsdp,
+        }
+    }
+
+    fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read(at, &mut bytes).unwrap();
+        bytes
+    }
+
+    fn dword(&self, at: u64) -> u32 {
+        self.memory.read_obj(at).unwrap()
+    }
+
+    fn qword(&self, at: u64) -> u64 {
+        self.memory.read_obj(at).unwrap()
+    }
+
+    /// A table's bytes, after the check of its checksum.
+    fn table(&self, at: u64) -> Vec<u8> {
+        let bytes = self.bytes(at, self.dword(at + 4) as usize);
+        assert_eq!(complement(&bytes), 0, "{at:#x}");
+        assert_eq!(bytes[10..16], OEM_ID);
+        bytes
+    }
+
+    /// Addresses in the XSDT, after the check that the RSDT has the same.
+    fn roots(&self) -> Vec<u64> {
+        let rsdp = self.bytes(self.rsdp, 36);
+        assert_eq!(rsdp[..8], *b"RSD PTR ");
+        assert_eq!((complement(&rsdp[..20]), complement(&rsdp)), (0, 0));
+        let rsdt = self.table(self.dword(self.rsdp + 16).into());
+        let xsdt = self.table(self.qword(self.rsdp + 24));
+        assert_eq!((&rsdt[..4], &xsdt[..4]), (&b"RSDT"[..], &b"XSDT"[..]));
+        let of = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+        let long: Vec<u64> = xsdt[36..].chunks(8).map(of).collect();
+        assert_eq!(rsdt[36..].chunks(4).map(of).collect::<Vec<_>>(), long);
+        long
+    }
+
+    fn find(&self, signature: &[u8; 4]) -> Vec<u8> {
+        let tables = self.roots().into_iter().map(|at| self.table(at));
+        tables.into_iter().find(|t| t[..4] == *signature).unwrap()
+    }
+}
+
+fn pc(processors: u32) -> AcpiInput {
+    AcpiInput {
+        apic_ids: (0..processors).collect(),
+        hpet: true,
+        uarts: vec![(0x3f8, 4), (0x2f8, 3)],
+        i8042: true,
+        ..AcpiInput::default()
+    }
+}
+
+fn contains(table: &[u8], part: &[u8]) -> bool {
+    table.windows(part.len()).any(|w| w == part)
+}
+
+fn word(table: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([table[at], table[at + 1]])
+}
+
+fn dword(table: &[u8], at: usize) -> u32 {
+    u32::from(word(table, at)) | u32::from(word(table, at + 2)) << 16
+}
+
+#[test]
+fn rsdp_leads_to_tables_with_right_checksums() {
+    let tables = Tables::build(&pc(2));
+    assert_eq!(tables.rsdp, 0xe_0000);
+    let signatures: Vec<_> = tables.roots().iter().map(|at| tables.bytes(*at, 4)).collect();
+    assert_eq!(signatures, [b"FACP", b"APIC", b"HPET"]);
+    assert!(tables.roots().iter().all(|at| at % ALIGN == 0));
+    assert_eq!(Tables::build(&AcpiInput { hpet: false, ..pc(1) }).roots().len(), 2);
+}
+
+#[test]
+fn fadt_describes_the_fixed_hardware() {
+    let tables = Tables::build(&pc(1));
+    let fadt = tables.find(b"FACP");
+    assert_eq!((fadt.len(), fadt[8]), (276, 6));
+    let facs = u64::from(dword(&fadt, 36));
+    assert_eq!((tables.bytes(facs, 4), facs % 64), (b"FACS".to_vec(), 0));
+    assert_eq!(u64::from(dword(&fadt, 40)), tables.qword_in(&fadt, 140));
+    assert_eq!(tables.table(dword(&fadt, 40).into())[..4], *b"DSDT");
+    assert_eq!((word(&fadt, 46), dword(&fadt, 48)), (9, 0), "SCI, SMI_CMD");
+    let blocks = [56, 64, 76, 80].map(|at| dword(&fadt, at));
+    assert_eq!(blocks, [0x600, 0x604, 0x608, 0x620]);
+    assert_eq!(fadt[88..93], [4, 2, 0, 4, 4]);
+    assert_eq!(word(&fadt, 109), 0b111, "boot architecture flags");
+    let flags = dword(&fadt, 112);
+    assert_eq!(flags, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10);
+    assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0, 6]);
+    assert_eq!(fadt[148..156], [1, 32, 0, 2, 0, 6, 0, 0]);
+    let without = Tables::build(&AcpiInput { i8042: false, ..pc(1) });
+    assert_eq!(word(&without.find(b"FACP"), 109), 0b101);
+}
+
+impl Tables {
+    fn qword_in(&self, table: &[u8], at: usize) -> u64 {
+        u64::from(dword(table, at)) | u64::from(dword(table, at + 4)) << 32
+    }
+}
+
+/// Type and bytes of each structure of a MADT.
+fn structures(madt: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut rest = &madt[44..];
+    let mut all = Vec::new();
+    while let [kind, len, ..] = *rest {
+        all.push((kind, &rest[..len.into()]));
+        rest = &rest[len.into()..];
+    }
+    all
+}
+
+#[test]
+fn madt_lists_processors_and_interrupt_overrides() {
+    let tables = Tables::build(&pc(2));
+    let madt = tables.find(b"APIC");
+    assert_eq!((dword(&madt, 36), dword(&madt, 40)), (0xfee0_0000, 1));
+    assert_eq!(
+        structures(&madt),
+        [
+            (0, &[0, 8, 0, 0, 1, 0, 0, 0][..]),
+            (0, &[0, 8, 1, 1, 1, 0, 0, 0]),
+            (1, &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]),
+            (2, &[2, 10, 0, 0, 2, 0, 0, 0, 0, 0]),
+            (2, &[2, 10, 0, 9, 9, 0, 0, 0, 13, 0]),
+            (4, &[4, 6, 255, 0, 0, 1]),
+        ]
+    );
+}
+
+#[test]
+fn apic_id_past_254_is_an_x2apic() {
+    let tables = Tables::build(&AcpiInput {
+        apic_ids: vec![0, 254, 255, 0x1_0000],
+        ..pc(0)
+    });
+    let madt = tables.find(b"APIC");
+    let all = structures(&madt);
+    assert_eq!(all[1].1, [0, 8, 1, 254, 1, 0, 0, 0]);
+    assert_eq!(all[2].1, [9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+    assert_eq!(all[3].1[4..8], [0, 0, 1, 0]);
+    assert_eq!(all.last().unwrap().0, LOCAL_X2APIC_NMI);
+}
+
+const LOCAL_X2APIC_NMI: u8 = 10;
+
+#[test]
+fn dsdt_names_the_devices_that_there_are() {
+    let dsdt = |input: &AcpiInput| {
+        let tables = Tables::build(input);
+        tables.table(dword(&tables.find(b"FACP"), 40).into())
+    };
+    let full = dsdt(&AcpiInput {
+        extra: vec![b"\x08XTRA\x0a\x2a".to_vec()],
+        ..pc(3)
+    });
+    for part in [&b"C002"[..], b"COM2", b"KBD_", b"HPET", b"\x08XTRA\x0a\x2a"] {
+        assert!(contains(&full, part), "{part:?}");
+    }
+    assert!(contains(&full, b"\x08\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\0\0"));
+    // COM2's resources: ports 2F8h to 2FFh, interrupt 3.
+    assert!(contains(&full, &[0x47, 1, 0xf8, 2, 0xf8, 2, 1, 8, 0x22, 8, 0, 0x79]));
+    let bare = dsdt(&AcpiInput::default());
+    for part in [&b"C000"[..], b"COM1", b"KBD_", b"HPET"] {
+        assert!(!contains(&bare, part), "{part:?}");
+    }
+}
+
+#[test]
+fn hpet_table_gives_address_and_capabilities() {
+    let hpet = Tables::build(&pc(1)).find(b"HPET");
+    assert_eq!((hpet.len(), dword(&hpet, 36)), (56, 0x8086_a201));
+    assert_eq!(hpet[40..52], [0, 64, 0, 0, 0, 0, 0xd0, 0xfe, 0, 0, 0, 0]);
+}
+
+#[test]
+fn as_many_processors_as_fit_and_no_more() {
+    assert!(build(&pc(1024), &memory(1 << 20)).is_ok());
+    for processors in [4096, 5000] {
+        assert!(matches!(
+            build(&pc(processors), &memory(1 << 20)),
+            Err(AcpiError::TooLarge(n)) if n == processors as usize
+        ));
+    }
+    assert!(matches!(build(&pc(1), &memory(4096)), Err(AcpiError::Memory(_))));
+}

@@ -1,0 +1,208 @@
+//! Guest physical address map of a PC: where RAM is, what of it firmware keeps, and the map in the terms of E820.
+//!
+//! ```text
+//!   0000_0000  RAM                     usable below 9FC00h
+//!   0009_fc00  EBDA, option ROM area   reserved
+//!   000e_0000  ACPI tables             reserved
+//!   0010_0000  RAM                     usable up to 3 GiB
+//!   c000_0000  hole: MMIO, APICs, HPET
+//!   1_0000_0000  RAM above 3 GiB       usable
+//! ```
+//!
+//! Spec: ACPI 6.5 §15 (system address map interfaces).
+
+use std::ops::Range;
+
+use guest_memory::GuestMemory;
+use guest_memory::Kind;
+use guest_memory::MemoryError;
+
+/// First address of the hole for memory-mapped devices.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// First address after the hole, where RAM continues.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+/// Extended BIOS data area: the end of usable conventional memory.
+pub const EBDA: u64 = 0x9_fc00;
+/// Where the ACPI tables begin; the RSDP is the first thing there.
+pub const ACPI_START: u64 = 0xe_0000;
+/// End of the ACPI tables' area.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Start of extended memory.
+pub const MIB: u64 = 0x10_0000;
+/// Registers of the I/O APIC.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// Registers of the HPET.
+pub const HPET: u64 = 0xfed0_0000;
+/// Registers of the local APICs after reset.
+pub const LAPIC: u64 = 0xfee0_0000;
+
+/// BIOS data area: segment of the EBDA.
+const BDA_EBDA_SEGMENT: u64 = 0x40e;
+/// BIOS data area: KiB of conventional memory.
+const BDA_MEMORY_KIB: u64 = 0x413;
+
+/// Where `bytes` of RAM go: address and length of each range, the hole left free.
+#[must_use]
+pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
+    let low = bytes.min(HOLE_START);
+    [(0, low), (HOLE_END, bytes - low)]
+        .into_iter()
+        .filter(|(_, len)| *len > 0)
+        .collect()
+}
+
+/// What a range of the address map holds, in the numbering of E820.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MapKind {
+    /// RAM for the operating system.
+    Usable = 1,
+    /// Not for the operating system to allocate.
+    Reserved = 2,
+}
+
+/// A range of the address map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What it is.
+    pub kind: MapKind,
+}
+
+/// The address map of `memory` as firmware reports it.
+#[must_use]
+pub fn memory_map(memory: &GuestMemory) -> Vec<MapEntry> {
+    let areas = [
+        (0..EBDA, MapKind::Usable),
+        (EBDA..MIB, MapKind::Reserved),
+        (MIB..u64::MAX, MapKind::Usable),
+    ];
+    let mut map = Vec::new();
+    for ram in Ram::of(memory).ranges {
+        for (area, kind) in &areas {
+            let (start, end) = (ram.start.max(area.start), ram.end.min(area.end));
+            if start < end {
+                map.push(MapEntry {
+                    start,
+                    len: end - start,
+                    kind: *kind,
+                });
+            }
+        }
+    }
+    map
+}
+
+/// The ranges of RAM, ascending, adjacent ones joined.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    ranges: Vec<Range<u64>>,
+}
+
+impl Ram {
+    pub(crate) fn of(memory: &GuestMemory) -> Self {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for (base, region) in memory.slots() {
+            if region.kind() != Kind::Ram {
+                continue;
+            }
+            let end = base.saturating_add(region.len());
+            match ranges.last_mut() {
+                Some(last) if last.end == *base => last.end = end,
+                _ => ranges.push(*base..end),
+            }
+        }
+        Self { ranges }
+    }
+
+    /// End of the RAM that begins at address zero, at most 4 GiB.
+    pub(crate) fn low_end(&self) -> u64 {
+        match self.ranges.first() {
+            Some(first) if first.start == 0 => first.end.min(HOLE_END),
+            _ => 0,
+        }
+    }
+
+    /// Whether all of `len` bytes at `start` are RAM.
+    pub(crate) fn contains(&self, start: u64, len: u64) -> bool {
+        start
+            .checked_add(len)
+            .is_some_and(|end| self.ranges.iter().any(|r| r.start <= start && end <= r.end))
+    }
+}
+
+/// Writes what software looks for in the BIOS data area: the EBDA, its size, and the amount of conventional memory.
+pub(crate) fn write_bios_data(memory: &GuestMemory) -> Result<(), MemoryError> {
+    let (segment, kib) = ((EBDA >> 4) as u16, (EBDA >> 10) as u16);
+    memory.write(BDA_EBDA_SEGMENT, &segment.to_le_bytes())?;
+    memory.write(BDA_MEMORY_KIB, &kib.to_le_bytes())?;
+    memory.write(EBDA, &[1])
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use guest_memory::MemoryRegion;
+
+    use super::*;
+
+    /// Guest memory with `bytes` of RAM laid out by [`ram_ranges`].
+    pub(crate) fn memory(bytes: u64) -> GuestMemory {
+        let mut memory = GuestMemory::new();
+        for (gpa, len) in ram_ranges(bytes) {
+            memory
+                .add(gpa, Arc::new(MemoryRegion::new("ram", Kind::Ram, len).unwrap()))
+                .unwrap();
+        }
+        memory
+    }
+
+    #[test]
+    fn ram_above_3_gib_continues_at_4_gib() {
+        assert_eq!(ram_ranges(512 << 20), [(0, 512 << 20)]);
+        assert_eq!(ram_ranges(HOLE_START), [(0, HOLE_START)]);
+        assert_eq!(ram_ranges(4 << 30), [(0, HOLE_START), (HOLE_END, 1 << 30)]);
+        assert_eq!(ram_ranges(0), []);
+        assert_eq!(ram_ranges(u64::MAX)[1], (HOLE_END, u64::MAX - HOLE_START));
+    }
+
+    #[test]
+    fn memory_map_covers_all_ram_and_keeps_the_first_mebibyte_s_top() {
+        let map = memory_map(&memory(4 << 30));
+        let as_tuple: Vec<_> = map.iter().map(|e| (e.start, e.len, e.kind)).collect();
+        assert_eq!(
+            as_tuple,
+            [
+                (0, EBDA, MapKind::Usable),
+                (EBDA, MIB - EBDA, MapKind::Reserved),
+                (MIB, HOLE_START - MIB, MapKind::Usable),
+                (HOLE_END, 1 << 30, MapKind::Usable),
+            ]
+        );
+    }
+
+    #[test]
+    fn adjacent_regions_are_one_range_and_rom_is_none() {
+        let mut memory = memory(8192);
+        let page = |kind| Arc::new(MemoryRegion::new("page", kind, 4096).unwrap());
+        memory.add(8192, page(Kind::Ram)).unwrap();
+        memory.add(12288, page(Kind::Rom)).unwrap();
+        let ram = Ram::of(&memory);
+        assert_eq!(ram.low_end(), 12288);
+        assert!(ram.contains(4096, 8192));
+        assert!(!ram.contains(8192, 4097));
+        assert!(!ram.contains(u64::MAX, 2));
+    }
+
+    #[test]
+    fn bios_data_names_the_ebda() {
+        let memory = memory(1 << 20);
+        write_bios_data(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u16>(0x40e).unwrap(), 0x9fc0);
+        assert_eq!(memory.read_obj::<u16>(0x413).unwrap(), 639);
+    }
+}
