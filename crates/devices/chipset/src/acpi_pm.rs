@@ -423,6 +423,9 @@ impl Schema for AcpiPmV1 {
 #[cfg(test)]
 mod tests {
     use device_model::TestClock;
+    use proptest::prelude::*;
+    use test_kit::contract;
+    use test_kit::fuzz_registers;
 
     use super::*;
     use crate::reset_control::PowerProbe;
@@ -520,5 +523,24 @@ mod tests {
         assert!(b.sci.level());
         b.pm.write(at(GPE0, 0), Width::Byte, 0x08).unwrap();
         assert!(!b.sci.level());
+    }
+
+    fn boxed(clock: &TestClock) -> Box<AcpiPm> {
+        let power = Arc::new(PowerProbe::default());
+        Box::new(AcpiPm::new(Arc::new(clock.clone()), IrqLine::detached(), power))
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let clock = TestClock::new();
+        contract(&clock, || boxed(&clock));
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let clock = TestClock::new();
+            fuzz_registers(&mut *boxed(&clock), &clock, &bytes);
+        }
     }
 }

@@ -128,6 +128,11 @@ impl Schema for DebugExitV1 {
 
 #[cfg(test)]
 mod tests {
+    use device_model::TestClock;
+    use proptest::prelude::*;
+    use test_kit::contract;
+    use test_kit::fuzz_registers;
+
     use super::*;
     use crate::reset_control::PowerProbe;
 
@@ -147,5 +152,23 @@ mod tests {
         let mut port = DebugExit::new(power.clone());
         assert_eq!(port.read(At { region: 0, offset: 0 }, Width::Dword), Ok(0));
         assert!(power.take().is_empty());
+    }
+
+    fn boxed() -> Box<DebugExit> {
+        Box::new(DebugExit::new(Arc::new(PowerProbe::default())))
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let clock = TestClock::new();
+        contract(&clock, boxed);
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let clock = TestClock::new();
+            fuzz_registers(&mut *boxed(), &clock, &bytes);
+        }
     }
 }

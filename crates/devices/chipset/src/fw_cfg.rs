@@ -450,8 +450,12 @@ impl Schema for FwCfgV1 {
 
 #[cfg(test)]
 mod tests {
+    use device_model::TestClock;
     use guest_memory::Kind;
     use guest_memory::MemoryRegion;
+    use proptest::prelude::*;
+    use test_kit::contract;
+    use test_kit::fuzz_registers;
 
     use super::*;
 
@@ -584,5 +588,27 @@ mod tests {
         let mut state = device.save();
         state.written.push((0x77, vec![1]));
         assert!(device.restore(state).is_err());
+    }
+
+    fn boxed() -> Box<FwCfg> {
+        let mut device = FwCfg::new(Some(memory()));
+        device.add_item(key::NB_CPUS, 2u16.to_le_bytes());
+        device.add_file("etc/fixed", [1; 100]).unwrap();
+        device.add_writable_file("etc/note", [2; 20]).unwrap();
+        Box::new(device)
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let clock = TestClock::new();
+        contract(&clock, boxed);
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let clock = TestClock::new();
+            fuzz_registers(&mut *boxed(), &clock, &bytes);
+        }
     }
 }

@@ -226,6 +226,11 @@ impl Schema for PcTestdevV1 {
 
 #[cfg(test)]
 mod tests {
+    use device_model::TestClock;
+    use proptest::prelude::*;
+    use test_kit::contract;
+    use test_kit::fuzz_registers;
+
     use super::*;
 
     fn at(region: usize, offset: u64) -> At {
@@ -280,5 +285,23 @@ mod tests {
         let mut state = first.save();
         state.iomem.pop();
         assert!(second.restore(state).is_err());
+    }
+
+    fn boxed() -> Box<PcTestdev> {
+        Box::new(device().0)
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let clock = TestClock::new();
+        contract(&clock, boxed);
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let clock = TestClock::new();
+            fuzz_registers(&mut *boxed(), &clock, &bytes);
+        }
     }
 }

@@ -186,6 +186,11 @@ impl PowerControl for PowerProbe {
 
 #[cfg(test)]
 mod tests {
+    use device_model::TestClock;
+    use proptest::prelude::*;
+    use test_kit::contract;
+    use test_kit::fuzz_registers;
+
     use super::*;
 
     const CF9: At = At { region: 0, offset: 0 };
@@ -221,5 +226,23 @@ mod tests {
         let (mut chip, power) = chip();
         assert_eq!(chip.write(CF9, Width::Dword, 6), Err(IoError::Width));
         assert!(power.take().is_empty());
+    }
+
+    fn boxed() -> Box<ResetControl> {
+        Box::new(ResetControl::new(Arc::new(PowerProbe::default())))
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let clock = TestClock::new();
+        contract(&clock, boxed);
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let clock = TestClock::new();
+            fuzz_registers(&mut *boxed(), &clock, &bytes);
+        }
     }
 }
