@@ -91,6 +91,23 @@ fn measure(name: &str, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedErro
 }
 
 fn main() {
+    measure("moves", |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        for _ in 0..40 {
+            a.mov(rax, rbx)?;
+        }
+        a.jmp(top)
+    });
+    measure("independent", |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        for r in [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15] {
+            a.mov(r, r8)?;
+            a.add(r, r9)?;
+        }
+        a.jmp(top)
+    });
     measure("alu", |a| {
         let mut top = a.create_label();
         a.set_label(&mut top)?;

@@ -12,10 +12,10 @@ use x86_isa::flags;
 use crate::cpu::Boundary;
 use crate::cpu::Cpu;
 
-/// The state after power-on (SDM vol. 3 table 9-1).
-pub(crate) fn reset_state(bsp: bool) -> CpuState {
+/// The state after power-on (SDM vol. 3 table 9-1). EDX holds the processor's signature.
+pub(crate) fn reset_state(bsp: bool, signature: u32) -> CpuState {
     let mut state = CpuState::default();
-    state.gpr[2] = u64::from(SIGNATURE);
+    state.gpr[2] = u64::from(signature);
     state.rip = 0xfff0;
     state.rflags = flags::FIXED;
     for segment in &mut state.segments {
@@ -36,9 +36,6 @@ pub(crate) fn reset_state(bsp: bool) -> CpuState {
     state.activity = if bsp { Activity::Active } else { Activity::WaitSipi };
     state
 }
-
-/// Processor signature that EDX holds after reset: family 6.
-const SIGNATURE: u32 = 0x0005_0654;
 
 impl Cpu {
     pub(crate) fn save_state(&mut self) -> CpuState {
@@ -102,7 +99,7 @@ impl Cpu {
     /// INIT: as after reset, but for the state that survives (SDM vol. 3 table 9-1).
     pub(crate) fn init(&mut self, bsp: bool) {
         let old = self.save_state();
-        let mut state = reset_state(bsp);
+        let mut state = reset_state(bsp, self.policy.signature());
         state.cr0 |= old.cr0 & (cr0::CD | cr0::NW);
         state.fpu = old.fpu;
         state.xcr0 = old.xcr0;

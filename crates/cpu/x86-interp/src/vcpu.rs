@@ -108,14 +108,15 @@ impl InterpVcpu {
             board: None,
             executed: 0,
         };
-        cpu.load_state(&crate::state::reset_state(id == 0))?;
+        let state = crate::state::reset_state(id == 0, cpu.policy.signature());
+        cpu.load_state(&state)?;
         Ok(Self { cpu, cache: Cache::new(), peer, interrupt: false, counters: Counters::default() })
     }
 
     fn run_loop(&mut self, budget: Option<u64>) -> Stop {
         let end = budget.map_or(u64::MAX, |n| self.cpu.executed.saturating_add(n));
         loop {
-            if self.cpu.signals.pending() != 0 || self.interrupt || !self.quiet() {
+            if self.cpu.signals.pending() != 0 || self.interrupt_open() || !self.quiet() {
                 if let Some(stop) = self.between() {
                     return stop;
                 }
@@ -135,6 +136,12 @@ impl InterpVcpu {
                 Err(_) => self.deliver_fault(),
             }
         }
+    }
+
+    /// The board has signalled an interrupt, and RFLAGS.IF lets it in.
+    #[inline(always)]
+    fn interrupt_open(&self) -> bool {
+        self.interrupt && self.cpu.sysflags & flags::IF != 0
     }
 
     /// Nothing is to be done before the next instruction but to look at the signals.
@@ -202,8 +209,11 @@ impl InterpVcpu {
     }
 
     fn take_signals(&mut self) {
+        let pending = self.cpu.signals.pending();
+        if pending == 0 {
+            return;
+        }
         let signals = Arc::clone(&self.cpu.signals);
-        let pending = signals.pending();
         let on = |signal: Signal| pending & signal as u32 != 0;
         if on(Signal::Engine) && signals.take(Signal::Engine) {
             self.serve();
@@ -262,6 +272,8 @@ impl InterpVcpu {
     /// Delivers the fault in `cpu.exc`; RIP is at the faulting instruction.
     #[cold]
     fn deliver_fault(&mut self) {
+        // A fault counts as an instruction, so that a budget also bounds a loop of nothing but faults.
+        self.cpu.executed += 1;
         let exception = self.cpu.exc;
         self.exception(exception);
     }

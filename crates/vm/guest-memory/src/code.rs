@@ -27,12 +27,14 @@ impl CodePage {
     }
 
     /// Whether any code of this page is held; if so, writes must be noted.
+    #[inline]
     #[must_use]
     pub fn is_code(&self) -> bool {
         self.granules.load(Ordering::SeqCst) != 0
     }
 
     /// The number of times that held code of this page was overwritten.
+    #[inline]
     #[must_use]
     pub fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
