@@ -38,6 +38,7 @@ pub const IOMEM_ADDRESS: u64 = 0xFF00_0000;
 pub const LINES: usize = 24;
 
 const IOMEM_LEN: usize = 0x1_0000;
+const BLOCK: usize = 256;
 
 const IOPORT: usize = 0;
 const FLUSH: usize = 1;
@@ -178,15 +179,13 @@ impl Snapshot for PcTestdev {
         PcTestdevV1 {
             ioport: *ioport,
             levels: *levels,
-            iomem: iomem.clone(),
+            iomem: used_blocks(iomem),
         }
     }
 
     fn restore(&mut self, state: PcTestdevV1) -> Result<(), RestoreError> {
         let PcTestdevV1 { ioport, levels, iomem } = state;
-        if iomem.len() != IOMEM_LEN {
-            return Err(RestoreError::Invalid("pc_testdev memory of another size".into()));
-        }
+        let iomem = filled_blocks(&iomem)?;
         let known = 1u32
             .checked_shl(u32::try_from(self.lines.len()).unwrap_or(u32::MAX))
             .map_or(u32::MAX, |bit| bit - 1);
@@ -203,6 +202,24 @@ impl Snapshot for PcTestdev {
     }
 }
 
+fn used_blocks(iomem: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let numbered = (0u8..=u8::MAX).zip(iomem.chunks(BLOCK));
+    let used = numbered.filter(|(_, block)| block.iter().any(|byte| *byte != 0));
+    used.map(|(number, block)| (number, block.to_vec())).collect()
+}
+
+fn filled_blocks(blocks: &[(u8, Vec<u8>)]) -> Result<Vec<u8>, RestoreError> {
+    let mut iomem = vec![0; IOMEM_LEN];
+    for (number, block) in blocks {
+        let target = iomem.chunks_mut(BLOCK).nth(usize::from(*number));
+        match target {
+            Some(target) if target.len() == block.len() => target.copy_from_slice(block),
+            _ => return Err(RestoreError::Invalid("pc_testdev memory block of another size".into())),
+        }
+    }
+    Ok(iomem)
+}
+
 impl Inspect for PcTestdev {
     fn inspect(&self) -> Node {
         Node::tree()
@@ -216,7 +233,8 @@ impl Inspect for PcTestdev {
 pub struct PcTestdevV1 {
     ioport: [u8; 4],
     levels: u32,
-    iomem: Vec<u8>,
+    /// Blocks of 256 bytes that are not all zero, by number.
+    iomem: Vec<(u8, Vec<u8>)>,
 }
 
 impl Schema for PcTestdevV1 {
@@ -282,8 +300,20 @@ mod tests {
         let (mut second, lines) = device();
         second.restore(first.save()).unwrap();
         assert!(lines[9].level());
+    }
+
+    #[test]
+    fn restore_brings_back_all_of_the_memory() {
+        let (mut first, _) = device();
+        for (offset, value) in [(0, 1), (0x8123, 2), (0xFFFF, 3)] {
+            first.write(at(IOMEM, offset), Width::Byte, value).unwrap();
+        }
+        let (mut second, _) = device();
+        second.write(at(IOMEM, 0x4000), Width::Byte, 9).unwrap();
+        second.restore(first.save()).unwrap();
+        assert!(first.iomem == second.iomem);
         let mut state = first.save();
-        state.iomem.pop();
+        state.iomem[0].1.pop();
         assert!(second.restore(state).is_err());
     }
 
