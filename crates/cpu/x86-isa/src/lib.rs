@@ -8,12 +8,15 @@
 pub mod attr;
 pub mod cr0;
 pub mod cr4;
+pub mod descriptor;
 pub mod efer;
 mod exception;
 pub mod flags;
 pub mod msr;
 pub mod pte;
 
+pub use descriptor::Descriptor;
+pub use descriptor::Selector;
 pub use exception::Exception;
 pub use exception::Vector;
 
