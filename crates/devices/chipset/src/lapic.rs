@@ -1,1 +1,1007 @@
-//! lapic
+//! Local APIC of one processor: xAPIC page and x2APIC registers.
+//!
+//! Interrupt acceptance and priority, the local vector table, the timer (one-shot, periodic, TSC deadline), inter-processor
+//! interrupts, logical and physical destinations in flat, cluster and x2APIC form, the error status register, EOI broadcast
+//! and its suppression, and the legal mode changes of IA32_APIC_BASE. INIT resets the APIC here and then signals the
+//! processor. No interrupt comes from the thermal sensor or performance counters. There is no system management mode: SMIs
+//! are dropped. Remote reads and the arbitration priority register read as zero. An acknowledge takes the interrupt in one
+//! step, so the race that gives the spurious vector on hardware cannot happen.
+//!
+//! ```text
+//!  set_lint ──► LVT ──┐                            ┌─► Signal::Interrupt ─► take_interrupt (IRR → ISR)
+//!  timer    ──► LVT ──┼─► IRR ─ priority over PPR ─┘
+//!  deliver  ──────────┘          EOI ──► Effects::eois      ICR ──► Effects::ipis
+//! ```
+//!
+//! Spec: SDM vol. 3 §11 (APIC), §11.12 (x2APIC).
+
+mod message;
+mod regs;
+mod spec;
+mod timer;
+mod vectors;
+
+use std::sync::Arc;
+
+use cpu_model::Signal;
+use cpu_model::Signals;
+use device_model::At;
+use device_model::Clock;
+use device_model::Device;
+use device_model::Inspect;
+use device_model::IoError;
+use device_model::Node;
+use device_model::Region;
+use device_model::Registers;
+use device_model::Reset;
+use device_model::RestoreError;
+use device_model::Schema;
+use device_model::Snapshot;
+use device_model::Space;
+use device_model::VmTime;
+use device_model::Width;
+use device_model::Widths;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::lanes;
+
+pub use message::DeliveryMode;
+pub use message::Effects;
+pub use message::Interrupt;
+pub use message::Ipi;
+pub use message::Shorthand;
+
+use spec::ApicBase;
+use spec::DFR_ONES;
+use spec::ESR_KNOWN;
+use spec::ESR_RECEIVE_ILLEGAL;
+use spec::ICR_WRITABLE;
+use spec::LVT_COUNT;
+use spec::LVT_ERROR;
+use spec::LVT_LINT0;
+use spec::LVT_LINT1;
+use spec::LVT_READ_ONLY;
+use spec::LVT_TIMER;
+use spec::LVT_WRITABLE;
+use spec::Lvt;
+use spec::SVR_WRITABLE;
+use spec::Svr;
+use timer::Instant;
+use timer::Mode;
+use timer::Timer;
+use vectors::Vectors;
+
+const REGIONS: [Region; 1] = [Region {
+    name: "lapic",
+    space: Space::Mmio,
+    len: 0x1000,
+    widths: Widths::DWORD,
+}];
+
+/// Vectors below this are for exceptions; a message with one is an error.
+const FIRST_VECTOR: u8 = 16;
+/// Destination that means every processor, in 8 and in 32 bits.
+const BROADCAST: [u32; 2] = [0xFF, 0xFFFF_FFFF];
+
+/// What a local APIC is told of its processor.
+#[derive(Clone, Copy, Debug)]
+pub struct LapicConfig {
+    /// x2APIC id; its low byte is the xAPIC id.
+    pub id: u32,
+    /// Bootstrap processor.
+    pub bsp: bool,
+    /// Frequency of the timer's undivided input.
+    pub bus_hz: u64,
+    /// Frequency of the TSC.
+    pub tsc_hz: u64,
+}
+
+/// A local APIC.
+pub struct Lapic {
+    // Wiring
+    clock: Arc<dyn Clock>,
+    signals: Arc<Signals>,
+    // Configuration
+    config: LapicConfig,
+    // State
+    base: ApicBase,
+    /// Set by software in xAPIC mode only.
+    xapic_id: u8,
+    tpr: u8,
+    /// In xAPIC mode; that of x2APIC mode follows from the id.
+    ldr: u8,
+    /// Model field of the destination format register.
+    flat: bool,
+    svr: Svr,
+    irr: Vectors,
+    isr: Vectors,
+    tmr: Vectors,
+    /// As software reads it.
+    esr: u32,
+    /// Since software last wrote it.
+    errors: u32,
+    icr: u64,
+    lvt: [Lvt; LVT_COUNT],
+    timer: Timer,
+    /// TSC minus guest time in ticks.
+    tsc_offset: u64,
+    /// Levels of LINT0 and LINT1.
+    lint: [bool; 2],
+    /// An ExtINT message waits for its acknowledge.
+    extint: ExtInt,
+    // Derived
+    /// Taken by the board under the same lock as what caused it: empty when saved.
+    effects: Effects,
+}
+
+/// Life of an ExtINT message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum ExtInt {
+    None,
+    Pending,
+    /// The processor has been sent to the 8259 once; the next acknowledge forgets it.
+    Offered,
+}
+
+impl Lapic {
+    /// A local APIC in its state after power-on, which tells its processor through `signals`.
+    #[must_use]
+    pub fn new(config: LapicConfig, clock: Arc<dyn Clock>, signals: Arc<Signals>) -> Self {
+        let mut lapic = Self {
+            clock,
+            signals,
+            config: LapicConfig {
+                bus_hz: config.bus_hz.max(1),
+                tsc_hz: config.tsc_hz.max(1),
+                ..config
+            },
+            base: ApicBase::AT_RESET.with_bsp(config.bsp),
+            xapic_id: lanes::byte(config.id.into()),
+            tpr: 0,
+            ldr: 0,
+            flat: true,
+            svr: Svr::AT_RESET,
+            irr: Vectors::default(),
+            isr: Vectors::default(),
+            tmr: Vectors::default(),
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [Lvt::new(); LVT_COUNT],
+            timer: Timer::new(),
+            tsc_offset: 0,
+            lint: [false; 2],
+            extint: ExtInt::None,
+            effects: Effects::default(),
+        };
+        lapic.on_init();
+        lapic
+    }
+
+    /// Address of the register page; `None` in x2APIC mode and while disabled.
+    #[must_use]
+    pub fn base(&self) -> Option<u64> {
+        (self.base.en() && !self.base.extd()).then(|| self.base.page() << 12)
+    }
+
+    /// Enabled in IA32_APIC_BASE: what CPUID says too.
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.base.en()
+    }
+
+    /// Takes fixed and lowest-priority interrupts: also enabled in the spurious-interrupt vector register.
+    #[must_use]
+    pub fn accepts_fixed(&self) -> bool {
+        self.base.en() && self.svr.enabled()
+    }
+
+    /// CR8: the task priority class. Works while the APIC is disabled too.
+    #[must_use]
+    pub fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// Writes CR8.
+    pub fn set_cr8(&mut self, value: u8) {
+        self.set_tpr(value << 4);
+    }
+
+    /// Tells the difference between the TSC and guest time, in ticks, after the guest wrote its TSC.
+    pub fn set_tsc_offset(&mut self, ticks: u64) {
+        self.tsc_offset = ticks;
+    }
+
+    /// Processor priority: the class of interrupts that are held back, and what lowest-priority delivery compares.
+    #[must_use]
+    pub fn ppr(&self) -> u8 {
+        let served = self.isr.highest().unwrap_or(0) & 0xF0;
+        if self.tpr & 0xF0 >= served { self.tpr } else { served }
+    }
+
+    /// Whether a message to `dest` is for this processor.
+    ///
+    /// `dest` is taken as it is: a sender with an 8-bit destination that means broadcast to x2APICs too says FFFF_FFFFh.
+    #[must_use]
+    pub fn matches(&self, dest: u32, logical: bool) -> bool {
+        match (self.base.en(), self.base.extd()) {
+            (false, _) => false,
+            (true, true) if dest == 0xFFFF_FFFF => true,
+            (true, true) if logical => {
+                let ldr = self.x2apic_ldr();
+                dest >> 16 == ldr >> 16 && dest & ldr & 0xFFFF != 0
+            }
+            (true, true) => dest == self.config.id,
+            (true, false) if BROADCAST.contains(&dest) => true,
+            (true, false) if logical => u8::try_from(dest).is_ok_and(|dest| self.matches_logical(dest)),
+            (true, false) => dest == self.xapic_id.into(),
+        }
+    }
+
+    /// xAPIC logical destination (SDM vol. 3 §11.6.2.2).
+    fn matches_logical(&self, dest: u8) -> bool {
+        if self.flat {
+            return dest & self.ldr != 0;
+        }
+        dest >> 4 == self.ldr >> 4 && dest & self.ldr & 0x0F != 0
+    }
+
+    fn x2apic_ldr(&self) -> u32 {
+        (self.config.id >> 4) << 16 | 1 << (self.config.id & 0xF)
+    }
+
+    /// Takes an interrupt message whose destination this processor is.
+    pub fn deliver(&mut self, interrupt: &Interrupt) {
+        if !self.base.en() || !interrupt.assert {
+            return;
+        }
+        match interrupt.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                self.accept(interrupt.vector, interrupt.level_triggered);
+            }
+            DeliveryMode::Nmi => self.signals.raise(Signal::Nmi),
+            DeliveryMode::Init => {
+                self.on_init();
+                self.signals.raise(Signal::Init);
+            }
+            DeliveryMode::Sipi => self.signals.raise_sipi(interrupt.vector),
+            DeliveryMode::ExtInt => {
+                self.extint = ExtInt::Pending;
+                self.signals.raise(Signal::Interrupt);
+            }
+            DeliveryMode::Smi | DeliveryMode::Reserved => {}
+        }
+    }
+
+    /// Input LINT0 (pin 0) or LINT1 (pin 1) is now at `level`. While the APIC is disabled they are INTR and NMI.
+    pub fn set_lint(&mut self, pin: u32, level: bool) {
+        let (Some(input), entry) = (
+            usize::try_from(pin).ok().and_then(|pin| self.lint.get_mut(pin)),
+            if pin == 0 { LVT_LINT0 } else { LVT_LINT1 },
+        ) else {
+            return;
+        };
+        let rises = !std::mem::replace(input, level) && level;
+        if self.base.en() {
+            self.serve_lint(entry, level, rises);
+        } else if rises && pin == 0 {
+            self.signals.raise(Signal::Interrupt);
+        } else if rises {
+            self.signals.raise(Signal::Nmi);
+        }
+    }
+
+    fn serve_lint(&mut self, index: usize, asserted: bool, rises: bool) {
+        let Some(entry) = self.lvt.get_mut(index) else {
+            return;
+        };
+        if entry.masked() || !asserted {
+            return;
+        }
+        match DeliveryMode::from_bits(entry.delivery_mode()) {
+            DeliveryMode::Fixed if entry.level() => {
+                if !entry.remote_irr() && self.svr.enabled() {
+                    entry.set_remote_irr(true);
+                    let vector = entry.vector();
+                    self.accept(vector, true);
+                }
+            }
+            DeliveryMode::ExtInt => self.signals.raise(Signal::Interrupt),
+            _ if rises => self.raise_lvt(index),
+            _ => {}
+        }
+    }
+
+    /// Delivers a local interrupt as its vector table entry says, once.
+    fn raise_lvt(&mut self, index: usize) {
+        let Some(entry) = self.lvt.get(index).copied().filter(|entry| !entry.masked()) else {
+            return;
+        };
+        self.deliver(&Interrupt {
+            vector: entry.vector(),
+            mode: DeliveryMode::from_bits(entry.delivery_mode()),
+            level_triggered: false,
+            assert: true,
+        });
+    }
+
+    /// Whether the processor is to acknowledge at the 8259: LINT0 passes its INTR, or a message asked for it.
+    #[must_use]
+    pub fn accepts_pic(&self) -> bool {
+        self.extint != ExtInt::None || self.lint0_passes()
+    }
+
+    fn lint0_passes(&self) -> bool {
+        let [lint0, _] = self.lint;
+        let entry = self.lvt.get(LVT_LINT0).copied().unwrap_or_default();
+        let external = DeliveryMode::from_bits(entry.delivery_mode()) == DeliveryMode::ExtInt;
+        lint0 && (!self.base.en() || external && !entry.masked())
+    }
+
+    fn accept(&mut self, vector: u8, level: bool) {
+        if !self.accepts_fixed() {
+            return;
+        }
+        if vector < FIRST_VECTOR {
+            return self.error(ESR_RECEIVE_ILLEGAL);
+        }
+        self.irr.set(vector, true);
+        self.tmr.set(vector, level);
+        self.signal();
+    }
+
+    /// Logs an error; the first one since the register was written raises the error interrupt.
+    fn error(&mut self, bit: u32) {
+        let first = self.errors == 0;
+        self.errors |= bit;
+        if first {
+            self.raise_lvt(LVT_ERROR);
+        }
+    }
+
+    /// Tells the processor when there is something to acknowledge.
+    fn signal(&self) {
+        if self.has_interrupt() || self.lint0_passes() {
+            self.signals.raise(Signal::Interrupt);
+        }
+    }
+
+    fn deliverable(&self) -> Option<u8> {
+        let vector = self.irr.highest().filter(|_| self.base.en())?;
+        (vector & 0xF0 > self.ppr() & 0xF0).then_some(vector)
+    }
+
+    /// Whether an interrupt is pending that the processor's priority lets through.
+    #[must_use]
+    pub fn has_interrupt(&self) -> bool {
+        self.deliverable().is_some()
+    }
+
+    /// Takes the highest pending interrupt into service. `None` when none may be delivered; the 8259 is then to be asked
+    /// if [`Self::accepts_pic`].
+    pub fn take_interrupt(&mut self) -> Option<u8> {
+        if self.extint == ExtInt::Offered {
+            self.extint = ExtInt::None;
+        }
+        let Some(vector) = self.deliverable() else {
+            if self.extint == ExtInt::Pending {
+                self.extint = ExtInt::Offered;
+            }
+            return None;
+        };
+        self.irr.set(vector, false);
+        self.isr.set(vector, true);
+        self.signal();
+        Some(vector)
+    }
+
+    /// What is to be done to other chips since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Resets what INIT resets: everything but the id, the mode and address, and the inputs (SDM vol. 3 §11.4.7.3).
+    pub fn on_init(&mut self) {
+        self.tpr = 0;
+        self.ldr = 0;
+        self.flat = true;
+        self.svr = Svr::AT_RESET;
+        self.irr = Vectors::default();
+        self.isr = Vectors::default();
+        self.tmr = Vectors::default();
+        self.esr = 0;
+        self.errors = 0;
+        self.icr = 0;
+        self.lvt = [Lvt::new().with_masked(true); LVT_COUNT];
+        self.timer = Timer::new();
+        self.extint = ExtInt::None;
+        self.effects = Effects::default();
+        if self.config.bsp {
+            // DEVIATION: hardware starts with LINT0 masked and its firmware opens it to the 8259 (virtual wire mode).
+            // Kernels that are booted without firmware rely on that (Linux with `nolapic` or `noapic`).
+            let external = Lvt::new().with_delivery_mode(7);
+            if let Some(entry) = self.lvt.get_mut(LVT_LINT0) {
+                *entry = external;
+            }
+        }
+    }
+
+    fn instant(&self) -> Instant {
+        self.instant_at(self.clock.now())
+    }
+
+    fn instant_at(&self, time: VmTime) -> Instant {
+        Instant {
+            time,
+            bus: time.to_ticks(self.config.bus_hz),
+            tsc: time.to_ticks(self.config.tsc_hz).wrapping_add(self.tsc_offset),
+        }
+    }
+
+    fn timer_entry(&self) -> Lvt {
+        self.lvt.get(LVT_TIMER).copied().unwrap_or_default()
+    }
+
+    fn timer_mode(&self) -> Mode {
+        Mode::from_bits(self.timer_entry().timer_mode())
+    }
+
+    /// Does what the timer has due.
+    fn run_timer(&mut self, now: Instant) {
+        if self.timer.expire(self.timer_mode(), now) {
+            self.raise_lvt(LVT_TIMER);
+        }
+    }
+}
+
+impl Registers for Lapic {
+    fn regions(&self) -> &[Region] {
+        &REGIONS
+    }
+
+    fn read(&mut self, at: At, width: Width) -> Result<u64, IoError> {
+        let offset = self.page_offset(at, width)?;
+        Ok(self.read_page(offset).into())
+    }
+
+    fn write(&mut self, at: At, width: Width, value: u64) -> Result<(), IoError> {
+        let offset = self.page_offset(at, width)?;
+        self.write_page(offset, lanes::dword(value));
+        Ok(())
+    }
+}
+
+impl Device for Lapic {
+    fn reset(&mut self, _kind: Reset) {
+        self.base = ApicBase::AT_RESET.with_bsp(self.config.bsp);
+        self.xapic_id = lanes::byte(self.config.id.into());
+        self.tsc_offset = 0;
+        self.on_init();
+        self.signal();
+    }
+
+    fn poll(&mut self, now: VmTime) -> Option<VmTime> {
+        let now = self.instant_at(now);
+        self.run_timer(now);
+        if self.timer_entry().masked() {
+            // Nobody is told, and the count follows from the clock when it is read.
+            return None;
+        }
+        let LapicConfig { bus_hz, tsc_hz, .. } = self.config;
+        self.timer.next(self.timer_mode(), now, bus_hz, tsc_hz)
+    }
+}
+
+impl Snapshot for Lapic {
+    type State = LapicV1;
+
+    fn save(&self) -> LapicV1 {
+        let Self {
+            clock: _,
+            signals: _,
+            config: _,
+            base,
+            xapic_id,
+            tpr,
+            ldr,
+            flat,
+            svr,
+            irr,
+            isr,
+            tmr,
+            esr,
+            errors,
+            icr,
+            lvt,
+            timer,
+            tsc_offset,
+            lint,
+            extint,
+            effects: _,
+        } = self;
+        LapicV1 {
+            base: base.into_bits(),
+            xapic_id: *xapic_id,
+            tpr: *tpr,
+            ldr: *ldr,
+            flat: *flat,
+            svr: svr.into_bits(),
+            irr: *irr,
+            isr: *isr,
+            tmr: *tmr,
+            esr: *esr,
+            errors: *errors,
+            icr: *icr,
+            lvt: lvt.map(Lvt::into_bits),
+            timer: timer.clone(),
+            tsc_offset: *tsc_offset,
+            lint: *lint,
+            extint: *extint,
+        }
+    }
+
+    fn restore(&mut self, state: LapicV1) -> Result<(), RestoreError> {
+        state.check(self.config.bsp)?;
+        self.base = ApicBase::from_bits(state.base);
+        self.xapic_id = state.xapic_id;
+        self.tpr = state.tpr;
+        self.ldr = state.ldr;
+        self.flat = state.flat;
+        self.svr = Svr::from_bits(state.svr);
+        self.irr = state.irr;
+        self.isr = state.isr;
+        self.tmr = state.tmr;
+        self.esr = state.esr;
+        self.errors = state.errors;
+        self.icr = state.icr;
+        self.lvt = state.lvt.map(Lvt::from_bits);
+        self.timer = state.timer;
+        self.tsc_offset = state.tsc_offset;
+        self.lint = state.lint;
+        self.extint = state.extint;
+        self.effects = Effects::default();
+        self.signal();
+        if self.extint == ExtInt::Pending {
+            self.signals.raise(Signal::Interrupt);
+        }
+        Ok(())
+    }
+}
+
+impl Inspect for Lapic {
+    fn inspect(&self) -> Node {
+        let mode = match (self.base.en(), self.base.extd()) {
+            (false, _) => "disabled",
+            (true, false) => "xapic",
+            (true, true) => "x2apic",
+        };
+        let set = |vectors: &Vectors| {
+            let words = (0..8).map(|index| format!("{:08x}", vectors.word(index)));
+            words.rev().collect::<Vec<_>>().join("_")
+        };
+        const ENTRIES: [&str; LVT_COUNT] = ["timer", "thermal", "performance", "lint0", "lint1", "error"];
+        let mut lvt = Node::tree();
+        for (name, entry) in ENTRIES.into_iter().zip(self.lvt) {
+            lvt = lvt.with(name, entry.into_bits());
+        }
+        let timer = Node::tree()
+            .with("initial", self.timer.initial())
+            .with("divide", self.timer.divide())
+            .with("tsc_deadline", self.timer.deadline());
+        Node::tree()
+            .with("id", self.config.id)
+            .with("mode", mode)
+            .with("base", self.base.into_bits())
+            .with("tpr", self.tpr)
+            .with("ppr", self.ppr())
+            .with("svr", self.svr.into_bits())
+            .with("esr", self.errors)
+            .with("irr", set(&self.irr))
+            .with("isr", set(&self.isr))
+            .with("tmr", set(&self.tmr))
+            .with("lvt", lvt)
+            .with("timer", timer)
+    }
+}
+
+/// Saved state of [`Lapic`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LapicV1 {
+    base: u64,
+    xapic_id: u8,
+    tpr: u8,
+    ldr: u8,
+    flat: bool,
+    svr: u32,
+    irr: Vectors,
+    isr: Vectors,
+    tmr: Vectors,
+    esr: u32,
+    errors: u32,
+    icr: u64,
+    lvt: [u32; LVT_COUNT],
+    timer: Timer,
+    tsc_offset: u64,
+    lint: [bool; 2],
+    extint: ExtInt,
+}
+
+impl LapicV1 {
+    fn check(&self, bsp: bool) -> Result<(), RestoreError> {
+        let base = ApicBase::from_bits(self.base);
+        let base_ok = base.with_bsp(false).into_bits() & ApicBase::RESERVED == 0
+            && base.bsp() == bsp
+            && (base.en() || !base.extd());
+        let lvt_ok = self
+            .lvt
+            .iter()
+            .zip(LVT_WRITABLE)
+            .all(|(entry, writable)| entry & !(writable | LVT_READ_ONLY) == 0);
+        let registers_ok = self.svr & !SVR_WRITABLE == 0
+            && (self.esr | self.errors) & !ESR_KNOWN == 0
+            && lanes::dword(self.icr) & !ICR_WRITABLE == 0;
+        let vectors_ok = [self.irr, self.isr, self.tmr].iter().all(Vectors::is_legal);
+        if base_ok && lvt_ok && registers_ok && vectors_ok && self.timer.is_legal() {
+            return Ok(());
+        }
+        Err(RestoreError::Invalid("local APIC registers out of range".into()))
+    }
+}
+
+impl Schema for LapicV1 {
+    const NAME: &'static str = "lapic";
+    const VERSION: u32 = 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use test_kit::TestClock;
+    use x86_isa::msr;
+
+    pub(super) const BUS_HZ: u64 = 1_000_000_000;
+    pub(super) const TSC_HZ: u64 = 2_000_000_000;
+
+    pub(super) struct Rig {
+        pub(super) lapic: Lapic,
+        pub(super) clock: TestClock,
+        pub(super) signals: Arc<Signals>,
+    }
+
+    impl Rig {
+        pub(super) fn new(id: u32, bsp: bool) -> Self {
+            let clock = TestClock::new();
+            let signals = Arc::new(Signals::new());
+            let config = LapicConfig {
+                id,
+                bsp,
+                bus_hz: BUS_HZ,
+                tsc_hz: TSC_HZ,
+            };
+            let lapic = Lapic::new(config, Arc::new(clock.clone()), Arc::clone(&signals));
+            Self { lapic, clock, signals }
+        }
+
+        /// A software-enabled xAPIC.
+        pub(super) fn ready() -> Self {
+            let mut rig = Self::new(0, true);
+            rig.put(0xF0, 0x1FF);
+            rig
+        }
+
+        pub(super) fn x2apic(id: u32) -> Self {
+            let mut rig = Self::new(id, false);
+            rig.lapic.write_msr(msr::APIC_BASE, 0xFEE0_0C00).unwrap();
+            rig.lapic.write_msr(0x80F, 0x1FF).unwrap();
+            rig
+        }
+
+        pub(super) fn get(&mut self, offset: u64) -> u32 {
+            let at = At { region: 0, offset };
+            u32::try_from(self.lapic.read(at, Width::Dword).unwrap()).unwrap()
+        }
+
+        pub(super) fn put(&mut self, offset: u64, value: u32) {
+            let at = At { region: 0, offset };
+            self.lapic.write(at, Width::Dword, value.into()).unwrap();
+        }
+
+        pub(super) fn signalled(&self, signal: Signal) -> bool {
+            self.signals.take(signal)
+        }
+
+        pub(super) fn fixed(&mut self, vector: u8, level_triggered: bool) {
+            let mode = DeliveryMode::Fixed;
+            self.lapic.deliver(&Interrupt {
+                vector,
+                mode,
+                level_triggered,
+                assert: true,
+            });
+        }
+
+        fn message(&mut self, mode: DeliveryMode, vector: u8) {
+            self.lapic.deliver(&Interrupt {
+                vector,
+                mode,
+                level_triggered: false,
+                assert: true,
+            });
+        }
+    }
+
+    #[test]
+    fn highest_vector_is_taken_first_and_blocks_its_class() {
+        let mut rig = Rig::ready();
+        rig.fixed(0x41, false);
+        assert!(rig.signalled(Signal::Interrupt));
+        rig.fixed(0x52, false);
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x52));
+        assert_eq!(rig.get(0xA0), 0x50);
+        rig.fixed(0x5F, false);
+        assert_eq!(rig.lapic.take_interrupt(), None, "same class");
+        rig.fixed(0x60, false);
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x60), "nests");
+        rig.put(0xB0, 0);
+        assert!(!rig.lapic.has_interrupt());
+        rig.signalled(Signal::Interrupt);
+        rig.put(0xB0, 0);
+        assert!(rig.signalled(Signal::Interrupt));
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x5F));
+        rig.put(0xB0, 0);
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x41));
+    }
+
+    #[test]
+    fn task_priority_holds_back_and_lets_go() {
+        let mut rig = Rig::ready();
+        rig.lapic.set_cr8(5);
+        assert_eq!(rig.get(0x80), 0x50);
+        rig.fixed(0x51, false);
+        assert!(!rig.signalled(Signal::Interrupt));
+        assert_eq!(rig.lapic.take_interrupt(), None);
+        rig.put(0x80, 0x4F);
+        assert!(rig.signalled(Signal::Interrupt));
+        assert_eq!((rig.lapic.cr8(), rig.lapic.ppr()), (4, 0x4F));
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x51));
+    }
+
+    #[test]
+    fn end_of_level_interrupt_is_broadcast_unless_suppressed() {
+        let mut rig = Rig::ready();
+        for (svr, level, told) in [(0x1FF, false, false), (0x1FF, true, true), (0x11FF, true, false)] {
+            rig.put(0xF0, svr);
+            rig.fixed(0x79, level);
+            assert_eq!(rig.get(0x180 + 0x30) >> 25 & 1 != 0, level, "TMR");
+            assert_eq!(rig.lapic.take_interrupt(), Some(0x79));
+            rig.put(0xB0, 0);
+            assert_eq!(rig.lapic.take_effects().eois, if told { vec![0x79] } else { vec![] });
+        }
+    }
+
+    #[test]
+    fn software_disable_drops_fixed_masks_the_table_and_keeps_nmi() {
+        let mut rig = Rig::ready();
+        rig.put(0x350, 0x8700);
+        rig.put(0xF0, 0xFF);
+        assert_eq!(rig.get(0x350), 0x1_8700);
+        rig.put(0x350, 0x8700);
+        assert_eq!(rig.get(0x350), 0x1_8700, "cannot be unmasked");
+        rig.fixed(0x40, false);
+        assert!(!rig.lapic.has_interrupt());
+        rig.message(DeliveryMode::Nmi, 0);
+        assert!(rig.signalled(Signal::Nmi));
+    }
+
+    #[test]
+    fn illegal_vector_is_logged_and_raises_the_error_interrupt_once() {
+        let mut rig = Rig::ready();
+        rig.put(0x370, 0xFE);
+        rig.fixed(0x0F, false);
+        assert_eq!(rig.get(0x280), 0, "latched by a write only");
+        assert_eq!(rig.lapic.take_interrupt(), Some(0xFE));
+        rig.put(0xB0, 0);
+        rig.put(0x300, 0x0000_4003);
+        rig.get(0x3F0);
+        assert_eq!(rig.lapic.take_interrupt(), None);
+        assert!(rig.lapic.take_effects().ipis.is_empty());
+        rig.put(0x280, 0);
+        assert_eq!(rig.get(0x280), 0xE0);
+        rig.put(0x280, 0);
+        assert_eq!(rig.get(0x280), 0);
+        rig.put(0x370, 0x03);
+        rig.fixed(0x01, false);
+        assert_eq!(
+            rig.lapic.take_interrupt(),
+            None,
+            "an illegal error vector stays an error"
+        );
+    }
+
+    #[test]
+    fn init_resets_the_registers_and_not_the_mode() {
+        let mut rig = Rig::x2apic(3);
+        rig.lapic.write_msr(0x808, 0x20).unwrap();
+        rig.fixed(0x80, false);
+        rig.message(DeliveryMode::Init, 0);
+        assert!(rig.signalled(Signal::Init));
+        assert!(!rig.lapic.has_interrupt());
+        assert_eq!(rig.lapic.read_msr(0x808), Ok(0));
+        assert_eq!(rig.lapic.read_msr(0x80F), Ok(0xFF));
+        assert_eq!(rig.lapic.read_msr(0x802), Ok(3));
+        rig.message(DeliveryMode::Sipi, 0x9A);
+        assert!(rig.signalled(Signal::Sipi));
+        assert_eq!(rig.signals.sipi_vector(), 0x9A);
+    }
+
+    #[test]
+    fn flat_and_cluster_destinations_match_as_the_format_says() {
+        let mut rig = Rig::ready();
+        rig.put(0xD0, 0x2400_0000);
+        assert_eq!(rig.get(0xE0), 0xFFFF_FFFF);
+        for (dest, flat, cluster) in [
+            (0x04, true, false),
+            (0x24, true, true),
+            (0x2B, true, false),
+            (0x34, true, false),
+            (0x0B, false, false),
+            (0xFF, true, true),
+            (0x124, false, false),
+        ] {
+            rig.put(0xE0, 0xF000_0000);
+            assert_eq!(rig.lapic.matches(dest, true), flat, "{dest:#x}");
+            rig.put(0xE0, 0);
+            assert_eq!(rig.get(0xE0), 0x0FFF_FFFF);
+            assert_eq!(rig.lapic.matches(dest, true), cluster, "{dest:#x}");
+        }
+    }
+
+    #[test]
+    fn physical_destination_is_the_id_or_broadcast() {
+        let mut rig = Rig::new(5, false);
+        for (dest, matches) in [(5, true), (4, false), (0xFF, true), (0xFFFF_FFFF, true), (0x105, false)] {
+            assert_eq!(rig.lapic.matches(dest, false), matches, "{dest:#x}");
+        }
+        rig.put(0x20, 0x0900_0000);
+        assert!(rig.lapic.matches(9, false) && !rig.lapic.matches(5, false));
+        rig.lapic.write_msr(msr::APIC_BASE, 0xFEE0_0000).unwrap();
+        assert!(
+            !rig.lapic.matches(5, false) && !rig.lapic.matches(0xFF, true),
+            "disabled"
+        );
+    }
+
+    #[test]
+    fn x2apic_logical_id_is_cluster_and_bit() {
+        let mut rig = Rig::x2apic(0x123);
+        assert_eq!(rig.lapic.read_msr(0x80D), Ok(0x12_0008));
+        for (dest, matches) in [
+            (0x12_0008, true),
+            (0x12_00FF, true),
+            (0x12_0004, false),
+            (0x13_0008, false),
+            (0xFFFF_FFFF, true),
+        ] {
+            assert_eq!(rig.lapic.matches(dest, true), matches, "{dest:#x}");
+        }
+        assert!(rig.lapic.matches(0x123, false) && !rig.lapic.matches(0x23, false));
+    }
+
+    #[test]
+    fn lint0_passes_the_8259_in_virtual_wire_mode_and_when_disabled() {
+        let mut rig = Rig::new(0, true);
+        rig.lapic.set_lint(0, true);
+        assert!(rig.signalled(Signal::Interrupt));
+        assert!(rig.lapic.accepts_pic() && rig.lapic.take_interrupt().is_none());
+        rig.put(0xF0, 0x1FF);
+        rig.put(0x350, 0x1_0700);
+        assert!(!rig.lapic.accepts_pic(), "masked");
+        rig.signalled(Signal::Interrupt);
+        rig.put(0x350, 0x700);
+        assert!(rig.lapic.accepts_pic() && rig.signalled(Signal::Interrupt));
+        rig.put(0x350, 0x1_0700);
+        rig.lapic.write_msr(msr::APIC_BASE, 0xFEE0_0000).unwrap();
+        assert!(rig.lapic.accepts_pic());
+        rig.lapic.set_lint(1, true);
+        assert!(rig.signalled(Signal::Nmi));
+        rig.lapic.set_lint(0, false);
+        assert!(!rig.lapic.accepts_pic());
+        assert!(!Rig::new(1, false).lapic.accepts_pic());
+    }
+
+    #[test]
+    fn lint1_nmi_is_an_edge() {
+        let mut rig = Rig::ready();
+        rig.put(0x360, 0x400);
+        rig.lapic.set_lint(1, true);
+        assert!(rig.signalled(Signal::Nmi));
+        rig.lapic.set_lint(1, true);
+        rig.put(0x360, 0x400);
+        assert!(!rig.signalled(Signal::Nmi));
+    }
+
+    #[test]
+    fn level_lint_waits_for_eoi_and_comes_again_while_asserted() {
+        let mut rig = Rig::ready();
+        rig.put(0x350, 0x8000 | 0x44);
+        rig.lapic.set_lint(0, true);
+        assert_eq!(rig.get(0x350), 0xC044);
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x44));
+        assert_eq!(rig.lapic.take_interrupt(), None);
+        rig.put(0xB0, 0);
+        assert_eq!(rig.lapic.take_interrupt(), Some(0x44));
+        rig.lapic.set_lint(0, false);
+        rig.put(0xB0, 0);
+        assert_eq!((rig.get(0x350), rig.lapic.has_interrupt()), (0x8044, false));
+    }
+
+    #[test]
+    fn external_interrupt_message_is_offered_until_the_next_acknowledge() {
+        let mut rig = Rig::new(1, false);
+        rig.put(0xF0, 0x1FF);
+        rig.message(DeliveryMode::ExtInt, 0);
+        assert!(rig.signalled(Signal::Interrupt) && rig.lapic.accepts_pic());
+        assert_eq!(rig.lapic.take_interrupt(), None);
+        assert!(rig.lapic.accepts_pic());
+        assert_eq!(rig.lapic.take_interrupt(), None);
+        assert!(!rig.lapic.accepts_pic());
+    }
+
+    #[test]
+    fn restore_signals_what_is_pending() {
+        let mut rig = Rig::ready();
+        rig.fixed(0x40, false);
+        let state = rig.lapic.save();
+        let mut other = Rig::new(0, true);
+        other.lapic.restore(state.clone()).unwrap();
+        assert!(other.signalled(Signal::Interrupt));
+        assert_eq!(other.lapic.take_interrupt(), Some(0x40));
+        assert!(
+            Rig::new(0, false).lapic.restore(state).is_err(),
+            "of a bootstrap processor"
+        );
+    }
+
+    #[test]
+    fn keeps_the_device_contract() {
+        let clock = TestClock::new();
+        test_kit::contract(&clock, || {
+            let config = LapicConfig {
+                id: 1,
+                bsp: true,
+                bus_hz: BUS_HZ,
+                tsc_hz: TSC_HZ,
+            };
+            Box::new(Lapic::new(config, Arc::new(clock.clone()), Arc::new(Signals::new())))
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_breaks_it(bytes in prop::collection::vec(any::<u8>(), 0..400), x2apic: bool) {
+            let mut rig = Rig::ready();
+            let clock = rig.clock.clone();
+            test_kit::fuzz_registers(&mut rig.lapic, &clock, &bytes);
+            if x2apic {
+                let _ = rig.lapic.write_msr(msr::APIC_BASE, 0xFEE0_0C00);
+            }
+            for chunk in bytes.chunks(6) {
+                let [register, a, b, c, d, op] = *chunk else { break };
+                let value = u64::from(u32::from_le_bytes([a, b, c, d]));
+                match op & 7 {
+                    0..=2 => drop(rig.lapic.write_msr(0x800 | u32::from(register), value)),
+                    3 => drop(rig.lapic.read_msr(0x800 | u32::from(register))),
+                    4 => rig.fixed(register, a & 1 != 0),
+                    5 => rig.lapic.set_lint(u32::from(register) % 3, a & 1 != 0),
+                    6 => drop(rig.lapic.take_interrupt()),
+                    _ => drop(rig.lapic.write_msr(msr::TSC_DEADLINE, value)),
+                }
+                let now = clock.advance(u64::from(b) << (c % 40));
+                prop_assert!(rig.lapic.poll(now).is_none_or(|next| next > now));
+                rig.lapic.take_effects();
+            }
+        }
+    }
+}
