@@ -4,6 +4,7 @@
 //!   0000_0000  RAM                     usable below 9FC00h
 //!   0009_fc00  EBDA, option ROM area   reserved
 //!   000e_0000  ACPI tables             reserved
+//!   000f_f000  interrupt handlers      reserved
 //!   0010_0000  RAM                     usable up to 3 GiB
 //!   c000_0000  hole: MMIO, APICs, HPET
 //!   1_0000_0000  RAM above 3 GiB       usable
@@ -15,7 +16,6 @@ use std::ops::Range;
 
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
-use guest_memory::MemoryError;
 
 /// First address of the hole for memory-mapped devices.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -26,7 +26,9 @@ pub const EBDA: u64 = 0x9_fc00;
 /// Where the ACPI tables begin; the RSDP is the first thing there.
 pub const ACPI_START: u64 = 0xe_0000;
 /// End of the ACPI tables' area.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = HANDLERS;
+/// Real-mode interrupt handlers, up to 1 MiB.
+pub(crate) const HANDLERS: u64 = 0xf_f000;
 /// Start of extended memory.
 pub const MIB: u64 = 0x10_0000;
 /// Registers of the I/O APIC.
@@ -35,11 +37,6 @@ pub const IOAPIC: u64 = 0xfec0_0000;
 pub const HPET: u64 = 0xfed0_0000;
 /// Registers of the local APICs after reset.
 pub const LAPIC: u64 = 0xfee0_0000;
-
-/// BIOS data area: segment of the EBDA.
-const BDA_EBDA_SEGMENT: u64 = 0x40e;
-/// BIOS data area: KiB of conventional memory.
-const BDA_MEMORY_KIB: u64 = 0x413;
 
 /// Where `bytes` of RAM go: address and length of each range, the hole left free.
 #[must_use]
@@ -126,20 +123,18 @@ impl Ram {
         }
     }
 
+    /// Where what lies in low RAM of `used` ends: from there on modules have room. Not below 1 MiB.
+    pub(crate) fn low_end_of(&self, used: &[Range<u64>]) -> u64 {
+        let low = used.iter().filter(|r| r.start < self.low_end());
+        low.map(|r| r.end.min(self.low_end())).max().unwrap_or(0).max(MIB)
+    }
+
     /// Whether all of `len` bytes at `start` are RAM.
     pub(crate) fn contains(&self, start: u64, len: u64) -> bool {
         start
             .checked_add(len)
             .is_some_and(|end| self.ranges.iter().any(|r| r.start <= start && end <= r.end))
     }
-}
-
-/// Writes what software looks for in the BIOS data area: the EBDA, its size, and the amount of conventional memory.
-pub(crate) fn write_bios_data(memory: &GuestMemory) -> Result<(), MemoryError> {
-    let (segment, kib) = ((EBDA >> 4) as u16, (EBDA >> 10) as u16);
-    memory.write(BDA_EBDA_SEGMENT, &segment.to_le_bytes())?;
-    memory.write(BDA_MEMORY_KIB, &kib.to_le_bytes())?;
-    memory.write(EBDA, &[1])
 }
 
 #[cfg(test)]
@@ -196,13 +191,15 @@ pub(crate) mod tests {
         assert!(ram.contains(4096, 8192));
         assert!(!ram.contains(8192, 4097));
         assert!(!ram.contains(u64::MAX, 2));
+        assert_eq!(ram.low_end_of(&[]), MIB);
     }
 
     #[test]
-    fn bios_data_names_the_ebda() {
-        let memory = memory(1 << 20);
-        write_bios_data(&memory).unwrap();
-        assert_eq!(memory.read_obj::<u16>(0x40e).unwrap(), 0x9fc0);
-        assert_eq!(memory.read_obj::<u16>(0x413).unwrap(), 639);
+    fn modules_have_room_after_what_lies_in_low_ram() {
+        let ram = Ram::of(&memory(4 << 30));
+        assert_eq!(
+            ram.low_end_of(&[0x40_0000..0x41_0000, HOLE_END..HOLE_END + 1]),
+            0x41_0000
+        );
     }
 }

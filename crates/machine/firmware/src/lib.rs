@@ -17,6 +17,7 @@
 
 pub mod acpi;
 mod arena;
+mod bios_data;
 mod boot;
 mod entry;
 mod error;
@@ -26,6 +27,7 @@ mod linux;
 mod multiboot;
 mod pvh;
 
+pub use bios_data::PORT_WRITES;
 pub use boot::BootKind;
 pub use boot::BootRequest;
 pub use boot::Loaded;

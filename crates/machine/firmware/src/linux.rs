@@ -15,6 +15,7 @@ use crate::BootRequest;
 use crate::Loaded;
 use crate::arena::Arena;
 use crate::arena::check_command_line;
+use crate::bios_data;
 use crate::entry;
 use crate::layout;
 use crate::layout::MIB;
@@ -214,7 +215,7 @@ pub(crate) fn load(memory: &GuestMemory, ram: &Ram, request: &BootRequest<'_>) -
         None => None,
     };
 
-    layout::write_bios_data(memory)?;
+    bios_data::write(memory)?;
     memory.write(kernel.load, kernel.payload)?;
     if let (Some(place), Some(data)) = (&initrd, request.module()) {
         memory.write(place.start, data)?;

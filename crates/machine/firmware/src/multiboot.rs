@@ -17,6 +17,7 @@ use crate::Loaded;
 use crate::arena::Arena;
 use crate::arena::COMMAND_LINE_MAX;
 use crate::arena::check_command_line;
+use crate::bios_data;
 use crate::entry;
 use crate::image::Elf;
 use crate::image::Image;
@@ -221,12 +222,12 @@ pub(crate) fn load(
     let kernel = span(&used);
     let entry = u32::try_from(image.entry).map_err(|_| BootError::Damaged("its entry point lies above 4 GiB"))?;
     let initrd = match request.module() {
-        Some(initrd) => Some(place_module(ram, initrd, kernel.end)?),
+        Some(initrd) => Some(place_module(ram, initrd, ram.low_end_of(&used))?),
         None => None,
     };
     used.extend(initrd.clone());
 
-    layout::write_bios_data(memory)?;
+    bios_data::write(memory)?;
     image.write(memory)?;
     if let (Some(place), Some(data)) = (&initrd, request.module()) {
         memory.write(place.start, data)?;
@@ -253,10 +254,10 @@ pub(crate) fn load(
 
 const RAX: usize = 0;
 
-/// Puts a module on the first page after the kernel, and not below 1 MiB.
+/// Puts a module on the first page after the kernel.
 fn place_module(ram: &Ram, module: &[u8], kernel_end: u64) -> Result<std::ops::Range<u64>, BootError> {
     let len = module.len() as u64;
-    let start = kernel_end.max(MIB).checked_next_multiple_of(4096);
+    let start = kernel_end.checked_next_multiple_of(4096);
     let end = start.and_then(|start| start.checked_add(len));
     match (start, end) {
         (Some(start), Some(end)) if end <= ram.low_end() => Ok(start..end),

@@ -15,6 +15,7 @@ use crate::Loaded;
 use crate::arena::Arena;
 use crate::arena::COMMAND_LINE_MAX;
 use crate::arena::check_command_line;
+use crate::bios_data;
 use crate::entry;
 use crate::image::Image;
 use crate::layout;
@@ -73,14 +74,13 @@ pub(crate) fn load(
     if !used.iter().any(|r| r.contains(&entry.into())) {
         return Err(BootError::Damaged("its PVH entry point lies outside its segments"));
     }
-    let low_end = used.iter().map(|r| r.end).filter(|end| *end <= ram.low_end()).max();
-    let kernel_end = low_end.unwrap_or(0).max(layout::MIB);
+    let kernel_end = ram.low_end_of(&used);
     let initrd = match request.module() {
         Some(initrd) => Some(place_initrd(ram, initrd, kernel_end, ram.low_end())?),
         None => None,
     };
 
-    layout::write_bios_data(memory)?;
+    bios_data::write(memory)?;
     image.write(memory)?;
     let mut arena = Arena::new(memory, &used)?;
     let mut state = entry::protected_32(&mut arena, entry)?;
