@@ -18,6 +18,7 @@
 mod message;
 mod regs;
 mod spec;
+mod state;
 mod timer;
 mod vectors;
 
@@ -34,9 +35,6 @@ use device_model::Node;
 use device_model::Region;
 use device_model::Registers;
 use device_model::Reset;
-use device_model::RestoreError;
-use device_model::Schema;
-use device_model::Snapshot;
 use device_model::Space;
 use device_model::VmTime;
 use device_model::Width;
@@ -51,21 +49,16 @@ pub use message::Effects;
 pub use message::Interrupt;
 pub use message::Ipi;
 pub use message::Shorthand;
+pub use state::LapicV1;
 
 use spec::ApicBase;
-use spec::DFR_ONES;
-use spec::ESR_KNOWN;
 use spec::ESR_RECEIVE_ILLEGAL;
-use spec::ICR_WRITABLE;
 use spec::LVT_COUNT;
 use spec::LVT_ERROR;
 use spec::LVT_LINT0;
 use spec::LVT_LINT1;
-use spec::LVT_READ_ONLY;
 use spec::LVT_TIMER;
-use spec::LVT_WRITABLE;
 use spec::Lvt;
-use spec::SVR_WRITABLE;
 use spec::Svr;
 use timer::Instant;
 use timer::Mode;
@@ -300,12 +293,11 @@ impl Lapic {
             return;
         }
         match DeliveryMode::from_bits(entry.delivery_mode()) {
+            DeliveryMode::Fixed if entry.level() && (entry.remote_irr() || !self.svr.enabled()) => {}
             DeliveryMode::Fixed if entry.level() => {
-                if !entry.remote_irr() && self.svr.enabled() {
-                    entry.set_remote_irr(true);
-                    let vector = entry.vector();
-                    self.accept(vector, true);
-                }
+                entry.set_remote_irr(true);
+                let vector = entry.vector();
+                self.accept(vector, true);
             }
             DeliveryMode::ExtInt => self.signals.raise(Signal::Interrupt),
             _ if rises => self.raise_lvt(index),
@@ -493,82 +485,6 @@ impl Device for Lapic {
     }
 }
 
-impl Snapshot for Lapic {
-    type State = LapicV1;
-
-    fn save(&self) -> LapicV1 {
-        let Self {
-            clock: _,
-            signals: _,
-            config: _,
-            base,
-            xapic_id,
-            tpr,
-            ldr,
-            flat,
-            svr,
-            irr,
-            isr,
-            tmr,
-            esr,
-            errors,
-            icr,
-            lvt,
-            timer,
-            tsc_offset,
-            lint,
-            extint,
-            effects: _,
-        } = self;
-        LapicV1 {
-            base: base.into_bits(),
-            xapic_id: *xapic_id,
-            tpr: *tpr,
-            ldr: *ldr,
-            flat: *flat,
-            svr: svr.into_bits(),
-            irr: *irr,
-            isr: *isr,
-            tmr: *tmr,
-            esr: *esr,
-            errors: *errors,
-            icr: *icr,
-            lvt: lvt.map(Lvt::into_bits),
-            timer: timer.clone(),
-            tsc_offset: *tsc_offset,
-            lint: *lint,
-            extint: *extint,
-        }
-    }
-
-    fn restore(&mut self, state: LapicV1) -> Result<(), RestoreError> {
-        state.check(self.config.bsp)?;
-        self.base = ApicBase::from_bits(state.base);
-        self.xapic_id = state.xapic_id;
-        self.tpr = state.tpr;
-        self.ldr = state.ldr;
-        self.flat = state.flat;
-        self.svr = Svr::from_bits(state.svr);
-        self.irr = state.irr;
-        self.isr = state.isr;
-        self.tmr = state.tmr;
-        self.esr = state.esr;
-        self.errors = state.errors;
-        self.icr = state.icr;
-        self.lvt = state.lvt.map(Lvt::from_bits);
-        self.timer = state.timer;
-        self.tsc_offset = state.tsc_offset;
-        self.lint = state.lint;
-        self.extint = state.extint;
-        self.effects = Effects::default();
-        self.signal();
-        if self.extint == ExtInt::Pending {
-            self.signals.raise(Signal::Interrupt);
-        }
-        Ok(())
-    }
-}
-
 impl Inspect for Lapic {
     fn inspect(&self) -> Node {
         let mode = match (self.base.en(), self.base.extd()) {
@@ -605,58 +521,10 @@ impl Inspect for Lapic {
     }
 }
 
-/// Saved state of [`Lapic`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LapicV1 {
-    base: u64,
-    xapic_id: u8,
-    tpr: u8,
-    ldr: u8,
-    flat: bool,
-    svr: u32,
-    irr: Vectors,
-    isr: Vectors,
-    tmr: Vectors,
-    esr: u32,
-    errors: u32,
-    icr: u64,
-    lvt: [u32; LVT_COUNT],
-    timer: Timer,
-    tsc_offset: u64,
-    lint: [bool; 2],
-    extint: ExtInt,
-}
-
-impl LapicV1 {
-    fn check(&self, bsp: bool) -> Result<(), RestoreError> {
-        let base = ApicBase::from_bits(self.base);
-        let base_ok = base.with_bsp(false).into_bits() & ApicBase::RESERVED == 0
-            && base.bsp() == bsp
-            && (base.en() || !base.extd());
-        let lvt_ok = self
-            .lvt
-            .iter()
-            .zip(LVT_WRITABLE)
-            .all(|(entry, writable)| entry & !(writable | LVT_READ_ONLY) == 0);
-        let registers_ok = self.svr & !SVR_WRITABLE == 0
-            && (self.esr | self.errors) & !ESR_KNOWN == 0
-            && lanes::dword(self.icr) & !ICR_WRITABLE == 0;
-        let vectors_ok = [self.irr, self.isr, self.tmr].iter().all(Vectors::is_legal);
-        if base_ok && lvt_ok && registers_ok && vectors_ok && self.timer.is_legal() {
-            return Ok(());
-        }
-        Err(RestoreError::Invalid("local APIC registers out of range".into()))
-    }
-}
-
-impl Schema for LapicV1 {
-    const NAME: &'static str = "lapic";
-    const VERSION: u32 = 1;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use device_model::Snapshot;
     use proptest::prelude::*;
     use test_kit::TestClock;
     use x86_isa::msr;

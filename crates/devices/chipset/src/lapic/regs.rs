@@ -10,30 +10,30 @@ use x86_isa::msr;
 
 use crate::lanes;
 
-use super::DFR_ONES;
 use super::DeliveryMode;
 use super::FIRST_VECTOR;
-use super::ICR_WRITABLE;
 use super::Interrupt;
 use super::Ipi;
 use super::LVT_COUNT;
 use super::LVT_LINT0;
 use super::LVT_LINT1;
-use super::LVT_READ_ONLY;
 use super::LVT_TIMER;
-use super::LVT_WRITABLE;
 use super::Lapic;
 use super::Lvt;
 use super::Mode;
-use super::SVR_WRITABLE;
 use super::Shorthand;
 use super::Svr;
 use super::spec::ApicBase;
+use super::spec::DFR_ONES;
 use super::spec::DIVIDE_WRITABLE;
 use super::spec::ESR_ILLEGAL_REGISTER;
 use super::spec::ESR_SEND_ILLEGAL;
 use super::spec::ICR_RESERVED;
+use super::spec::ICR_WRITABLE;
 use super::spec::Icr;
+use super::spec::LVT_READ_ONLY;
+use super::spec::LVT_WRITABLE;
+use super::spec::SVR_WRITABLE;
 use super::spec::VERSION;
 use super::spec::reg;
 
@@ -335,12 +335,10 @@ impl Lapic {
 
     /// SDM vol. 3 §11.12.5, fig. 11-27: x2APIC mode is entered from xAPIC mode and left by disabling only.
     fn write_base(&mut self, base: ApicBase) -> Result<(), MsrFault> {
-        let legal = match (self.base.en(), self.base.extd(), base.en(), base.extd()) {
-            (_, _, false, true) => false,
-            (false, _, true, true) => false,
-            (true, true, true, false) => false,
-            _ => true,
-        };
+        let legal = !matches!(
+            (self.base.en(), self.base.extd(), base.en(), base.extd()),
+            (_, _, false, true) | (false, _, true, true) | (true, true, true, false)
+        );
         if !legal || base.into_bits() & ApicBase::RESERVED != 0 {
             return Err(MsrFault);
         }
