@@ -184,3 +184,150 @@ fn outside_all<D: Device + ?Sized>(device: &mut D, regions: usize) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use device_model::Inspect;
+    use device_model::IoError;
+    use device_model::Node;
+    use device_model::Registers;
+    use device_model::Schema;
+    use device_model::Snapshot;
+    use device_model::Space;
+    use device_model::VmTime;
+    use device_model::Widths;
+    use serde::Deserialize;
+    use serde::Serialize;
+
+    const REGIONS: [Region; 1] = [Region {
+        name: "counter",
+        space: Space::Pio,
+        len: 2,
+        widths: Widths::BYTE,
+    }];
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Fault {
+        None,
+        Spins,
+        ForgetsState,
+        KeepsStateOverReset,
+        TakesAnyRegion,
+        PanicsOnDamage,
+    }
+
+    /// Counts its writes.
+    struct Counter {
+        fault: Fault,
+        writes: u8,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct CounterV1 {
+        writes: u8,
+    }
+
+    impl Schema for CounterV1 {
+        const NAME: &'static str = "counter";
+        const VERSION: u32 = 1;
+    }
+
+    impl Registers for Counter {
+        fn regions(&self) -> &[Region] {
+            &REGIONS
+        }
+
+        fn read(&mut self, at: At, _width: Width) -> Result<u64, IoError> {
+            let exists = at.region == 0 || self.fault == Fault::TakesAnyRegion;
+            exists.then_some(self.writes.into()).ok_or(IoError::NoRegister)
+        }
+
+        fn write(&mut self, at: At, _width: Width, _value: u64) -> Result<(), IoError> {
+            if at.region != 0 {
+                return Err(IoError::NoRegister);
+            }
+            assert!(self.fault != Fault::PanicsOnDamage || self.writes < 200);
+            self.writes = (self.writes + 1) % 100;
+            Ok(())
+        }
+    }
+
+    impl Device for Counter {
+        fn reset(&mut self, _kind: Reset) {
+            self.writes = if self.fault == Fault::KeepsStateOverReset {
+                self.writes + 1
+            } else {
+                0
+            };
+        }
+
+        fn poll(&mut self, now: VmTime) -> Option<VmTime> {
+            (self.fault == Fault::Spins).then_some(now)
+        }
+    }
+
+    impl Snapshot for Counter {
+        type State = CounterV1;
+
+        fn save(&self) -> CounterV1 {
+            let Self { fault: _, writes } = self;
+            CounterV1 { writes: *writes }
+        }
+
+        fn restore(&mut self, state: CounterV1) -> Result<(), RestoreError> {
+            match self.fault {
+                Fault::ForgetsState => {}
+                Fault::PanicsOnDamage => self.writes = state.writes,
+                _ if state.writes >= 100 => return Err(RestoreError::Invalid("too many".into())),
+                _ => self.writes = state.writes,
+            }
+            Ok(())
+        }
+    }
+
+    impl Inspect for Counter {
+        fn inspect(&self) -> Node {
+            Node::tree().with("writes", self.writes)
+        }
+    }
+
+    fn check(fault: Fault) {
+        contract(&TestClock::new(), || Box::new(Counter { fault, writes: 0 }));
+    }
+
+    #[test]
+    fn sound_device_passes() {
+        check(Fault::None);
+    }
+
+    #[test]
+    #[should_panic(expected = "asks to be polled at")]
+    fn deadline_that_has_come_is_found() {
+        check(Fault::Spins);
+    }
+
+    #[test]
+    #[should_panic(expected = "restores to another state")]
+    fn forgotten_state_is_found() {
+        check(Fault::ForgetsState);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not idempotent")]
+    fn incomplete_reset_is_found() {
+        check(Fault::KeepsStateOverReset);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not exist but reads")]
+    fn region_too_many_is_found() {
+        check(Fault::TakesAnyRegion);
+    }
+
+    #[test]
+    #[should_panic(expected = "self.writes < 200")]
+    fn trusted_state_is_found() {
+        check(Fault::PanicsOnDamage);
+    }
+}
