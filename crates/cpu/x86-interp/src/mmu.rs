@@ -10,4 +10,5 @@ pub(crate) use tlb::ExecEntry;
 pub(crate) use tlb::Fill;
 pub(crate) use tlb::Tlb;
 pub(crate) use walk::Access;
+pub(crate) use walk::PHYS_BITS;
 pub(crate) use walk::Privilege;

@@ -116,7 +116,11 @@ fn pointer(x: &Dec<'_>, d: &mut DInsn, segment: usize) -> crate::insn::Exec {
 impl Cpu {
     /// A 16-bit source in a register or in memory.
     pub(crate) fn operand16(&mut self, d: &DInsn) -> R<u16> {
-        if d.aux == IN_MEMORY { self.read_m(d) } else { Ok(self.r(d.src)) }
+        if d.aux == IN_MEMORY {
+            self.read_m(d)
+        } else {
+            Ok(self.r(d.src))
+        }
     }
 
     /// Stores a 16-bit value: wider registers are zero-extended, memory takes 16 bits whatever the operand size.

@@ -40,17 +40,30 @@ impl Found {
 
 /// A segment register of virtual-8086 mode.
 pub(crate) fn v86_segment(selector: u16) -> SegmentState {
-    SegmentState { selector, base: u64::from(selector) << 4, limit: 0xffff, attr: 0xf3 }
+    SegmentState {
+        selector,
+        base: u64::from(selector) << 4,
+        limit: 0xffff,
+        attr: 0xf3,
+    }
 }
 
 /// A segment register with a null selector.
 fn null_segment(selector: u16) -> SegmentState {
-    SegmentState { selector, base: 0, limit: 0, attr: attr::UNUSABLE }
+    SegmentState {
+        selector,
+        base: 0,
+        limit: 0,
+        attr: attr::UNUSABLE,
+    }
 }
 
 /// SS with a null selector in 64-bit mode: it still tells the privilege level.
 pub(crate) fn null_stack(selector: u16, cpl: u8) -> SegmentState {
-    SegmentState { attr: attr::UNUSABLE | u16::from(cpl) << attr::DPL_SHIFT, ..null_segment(selector) }
+    SegmentState {
+        attr: attr::UNUSABLE | u16::from(cpl) << attr::DPL_SHIFT,
+        ..null_segment(selector)
+    }
 }
 
 impl Cpu {
@@ -89,7 +102,11 @@ impl Cpu {
     /// The upper half of a 16-byte descriptor in long mode: base or offset bits 63-32. `None` when it lies beyond the
     /// table or its type field is not zero.
     pub(crate) fn descriptor_top(&mut self, found: &Found) -> R<Option<u64>> {
-        let limit = if found.selector.is_local() { self.ldtr.limit } else { self.gdtr.limit.into() };
+        let limit = if found.selector.is_local() {
+            self.ldtr.limit
+        } else {
+            self.gdtr.limit.into()
+        };
         if found.selector.offset() + 15 > limit.into() {
             return Ok(None);
         }
@@ -108,9 +125,11 @@ impl Cpu {
     /// Loads any segment register but CS, as MOV does.
     pub(crate) fn load_segment(&mut self, register: usize, selector: u16) -> R {
         let state = match () {
-            () if !self.protected() => {
-                SegmentState { selector, base: u64::from(selector) << 4, ..self.segs[register] }
-            }
+            () if !self.protected() => SegmentState {
+                selector,
+                base: u64::from(selector) << 4,
+                ..self.segs[register]
+            },
             () if self.v86() => v86_segment(selector),
             () if register == SS => self.mov_ss_segment(Selector(selector))?,
             () => self.data_segment(Selector(selector), Vector::Gp)?,

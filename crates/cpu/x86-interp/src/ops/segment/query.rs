@@ -24,7 +24,11 @@ pub(super) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
             let Op::Reg(target) = x.op(0) else { return None };
             d.dst = target;
             operand16(x, d, 1)?;
-            if x.mnemonic() == Mnemonic::Lar { by_size_wide!(x.size(0), lar) } else { by_size_wide!(x.size(0), lsl) }
+            if x.mnemonic() == Mnemonic::Lar {
+                by_size_wide!(x.size(0), lar)
+            } else {
+                by_size_wide!(x.size(0), lsl)
+            }
         }
         Mnemonic::Verr => {
             operand16(x, d, 0)?;
@@ -59,9 +63,9 @@ impl Cpu {
             return Ok(None);
         }
         let cpl = self.cpl;
-        Ok(self.find_descriptor(selector)?.filter(|found| {
-            found.desc.is_conforming() || found.desc.dpl() >= cpl.max(selector.rpl())
-        }))
+        Ok(self
+            .find_descriptor(selector)?
+            .filter(|found| found.desc.is_conforming() || found.desc.dpl() >= cpl.max(selector.rpl())))
     }
 }
 

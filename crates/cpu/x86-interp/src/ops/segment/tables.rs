@@ -84,7 +84,11 @@ impl Cpu {
 
     /// #GP(0) for user programs when CR4.UMIP hides the system registers from them.
     pub(crate) fn umip(&mut self) -> R {
-        if self.cpl > 0 && self.cr4 & cr4::UMIP != 0 { self.gp(0) } else { Ok(()) }
+        if self.cpl > 0 && self.cr4 & cr4::UMIP != 0 {
+            self.gp(0)
+        } else {
+            Ok(())
+        }
     }
 
     /// LDTR for a selector that is not null. `absent` is the vector for a descriptor that is not present, `vector` that
@@ -101,7 +105,12 @@ impl Cpu {
             return self.selector_fault(absent, selector);
         }
         let base = self.system_base(&found, vector)?;
-        Ok(SegmentState { selector: selector.0, base, limit: found.desc.limit(), attr: found.desc.attr() })
+        Ok(SegmentState {
+            selector: selector.0,
+            base,
+            limit: found.desc.limit(),
+            attr: found.desc.attr(),
+        })
     }
 
     /// The base of a system segment: 64 bits in long mode.
@@ -119,13 +128,22 @@ impl Cpu {
 
 /// LDTR without a table.
 pub(crate) fn no_ldt(selector: u16) -> SegmentState {
-    SegmentState { selector, base: 0, limit: 0, attr: attr::UNUSABLE | u16::from(system::LDT) }
+    SegmentState {
+        selector,
+        base: 0,
+        limit: 0,
+        attr: attr::UNUSABLE | u16::from(system::LDT),
+    }
 }
 
 fn lldt(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.privileged_system()?;
     let selector = Selector(cpu.operand16(d)?);
-    cpu.ldtr = if selector.is_null() { no_ldt(selector.0) } else { cpu.ldt_segment(selector, Vector::Gp, Vector::Np)? };
+    cpu.ldtr = if selector.is_null() {
+        no_ldt(selector.0)
+    } else {
+        cpu.ldt_segment(selector, Vector::Gp, Vector::Np)?
+    };
     Ok(())
 }
 
@@ -153,7 +171,12 @@ fn ltr(cpu: &mut Cpu, d: &DInsn) -> R {
     let base = cpu.system_base(&found, Vector::Gp)?;
     cpu.modify_sys_u8(found.at.wrapping_add(5), |byte| byte | TSS_BUSY)?;
     let attr = found.desc.attr() | u16::from(TSS_BUSY);
-    cpu.tr = SegmentState { selector: selector.0, base, limit: found.desc.limit(), attr };
+    cpu.tr = SegmentState {
+        selector: selector.0,
+        base,
+        limit: found.desc.limit(),
+        attr,
+    };
     Ok(())
 }
 

@@ -1,14 +1,16 @@
-//! Control and debug registers: MOV CRn, MOV DRn, LMSW, SMSW, CLTS, and what a change of mode entails.
+//! Control registers: MOV to and from CR0, CR2, CR3, CR4 and CR8, LMSW, SMSW, CLTS, and the mode switches they make.
 //!
-//! Spec: SDM vol. 3 §2.5, §4.1, §17.2; vol. 2 "MOV—Move to/from Control Registers".
+//! Spec: SDM vol. 2 "MOV—Move to/from Control Registers"; vol. 3 §2.5, §4.1, §4.4.1 (PDPTE registers), §4.10.4
+//! (invalidation), §9.8.5 (long mode).
 
 use cpu_model::Feature;
 use iced_x86::Mnemonic;
-use x86_isa::Exception;
-use x86_isa::Vector;
+use iced_x86::OpKind;
+use iced_x86::Register;
 use x86_isa::attr;
 use x86_isa::cr0;
 use x86_isa::cr4;
+use x86_isa::descriptor::system;
 use x86_isa::efer;
 use x86_isa::pte;
 
@@ -17,286 +19,116 @@ use crate::cpu::Cpu;
 use crate::decode::Dec;
 use crate::decode::Op;
 use crate::decode::Select;
-use crate::decode::by_size_wide;
+use crate::decode::reg;
 use crate::insn::DInsn;
 use crate::insn::R;
-use crate::int::Int;
+use crate::mmu::PHYS_BITS;
+use crate::ops::segment::operand16;
 
-/// Bit 63 of a value for CR3: keep the translations of the new PCID.
+/// Bits of CR0 that exist.
+const CR0_BITS: u64 =
+    cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
+/// MOV to CR3: leave the translations of the PCID alone.
 const CR3_NO_FLUSH: u64 = 1 << 63;
-/// Physical address bits that do not exist.
-const PHYS_RESERVED: u64 = !((1 << 40) - 1);
-/// DR6 bits that always read as one.
-const DR6_FIXED: u64 = 0xffff_0ff0;
-/// DR7 bit that always reads as one.
-const DR7_FIXED: u64 = 1 << 10;
-/// DR7.GD: any access to a debug register raises #DB.
-const DR7_GD: u64 = 1 << 13;
-/// DR6.BD: that is what happened.
-const DR6_BD: u64 = 1 << 13;
 
 pub(super) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
     Some(match x.mnemonic() {
-        Mnemonic::Mov => return mov(x, d),
-        Mnemonic::Clts => clts,
-        Mnemonic::Lmsw => match x.op(0) {
-            Op::Reg(source) => {
-                d.src = source;
-                lmsw_r
+        Mnemonic::Mov => {
+            let (target, source) = (register(x, 0)?, register(x, 1)?);
+            if target.is_cr() {
+                d.src = reg(source);
+                write(target)?
+            } else if source.is_cr() {
+                d.dst = reg(target);
+                d.aux = x.size(0) as u8;
+                read(source)?
+            } else {
+                return None;
             }
-            _ => lmsw_m,
-        },
+        }
+        Mnemonic::Lmsw => {
+            operand16(x, d, 0)?;
+            lmsw
+        }
         Mnemonic::Smsw => match x.op(0) {
             Op::Reg(target) => {
-                d.dst = target;
-                by_size_wide!(x.size(0), smsw_r)
+                (d.dst, d.size) = (target, x.size(0) as u8);
+                smsw_r
             }
             _ => smsw_m,
         },
+        Mnemonic::Clts => clts,
         _ => return None,
     })
 }
 
-fn mov(x: &Dec<'_>, d: &mut DInsn) -> Select {
-    for control in [true, false] {
-        if let (Some(n), Op::Reg(source)) = (super::is_special(x, 0, control), x.op(1)) {
-            (d.aux, d.src) = (n, source);
-            return Some(if control { mov_to_cr } else { mov_to_dr });
-        }
-        if let (Op::Reg(target), Some(n)) = (x.op(0), super::is_special(x, 1, control)) {
-            (d.aux, d.dst) = (n, target);
-            return Some(if control { mov_from_cr } else { mov_from_dr });
-        }
-    }
-    None
+fn register(x: &Dec<'_>, n: u32) -> Option<Register> {
+    (x.ins.op_kind(n) == OpKind::Register).then(|| x.ins.op_register(n))
 }
 
-/// The register operand in its natural width.
-fn source(cpu: &Cpu, d: &DInsn) -> u64 {
-    if cpu.is64() { cpu.r::<u64>(d.src) } else { cpu.r::<u32>(d.src).into() }
+fn write(target: Register) -> Select {
+    Some(match target {
+        Register::CR0 => |cpu, d| write_cr(cpu, d, Cpu::write_cr0),
+        Register::CR2 => |cpu, d| {
+            write_cr(cpu, d, |cpu, value| {
+                cpu.cr2 = value;
+                Ok(())
+            })
+        },
+        Register::CR3 => |cpu, d| write_cr(cpu, d, Cpu::write_cr3),
+        Register::CR4 => |cpu, d| write_cr(cpu, d, Cpu::write_cr4),
+        Register::CR8 => |cpu, d| write_cr(cpu, d, Cpu::write_cr8),
+        _ => return None,
+    })
 }
 
-fn put(cpu: &mut Cpu, d: &DInsn, value: u64) {
+fn read(source: Register) -> Select {
+    Some(match source {
+        Register::CR0 => |cpu, d| read_cr(cpu, d, |cpu| cpu.cr0),
+        Register::CR2 => |cpu, d| read_cr(cpu, d, |cpu| cpu.cr2),
+        Register::CR3 => |cpu, d| read_cr(cpu, d, |cpu| cpu.cr3),
+        Register::CR4 => |cpu, d| read_cr(cpu, d, |cpu| cpu.cr4),
+        Register::CR8 => |cpu, d| read_cr(cpu, d, |cpu| cpu.board().apic_cr8(cpu.id).into()),
+        _ => return None,
+    })
+}
+
+fn write_cr(cpu: &mut Cpu, d: &DInsn, set: fn(&mut Cpu, u64) -> R) -> R {
+    cpu.privileged()?;
+    let value = if cpu.is64() {
+        cpu.r::<u64>(d.src)
+    } else {
+        cpu.r::<u32>(d.src).into()
+    };
+    set(cpu, value)
+}
+
+fn read_cr(cpu: &mut Cpu, d: &DInsn, get: fn(&Cpu) -> u64) -> R {
+    cpu.privileged()?;
+    let value = get(cpu);
     if cpu.is64() {
         cpu.w(d.dst, value);
     } else {
         cpu.w(d.dst, value as u32);
     }
-}
-
-fn mov_from_cr(cpu: &mut Cpu, d: &DInsn) -> R {
-    cpu.privileged()?;
-    let value = match d.aux {
-        0 => cpu.cr0,
-        2 => cpu.cr2,
-        3 => cpu.cr3,
-        4 => cpu.cr4,
-        8 => cpu.board().apic_cr8(cpu.id).into(),
-        _ => return cpu.ud(),
-    };
-    put(cpu, d, value);
     Ok(())
 }
 
-fn mov_to_cr(cpu: &mut Cpu, d: &DInsn) -> R {
-    if !matches!(d.aux, 0 | 2 | 3 | 4 | 8) {
-        return cpu.ud();
-    }
+/// PE can be set but not cleared.
+fn lmsw(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.privileged()?;
-    let value = source(cpu, d);
-    match d.aux {
-        0 => cpu.write_cr0(value)?,
-        2 => cpu.cr2 = value,
-        3 => cpu.write_cr3(value)?,
-        4 => cpu.write_cr4(value)?,
-        _ => {
-            if value & !15 != 0 {
-                return cpu.gp(0);
-            }
-            cpu.board().set_apic_cr8(cpu.id, value as u8);
-        }
-    }
-    cpu.end_block();
-    Ok(())
+    let value = u64::from(cpu.operand16(d)?);
+    let low = cr0::MP | cr0::EM | cr0::TS;
+    cpu.write_cr0(cpu.cr0 & !low | value & (low | cr0::PE))
 }
 
-impl Cpu {
-    /// Writes CR0 with all its consequences.
-    pub(crate) fn write_cr0(&mut self, value: u64) -> R {
-        const DEFINED: u64 = cr0::PE
-            | cr0::MP
-            | cr0::EM
-            | cr0::TS
-            | cr0::ET
-            | cr0::NE
-            | cr0::WP
-            | cr0::AM
-            | cr0::NW
-            | cr0::CD
-            | cr0::PG;
-        if value >> 32 != 0 {
-            return self.gp(0);
-        }
-        let new = value & DEFINED | cr0::ET;
-        let set = |bit| new & bit != 0;
-        if set(cr0::PG) && !set(cr0::PE) || set(cr0::NW) && !set(cr0::CD) {
-            return self.gp(0);
-        }
-        let changed = self.cr0 ^ new;
-        if changed & cr0::PG != 0 {
-            self.check_paging_switch(set(cr0::PG))?;
-        }
-        let pae = set(cr0::PG) && self.cr4 & cr4::PAE != 0 && self.msrs.efer & efer::LME == 0;
-        if pae && changed & (cr0::PG | cr0::CD | cr0::NW) != 0 {
-            let pointers = self.read_pdptrs(self.cr3)?;
-            self.pdptr = pointers;
-        }
-        self.cr0 = new;
-        if changed & cr0::PG != 0 {
-            let active = set(cr0::PG) && self.msrs.efer & efer::LME != 0;
-            self.msrs.efer = self.msrs.efer & !efer::LMA | if active { efer::LMA } else { 0 };
-        }
-        if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {
-            self.tlb.flush_all();
-        }
-        self.update_mode();
-        Ok(())
-    }
-
-    /// What must hold when paging is switched on or off (SDM vol. 3 §9.8.5, §4.10.4.1).
-    fn check_paging_switch(&mut self, on: bool) -> R {
-        let long = self.msrs.efer & efer::LME != 0;
-        let bad = if on {
-            long && (self.cr4 & cr4::PAE == 0 || self.segs[CS].attr & attr::L != 0)
-        } else {
-            self.cr4 & cr4::PCIDE != 0 || self.is64()
-        };
-        if bad { self.gp(0) } else { Ok(()) }
-    }
-
-    /// Reads the four page-directory pointers of PAE paging.
-    fn read_pdptrs(&mut self, cr3: u64) -> R<[u64; 4]> {
-        const RESERVED: u64 = PHYS_RESERVED | 0x1e6;
-        let mut pointers = [0; 4];
-        for (i, pointer) in pointers.iter_mut().enumerate() {
-            let at = (cr3 & 0xffff_ffe0) + i as u64 * 8;
-            *pointer = self.mem.read_obj(at).unwrap_or(u64::MAX);
-            if *pointer & pte::P != 0 && *pointer & RESERVED != 0 {
-                return self.gp(0);
-            }
-        }
-        Ok(pointers)
-    }
-
-    /// Loads CR3 as a task switch or MOV does.
-    pub(crate) fn write_cr3(&mut self, value: u64) -> R {
-        let pcid = self.cr4 & cr4::PCIDE != 0;
-        let keep = pcid && value & CR3_NO_FLUSH != 0;
-        let value = if pcid { value & !CR3_NO_FLUSH } else { value };
-        if self.long_mode() {
-            if value & PHYS_RESERVED != 0 {
-                return self.gp(0);
-            }
-        } else if self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 {
-            let pointers = self.read_pdptrs(value)?;
-            self.pdptr = pointers;
-        }
-        // Translations are not kept by PCID: asking to keep them only matters when the tables stay the same.
-        let same = value == self.cr3;
-        self.cr3 = value;
-        if !(keep && same) {
-            self.tlb.flush_local();
-        }
-        Ok(())
-    }
-
-    /// The CR4 bits that this CPU model has.
-    fn cr4_defined(&self) -> u64 {
-        let of = |feature, bit| if self.has(feature) { bit } else { 0 };
-        cr4::TSD
-            | cr4::DE
-            | cr4::PSE
-            | cr4::PAE
-            | cr4::MCE
-            | cr4::PGE
-            | cr4::PCE
-            | cr4::OSFXSR
-            | cr4::OSXMMEXCPT
-            | of(Feature::Umip, cr4::UMIP)
-            | of(Feature::La57, cr4::LA57)
-            | of(Feature::Fsgsbase, cr4::FSGSBASE)
-            | of(Feature::Pcid, cr4::PCIDE)
-            | of(Feature::Xsave, cr4::OSXSAVE)
-            | of(Feature::Smep, cr4::SMEP)
-            | of(Feature::Smap, cr4::SMAP)
-            | of(Feature::Pku, cr4::PKE)
-            | of(Feature::Pks, cr4::PKS)
-    }
-
-    /// Writes CR4 with all its consequences.
-    pub(crate) fn write_cr4(&mut self, new: u64) -> R {
-        if new & !self.cr4_defined() != 0 {
-            return self.gp(0);
-        }
-        let changed = self.cr4 ^ new;
-        let sets = |bit| changed & new & bit != 0;
-        let long = self.long_mode();
-        let bad = long && (new & cr4::PAE == 0 || changed & cr4::LA57 != 0)
-            || sets(cr4::PCIDE) && (!long || self.cr3 & 0xfff != 0);
-        if bad {
-            return self.gp(0);
-        }
-        let paging = self.cr0 & cr0::PG != 0;
-        if paging && !long && new & cr4::PAE != 0 && changed & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0 {
-            let pointers = self.read_pdptrs(self.cr3)?;
-            self.pdptr = pointers;
-        }
-        self.cr4 = new;
-        const TRANSLATION: u64 = cr4::PSE
-            | cr4::PAE
-            | cr4::PGE
-            | cr4::PCIDE
-            | cr4::SMEP
-            | cr4::SMAP
-            | cr4::PKE
-            | cr4::PKS
-            | cr4::LA57;
-        if changed & TRANSLATION != 0 {
-            self.tlb.flush_all();
-        }
-        self.update_mode();
-        Ok(())
-    }
-}
-
-fn clts(cpu: &mut Cpu, _d: &DInsn) -> R {
-    cpu.privileged()?;
-    cpu.cr0 &= !cr0::TS;
-    cpu.update_fpu_gate();
-    Ok(())
-}
-
-/// LMSW can set PE but not clear it, and reaches only the low four bits.
-fn lmsw(cpu: &mut Cpu, value: u16) -> R {
-    cpu.privileged()?;
-    let low = u64::from(value) & 0xf | cpu.cr0 & cr0::PE;
-    cpu.write_cr0(cpu.cr0 & !0xf | low)
-}
-
-fn lmsw_r(cpu: &mut Cpu, d: &DInsn) -> R {
-    let value = cpu.r::<u16>(d.src);
-    lmsw(cpu, value)
-}
-
-fn lmsw_m(cpu: &mut Cpu, d: &DInsn) -> R {
-    cpu.privileged()?;
-    let value = cpu.read_m::<u16>(d)?;
-    lmsw(cpu, value)
-}
-
-fn smsw_r<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
+fn smsw_r(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.umip()?;
-    cpu.w(d.dst, T::from_u64(cpu.cr0));
+    match d.size {
+        2 => cpu.w(d.dst, cpu.cr0 as u16),
+        4 => cpu.w(d.dst, cpu.cr0 as u32),
+        _ => cpu.w(d.dst, cpu.cr0),
+    }
     Ok(())
 }
 
@@ -305,45 +137,150 @@ fn smsw_m(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.write_m(d, cpu.cr0 as u16)
 }
 
-/// Checks an access to debug register `n`, and returns its index in `Cpu::dr`.
-fn debug_register(cpu: &mut Cpu, n: u8) -> R<usize> {
-    // DR4 and DR5 are other names of DR6 and DR7, unless CR4.DE takes them away.
-    if n > 7 || matches!(n, 4 | 5) && cpu.cr4 & cr4::DE != 0 {
-        return cpu.ud();
-    }
+fn clts(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.privileged()?;
-    if cpu.dr[5] & DR7_GD != 0 {
-        return cpu.raise(Exception { vector: Vector::Db, code: 0, info: DR6_BD });
-    }
-    Ok(match n {
-        0..=3 => n.into(),
-        4 | 6 => 4,
-        _ => 5,
-    })
-}
-
-fn mov_from_dr(cpu: &mut Cpu, d: &DInsn) -> R {
-    let index = debug_register(cpu, d.aux)?;
-    let value = cpu.dr[index];
-    put(cpu, d, value);
-    Ok(())
-}
-
-fn mov_to_dr(cpu: &mut Cpu, d: &DInsn) -> R {
-    let index = debug_register(cpu, d.aux)?;
-    let value = source(cpu, d);
-    if index >= 4 && value >> 32 != 0 {
-        return cpu.gp(0);
-    }
-    cpu.dr[index] = match index {
-        4 => value & 0xe00f | DR6_FIXED,
-        5 => value & 0xffff_2bff | DR7_FIXED,
-        _ => value,
-    };
-    // Watched pages are kept out of the TLB.
-    if index != 4 {
-        cpu.tlb.flush_all();
-    }
+    cpu.cr0 &= !cr0::TS;
+    cpu.update_fpu_gate();
     cpu.end_block();
     Ok(())
+}
+
+impl Cpu {
+    /// PAE paging is in use or about to be: the page-directory pointers are in registers.
+    fn legacy_pae(cr0: u64, cr4: u64, efer: u64) -> bool {
+        cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 && efer & efer::LMA == 0
+    }
+
+    fn write_cr0(&mut self, value: u64) -> R {
+        let on = |bit| value & bit != 0;
+        if value >> 32 != 0 || on(cr0::PG) && !on(cr0::PE) || on(cr0::NW) && !on(cr0::CD) {
+            return self.gp(0);
+        }
+        let new = value & CR0_BITS | cr0::ET;
+        let changed = new ^ self.cr0;
+        let mut efer = self.msrs.efer;
+        if changed & cr0::PG != 0 && on(cr0::PG) && efer & efer::LME != 0 {
+            let tss16 = matches!((self.tr.attr & attr::TYPE) as u8, system::TSS16 | system::TSS16_BUSY);
+            if self.cr4 & cr4::PAE == 0 || self.segs[CS].attr & attr::L != 0 || tss16 {
+                return self.gp(0);
+            }
+            efer |= efer::LMA;
+        }
+        if changed & cr0::PG != 0 && !on(cr0::PG) {
+            if self.is64() || self.cr4 & cr4::PCIDE != 0 {
+                return self.gp(0);
+            }
+            efer &= !efer::LMA;
+        }
+        if changed & (cr0::PG | cr0::CD | cr0::NW) != 0 && Self::legacy_pae(new, self.cr4, efer) {
+            self.pdptr = self.read_pdptrs(self.cr3)?;
+        }
+        self.cr0 = new;
+        self.msrs.efer = efer;
+        if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {
+            self.tlb.flush_all();
+        }
+        self.update_mode();
+        Ok(())
+    }
+
+    fn write_cr3(&mut self, value: u64) -> R {
+        let mut new = value;
+        let mut keep = false;
+        if self.cr4 & cr4::PCIDE != 0 {
+            keep = value & CR3_NO_FLUSH != 0;
+            new &= !CR3_NO_FLUSH;
+        }
+        if self.is64() && new >> PHYS_BITS != 0 {
+            return self.gp(0);
+        }
+        if Self::legacy_pae(self.cr0, self.cr4, self.msrs.efer) {
+            self.pdptr = self.read_pdptrs(new)?;
+        }
+        // Translations are not tagged: those of another PCID have to go, asked or not.
+        if !(keep && new == self.cr3) {
+            self.tlb.flush_local();
+        }
+        self.cr3 = new;
+        self.end_block();
+        Ok(())
+    }
+
+    /// Bits of CR4 that this processor has.
+    fn cr4_bits(&self) -> u64 {
+        use Feature as F;
+        let table = [
+            (F::Tsc, cr4::TSD),
+            (F::De, cr4::DE),
+            (F::Pse, cr4::PSE),
+            (F::Pae, cr4::PAE),
+            (F::Mce, cr4::MCE),
+            (F::Pge, cr4::PGE),
+            (F::Fxsr, cr4::OSFXSR),
+            (F::Sse, cr4::OSXMMEXCPT),
+            (F::Umip, cr4::UMIP),
+            (F::La57, cr4::LA57),
+            (F::Fsgsbase, cr4::FSGSBASE),
+            (F::Pcid, cr4::PCIDE),
+            (F::Xsave, cr4::OSXSAVE),
+            (F::Smep, cr4::SMEP),
+            (F::Smap, cr4::SMAP),
+            (F::Pku, cr4::PKE),
+            (F::Pks, cr4::PKS),
+        ];
+        table
+            .iter()
+            .filter(|(feature, _)| self.has(*feature))
+            .fold(cr4::PCE, |bits, (_, bit)| bits | bit)
+    }
+
+    fn write_cr4(&mut self, value: u64) -> R {
+        let changed = value ^ self.cr4;
+        let set = changed & value;
+        let long = self.long_mode();
+        let refused = value & !self.cr4_bits() != 0
+            || long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0)
+            || set & cr4::PCIDE != 0 && (!long || self.cr3 & 0xfff != 0);
+        if refused {
+            return self.gp(0);
+        }
+        let pointers = cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP;
+        if changed & pointers != 0 && Self::legacy_pae(self.cr0, value, self.msrs.efer) {
+            self.pdptr = self.read_pdptrs(self.cr3)?;
+        }
+        self.cr4 = value;
+        let translation = pointers | cr4::SMAP | cr4::PCIDE | cr4::PKE | cr4::PKS | cr4::LA57;
+        if changed & translation != 0 {
+            self.tlb.flush_all();
+        }
+        self.update_mode();
+        Ok(())
+    }
+
+    fn write_cr8(&mut self, value: u64) -> R {
+        if value > 15 {
+            return self.gp(0);
+        }
+        self.board().set_apic_cr8(self.id, value as u8);
+        self.end_block();
+        Ok(())
+    }
+
+    /// Reads the four PAE page-directory pointers that `cr3` leads to; #GP(0) for reserved bits.
+    pub(crate) fn read_pdptrs(&mut self, cr3: u64) -> R<[u64; 4]> {
+        const RESERVED: u64 = !((1 << PHYS_BITS) - 1) | 0x1e6;
+        let mut bytes = [0; 32];
+        if self.mem.read(cr3 & 0xffff_ffe0, &mut bytes).is_err() {
+            // Outside of memory: as an unclaimed bus reads.
+            bytes = [0xff; 32];
+        }
+        let mut pointers = [0; 4];
+        for (pointer, chunk) in pointers.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *pointer = u64::from_le_bytes(*chunk);
+            if *pointer & pte::P != 0 && *pointer & RESERVED != 0 {
+                return self.gp(0);
+            }
+        }
+        Ok(pointers)
+    }
 }

@@ -1,44 +1,70 @@
-//! RDMSR and WRMSR, RDPMC.
+//! Model-specific registers: RDMSR and WRMSR.
 //!
-//! Spec: SDM vol. 4 §2.1 (architectural MSRs); vol. 3 §11.11 (MTRRs), §11.12 (PAT).
+//! All that a current system wants of a processor without performance counters, VMX and SMX. Ten machine-check banks
+//! record nothing. The registers of the local APIC are its device's. MTRRs are kept but mean nothing: memory types have
+//! no effect here. Any other number is #GP(0).
+//!
+//! Spec: SDM vol. 4 table 2-2; vol. 3 §2.2.1 (EFER), §11.11 (MTRRs), §11.12 (PAT), §15.3 (machine check), §17.17 (TSC).
 
 use cpu_model::Feature;
 use iced_x86::Mnemonic;
 use x86_isa::cr0;
 use x86_isa::efer;
-use x86_isa::msr;
+use x86_isa::msr as n;
 
 use crate::cpu::Cpu;
 use crate::cpu::FS;
 use crate::cpu::GS;
+use crate::cpu::RAX;
 use crate::cpu::RCX;
+use crate::cpu::RDX;
 use crate::decode::Dec;
 use crate::decode::Select;
 use crate::insn::DInsn;
 use crate::insn::R;
-use crate::int::Int;
+use crate::mmu::PHYS_BITS;
 
-/// Variable-range MTRRs.
-const VARIABLE_RANGES: u32 = 8;
-/// Machine-check banks.
-const BANKS: u32 = 4;
-/// Write-combining type is supported; fixed ranges exist.
-const MTRRCAP: u64 = VARIABLE_RANGES as u64 | 1 << 8 | 1 << 10;
-/// MCG_CAP: number of banks; MCG_CTL exists; software error recovery does not.
-const MCG_CAP: u64 = BANKS as u64 | 1 << 8;
-const MCG_CTL: u32 = 0x17b;
-/// IA32_FEATURE_CONTROL: locked, nothing enabled.
+/// IA32_P5_MC_ADDR and IA32_P5_MC_TYPE: of the Pentium's machine check.
+const P5_MC_ADDR: u32 = 0;
+const P5_MC_TYPE: u32 = 1;
+/// MSR_EBL_CR_POWERON: power-on configuration.
+const EBL_CR_POWERON: u32 = 0x2a;
+/// MSR_PLATFORM_INFO: ratios.
+const PLATFORM_INFO: u32 = 0xce;
+/// IA32_PERF_CTL.
+const PERF_CTL: u32 = 0x199;
+
+/// IA32_MTRRCAP (RO): eight variable ranges, fixed ranges, write-combining.
+const MTRRCAP: u64 = 0x508;
+/// IA32_MCG_CAP (RO): number of banks.
+const MC_BANKS: u32 = 10;
+/// IA32_FEATURE_CONTROL (RO): locked, nothing enabled.
 const FEATURE_CONTROL: u64 = 1;
-/// Microcode revision, in the upper half.
-const MICROCODE: u64 = 0x2b00_0000 << 32;
-/// Physical address bits that do not exist.
-const PHYS_RESERVED: u64 = !((1 << 40) - 1);
+/// IA32_BIOS_SIGN_ID (RO): microcode revision 1.
+const MICROCODE: u64 = 1 << 32;
+/// Ratio of the TSC to the bus of 100 MHz, in bits 15-8.
+fn ratio(tsc_hz: u64) -> u64 {
+    (tsc_hz / 100_000_000) << 8
+}
+
+/// IA32_MISC_ENABLE: what software may set. Fast strings, thermal control, SpeedStep, MONITOR, CPUID limit, xTPR, XD.
+const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0089;
+/// IA32_MISC_ENABLE: no branch trace store, no event-based sampling (RO).
+const MISC_ENABLE_ONES: u64 = 0x1800;
+
+/// IA32_DEBUGCTL: LBR and BTF.
+const DEBUGCTL_BITS: u64 = 3;
+/// IA32_SPEC_CTRL: IBRS and STIBP.
+const SPEC_CTRL_BITS: u64 = 3;
+/// IA32_MTRR_DEF_TYPE: type, FE and E.
+const MTRR_DEF_TYPE_BITS: u64 = 0xcff;
+/// Reserved bits of physical addresses.
+const PHYS_RESERVED: u64 = !((1 << PHYS_BITS) - 1);
 
 pub(super) fn select(x: &Dec<'_>, _d: &mut DInsn) -> Select {
     Some(match x.mnemonic() {
         Mnemonic::Rdmsr => rdmsr,
         Mnemonic::Wrmsr => wrmsr,
-        Mnemonic::Rdpmc => rdpmc,
         _ => return None,
     })
 }
@@ -46,220 +72,288 @@ pub(super) fn select(x: &Dec<'_>, _d: &mut DInsn) -> Select {
 fn rdmsr(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.privileged()?;
     let number = cpu.gpr::<u32>(RCX);
-    let Some(value) = cpu.read_msr(number) else { return cpu.gp(0) };
-    cpu.set_edx_eax(value);
-    Ok(())
+    match cpu.read_msr(number) {
+        Some(value) => {
+            cpu.set_edx_eax(value);
+            Ok(())
+        }
+        None => cpu.gp(0),
+    }
 }
 
 fn wrmsr(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.privileged()?;
-    let (number, value) = (cpu.gpr::<u32>(RCX), cpu.edx_eax());
-    if cpu.write_msr(number, value).is_none() {
-        return cpu.gp(0);
+    let number = cpu.gpr::<u32>(RCX);
+    let value = u64::from(cpu.gpr::<u32>(RDX)) << 32 | u64::from(cpu.gpr::<u32>(RAX));
+    match cpu.write_msr(number, value) {
+        Some(()) => {
+            cpu.end_block();
+            Ok(())
+        }
+        None => cpu.gp(0),
     }
-    cpu.end_block();
-    Ok(())
 }
 
-/// There are no performance counters.
-fn rdpmc(cpu: &mut Cpu, _d: &DInsn) -> R {
-    cpu.gp(0)
+/// Memory types of MTRRs; PAT has one more.
+fn mtrr_type(value: u64) -> bool {
+    matches!(value & 0xff, 0 | 1 | 4 | 5 | 6)
 }
 
-fn of_apic(number: u32) -> bool {
-    matches!(number, msr::APIC_BASE | msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST)
+fn bytes(value: u64) -> impl Iterator<Item = u64> {
+    value.to_le_bytes().into_iter().map(u64::from)
 }
 
-/// Index of a fixed-range MTRR.
+fn pat_valid(value: u64) -> bool {
+    bytes(value).all(|kind| matches!(kind, 0 | 1 | 4..=7))
+}
+
+/// Place of a fixed-range MTRR in the order of addresses.
 fn fixed_range(number: u32) -> Option<usize> {
-    Some(match number {
-        msr::MTRR_FIX64K => 0,
-        n if n.wrapping_sub(msr::MTRR_FIX16K) < 2 => 1 + (n - msr::MTRR_FIX16K) as usize,
-        n if n.wrapping_sub(msr::MTRR_FIX4K) < 8 => 3 + (n - msr::MTRR_FIX4K) as usize,
+    let index = match number {
+        n::MTRR_FIX64K => 0,
+        0x258..=0x259 => 1 + number - n::MTRR_FIX16K,
+        0x268..=0x26f => 3 + number - n::MTRR_FIX4K,
         _ => return None,
-    })
+    };
+    Some(index as usize)
 }
 
-fn variable_range(number: u32) -> Option<usize> {
-    let n = number.wrapping_sub(msr::MTRR_PHYSBASE0);
-    (n < 2 * VARIABLE_RANGES).then_some(n as usize)
+/// A register of a machine-check bank: 0 CTL, 1 STATUS, 2 ADDR, 3 MISC.
+fn bank_register(number: u32) -> Option<u32> {
+    let offset = number.checked_sub(n::MC0_CTL)?;
+    (offset < MC_BANKS * 4).then_some(offset & 3)
 }
 
-fn is_bank(number: u32) -> bool {
-    number.wrapping_sub(msr::MC0_CTL) < BANKS * 4
+/// Registers of the local APIC.
+fn is_apic(number: u32) -> bool {
+    matches!(
+        number,
+        n::APIC_BASE | n::TSC_DEADLINE | n::X2APIC_FIRST..=n::X2APIC_LAST
+    )
+}
+
+/// A condition as an outcome: `None` is #GP(0).
+fn allow(good: bool) -> Option<()> {
+    good.then_some(())
 }
 
 impl Cpu {
-    /// The value of an MSR; `None` when there is none of this number.
-    pub(crate) fn read_msr(&self, number: u32) -> Option<u64> {
-        if of_apic(number) {
+    fn has_apic_msr(&self, number: u32) -> bool {
+        number != n::TSC_DEADLINE || self.has(Feature::TscDeadline)
+    }
+
+    /// Reads a register; `None` is #GP(0).
+    fn read_msr(&mut self, number: u32) -> Option<u64> {
+        if is_apic(number) {
+            allow(self.has_apic_msr(number))?;
             return self.board().apic_read_msr(self.id, number).ok();
         }
         let m = &self.msrs;
         Some(match number {
-            msr::TSC => self.tsc(),
-            msr::TSC_ADJUST if self.has(Feature::TscAdjust) => m.tsc_adjust,
-            msr::PLATFORM_ID | msr::PERF_STATUS => 0,
-            msr::FEATURE_CONTROL => FEATURE_CONTROL,
-            msr::SPEC_CTRL if self.has(Feature::SpecCtrl) => m.spec_ctrl,
-            msr::BIOS_SIGN_ID => MICROCODE,
-            msr::MTRRCAP => MTRRCAP,
-            msr::ARCH_CAPABILITIES if self.has(Feature::ArchCapabilities) => self.policy.arch_capabilities(),
-            msr::SYSENTER_CS => m.sysenter_cs,
-            msr::SYSENTER_ESP => m.sysenter_esp,
-            msr::SYSENTER_EIP => m.sysenter_eip,
-            msr::MCG_CAP => MCG_CAP,
-            msr::MCG_STATUS => m.mcg_status,
-            msr::MISC_ENABLE => m.misc_enable,
-            msr::DEBUGCTL => m.debugctl,
-            msr::PAT => m.pat,
-            msr::MTRR_DEF_TYPE => m.mtrr_def_type,
-            msr::PKRS if self.has(Feature::Pks) => m.pkrs,
-            msr::EFER => m.efer,
-            msr::STAR => m.star,
-            msr::LSTAR => m.lstar,
-            msr::CSTAR => m.cstar,
-            msr::FMASK => m.fmask,
-            msr::FS_BASE => self.segs[FS].base,
-            msr::GS_BASE => self.segs[GS].base,
-            msr::KERNEL_GS_BASE => m.kernel_gs_base,
-            msr::TSC_AUX if self.has(Feature::Rdtscp) || self.has(Feature::Rdpid) => m.tsc_aux,
-            MCG_CTL => self.other_msr(number),
-            n if is_bank(n) => self.other_msr(n),
-            n => return self.read_mtrr(n),
+            P5_MC_ADDR | P5_MC_TYPE | EBL_CR_POWERON | n::PLATFORM_ID => 0,
+            n::TSC => self.tsc(),
+            n::TSC_ADJUST if self.has(Feature::TscAdjust) => m.tsc_adjust,
+            n::FEATURE_CONTROL => FEATURE_CONTROL,
+            n::SPEC_CTRL if self.has(Feature::SpecCtrl) => m.spec_ctrl,
+            n::BIOS_SIGN_ID => MICROCODE,
+            PLATFORM_INFO | n::PERF_STATUS => ratio(self.policy.tsc_hz()),
+            PERF_CTL => self.stored_msr(number),
+            n::MTRRCAP => MTRRCAP,
+            n::ARCH_CAPABILITIES if self.has(Feature::ArchCapabilities) => self.policy.arch_capabilities(),
+            n::SYSENTER_CS => m.sysenter_cs,
+            n::SYSENTER_ESP => m.sysenter_esp,
+            n::SYSENTER_EIP => m.sysenter_eip,
+            n::MCG_CAP => MC_BANKS.into(),
+            n::MCG_STATUS => m.mcg_status,
+            n::MISC_ENABLE => m.misc_enable | MISC_ENABLE_ONES,
+            n::DEBUGCTL => m.debugctl,
+            0x200..=0x20f => {
+                let (base, mask) = m.mtrr_var[(number as usize - 0x200) / 2];
+                if number & 1 == 0 { base } else { mask }
+            }
+            n::PAT => m.pat,
+            n::MTRR_DEF_TYPE => m.mtrr_def_type,
+            n::PKRS if self.has(Feature::Pks) => m.pkrs,
+            n::EFER => m.efer,
+            _ => return self.read_msr_long(number),
         })
     }
 
-    fn read_mtrr(&self, number: u32) -> Option<u64> {
-        if let Some(index) = variable_range(number) {
-            let (base, mask) = self.msrs.mtrr_var[index / 2];
-            return Some(if index % 2 == 0 { base } else { mask });
-        }
-        fixed_range(number).map(|index| self.msrs.mtrr_fixed[index])
+    /// The registers of long mode, and the ranges.
+    fn read_msr_long(&self, number: u32) -> Option<u64> {
+        let m = &self.msrs;
+        Some(match number {
+            n::STAR => m.star,
+            n::LSTAR if self.has(Feature::Lm) => m.lstar,
+            n::CSTAR if self.has(Feature::Lm) => m.cstar,
+            n::FMASK if self.has(Feature::Lm) => m.fmask,
+            n::FS_BASE if self.has(Feature::Lm) => self.segs[FS].base,
+            n::GS_BASE if self.has(Feature::Lm) => self.segs[GS].base,
+            n::KERNEL_GS_BASE if self.has(Feature::Lm) => m.kernel_gs_base,
+            n::TSC_AUX if self.has(Feature::Rdtscp) || self.has(Feature::Rdpid) => m.tsc_aux,
+            _ if bank_register(number).is_some() => self.stored_msr(number),
+            _ => m.mtrr_fixed[fixed_range(number)?],
+        })
     }
 
-    fn other_msr(&self, number: u32) -> u64 {
-        self.msrs.other.iter().find(|(n, _)| *n == number).map_or(0, |(_, value)| *value)
-    }
-
-    fn set_other_msr(&mut self, number: u32, value: u64) {
-        match self.msrs.other.iter_mut().find(|(n, _)| *n == number) {
-            Some((_, old)) => *old = value,
-            None => self.msrs.other.push((number, value)),
-        }
-    }
-
-    /// Writes an MSR; `None` when there is none of this number, or the value is not allowed.
-    pub(crate) fn write_msr(&mut self, number: u32, value: u64) -> Option<()> {
-        if of_apic(number) {
+    /// Writes a register; `None` is #GP(0).
+    fn write_msr(&mut self, number: u32, value: u64) -> Option<()> {
+        if is_apic(number) {
+            allow(self.has_apic_msr(number))?;
             return self.board().apic_write_msr(self.id, number, value).ok();
         }
-        let fits = |mask: u64| (value & !mask == 0).then_some(value);
-        let canonical = if self.canonical(value) { Some(value) } else { None };
         match number {
-            msr::TSC => self.move_tsc(value.wrapping_sub(self.tsc())),
-            msr::TSC_ADJUST if self.has(Feature::TscAdjust) => {
-                self.move_tsc(value.wrapping_sub(self.msrs.tsc_adjust));
+            n::EFER => self.write_efer(value)?,
+            n::TSC => {
+                let moved = value.wrapping_sub(self.tsc());
+                self.move_tsc(moved);
             }
-            msr::SPEC_CTRL if self.has(Feature::SpecCtrl) => self.msrs.spec_ctrl = fits(1)?,
-            msr::PRED_CMD if self.has(Feature::SpecCtrl) => {
-                fits(1)?;
+            n::TSC_ADJUST if self.has(Feature::TscAdjust) => self.move_tsc(value.wrapping_sub(self.msrs.tsc_adjust)),
+            n::SPEC_CTRL if self.has(Feature::SpecCtrl) => {
+                allow(value & !SPEC_CTRL_BITS == 0)?;
+                self.msrs.spec_ctrl = value;
             }
-            msr::FLUSH_CMD | msr::BIOS_UPDT_TRIG | msr::BIOS_SIGN_ID => {}
-            msr::SYSENTER_CS => self.msrs.sysenter_cs = value,
-            msr::SYSENTER_ESP => self.msrs.sysenter_esp = canonical?,
-            msr::SYSENTER_EIP => self.msrs.sysenter_eip = canonical?,
-            msr::MCG_STATUS => self.msrs.mcg_status = fits(7)?,
-            // Fast strings and what only names a feature: bits are kept, nothing follows from them.
-            msr::MISC_ENABLE => self.msrs.misc_enable = value,
-            // Branch records and single step on branches do not exist.
-            msr::DEBUGCTL => self.msrs.debugctl = fits(0)?,
-            msr::PAT => self.msrs.pat = valid_pat(value)?,
-            msr::PKRS if self.has(Feature::Pks) => {
-                self.msrs.pkrs = fits(0xffff_ffff)?;
+            // IBPB: there is no prediction to forget.
+            n::PRED_CMD if self.has(Feature::SpecCtrl) => allow(value & !1 == 0)?,
+            // The revision is loaded again by CPUID, and updates are not for us.
+            n::BIOS_SIGN_ID | n::BIOS_UPDT_TRIG => {}
+            P5_MC_ADDR | P5_MC_TYPE | EBL_CR_POWERON => {}
+            PERF_CTL => self.store_msr(number, value),
+            n::SYSENTER_CS => self.msrs.sysenter_cs = value,
+            n::MCG_STATUS => self.msrs.mcg_status = value,
+            n::MISC_ENABLE => self.msrs.misc_enable = value & MISC_ENABLE_WRITABLE,
+            n::DEBUGCTL => {
+                allow(value & !DEBUGCTL_BITS == 0)?;
+                self.msrs.debugctl = value;
+            }
+            n::PAT => {
+                allow(pat_valid(value))?;
+                self.msrs.pat = value;
+            }
+            n::PKRS if self.has(Feature::Pks) => {
+                allow(value >> 32 == 0)?;
+                self.msrs.pkrs = value;
                 self.tlb.flush_all();
             }
-            msr::EFER => return self.write_efer(value),
-            msr::STAR => self.msrs.star = value,
-            msr::LSTAR => self.msrs.lstar = canonical?,
-            msr::CSTAR => self.msrs.cstar = canonical?,
-            msr::FMASK => self.msrs.fmask = fits(0xffff_ffff)?,
-            msr::FS_BASE => self.set_base(FS, canonical?),
-            msr::GS_BASE => self.set_base(GS, canonical?),
-            msr::KERNEL_GS_BASE => self.msrs.kernel_gs_base = canonical?,
-            msr::TSC_AUX if self.has(Feature::Rdtscp) || self.has(Feature::Rdpid) => {
-                self.msrs.tsc_aux = fits(0xffff_ffff)?;
+            n::STAR => self.msrs.star = value,
+            n::FMASK if self.has(Feature::Lm) => {
+                allow(value >> 32 == 0)?;
+                self.msrs.fmask = value;
             }
-            MCG_CTL => self.set_other_msr(number, value),
-            n if is_bank(n) => self.write_bank(n, value)?,
-            n => return self.write_mtrr(n, value),
+            n::TSC_AUX if self.has(Feature::Rdtscp) || self.has(Feature::Rdpid) => {
+                allow(value >> 32 == 0)?;
+                self.msrs.tsc_aux = value;
+            }
+            _ if bank_register(number).is_some() => self.write_bank(number, value)?,
+            _ => {
+                return self
+                    .write_range(number, value)
+                    .or_else(|| self.write_address(number, value));
+            }
         }
         Some(())
     }
 
-    /// Moves the TSC; TSC_ADJUST moves with it (SDM vol. 3 §17.17.3).
+    /// Registers that hold a canonical address.
+    fn write_address(&mut self, number: u32, value: u64) -> Option<()> {
+        allow(self.canonical(value))?;
+        let long = self.has(Feature::Lm);
+        match number {
+            n::SYSENTER_ESP => self.msrs.sysenter_esp = value,
+            n::SYSENTER_EIP => self.msrs.sysenter_eip = value,
+            n::LSTAR if long => self.msrs.lstar = value,
+            n::CSTAR if long => self.msrs.cstar = value,
+            n::FS_BASE if long => self.set_base(FS, value),
+            n::GS_BASE if long => self.set_base(GS, value),
+            n::KERNEL_GS_BASE if long => self.msrs.kernel_gs_base = value,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// MTRRs.
+    fn write_range(&mut self, number: u32, value: u64) -> Option<()> {
+        if let Some(index) = fixed_range(number) {
+            allow(bytes(value).all(mtrr_type))?;
+            self.msrs.mtrr_fixed[index] = value;
+            return Some(());
+        }
+        match number {
+            n::MTRR_DEF_TYPE => {
+                allow(value & !MTRR_DEF_TYPE_BITS == 0 && mtrr_type(value))?;
+                self.msrs.mtrr_def_type = value;
+            }
+            0x200..=0x20f => {
+                let (base, mask) = &mut self.msrs.mtrr_var[(number as usize - 0x200) / 2];
+                if number & 1 == 0 {
+                    allow(value & (PHYS_RESERVED | 0xf00) == 0 && mtrr_type(value))?;
+                    *base = value;
+                } else {
+                    allow(value & (PHYS_RESERVED | 0x7ff) == 0)?;
+                    *mask = value;
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Machine-check banks: CTL takes all or nothing (bit 10 of it may be off, as old systems leave it), STATUS is only
+    /// cleared.
+    fn write_bank(&mut self, number: u32, value: u64) -> Option<()> {
+        let good = match bank_register(number)? {
+            0 => value == 0 || value | 1 << 10 | 1 == u64::MAX,
+            1 => value == 0,
+            _ => true,
+        };
+        allow(good)?;
+        self.store_msr(number, value);
+        Some(())
+    }
+
+    /// The TSC and IA32_TSC_ADJUST move together.
     fn move_tsc(&mut self, by: u64) {
         self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(by);
         self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(by);
     }
 
     fn write_efer(&mut self, value: u64) -> Option<()> {
-        let defined = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-        let changes_mode = (value ^ self.msrs.efer) & efer::LME != 0 && self.cr0 & cr0::PG != 0;
-        if value & !defined != 0 || changes_mode {
-            return None;
+        let mut known = efer::LMA;
+        for (feature, bit) in [
+            (Feature::Syscall, efer::SCE),
+            (Feature::Lm, efer::LME),
+            (Feature::Nx, efer::NXE),
+        ] {
+            if self.has(feature) {
+                known |= bit;
+            }
         }
-        let nx = (value ^ self.msrs.efer) & efer::NXE != 0;
-        // LMA is read-only.
-        self.msrs.efer = value & !efer::LMA | self.msrs.efer & efer::LMA;
-        if nx {
+        let old = self.msrs.efer;
+        let changed = old ^ value;
+        let paging = self.cr0 & cr0::PG != 0;
+        allow(value & !known == 0 && !(paging && changed & efer::LME != 0))?;
+        // LMA is the processor's to set.
+        self.msrs.efer = value & !efer::LMA | old & efer::LMA;
+        if changed & efer::NXE != 0 {
             self.tlb.flush_all();
         }
         self.update_mode();
         Some(())
     }
 
-    /// Bank registers only take zero, but for the control register, which takes all ones as well.
-    fn write_bank(&mut self, number: u32, value: u64) -> Option<()> {
-        let control = number % 4 == 0;
-        if value != 0 && !(control && value == u64::MAX) {
-            return None;
-        }
-        self.set_other_msr(number, value);
-        Some(())
+    fn stored_msr(&self, number: u32) -> u64 {
+        self.msrs
+            .other
+            .iter()
+            .find(|(stored, _)| *stored == number)
+            .map_or(0, |(_, value)| *value)
     }
 
-    fn write_mtrr(&mut self, number: u32, value: u64) -> Option<()> {
-        if number == msr::MTRR_DEF_TYPE {
-            let valid = value & !0xcff == 0 && memory_type(value & 0xff);
-            self.msrs.mtrr_def_type = valid.then_some(value)?;
-            return Some(());
+    /// Keeps a register without effect. Only a fixed set of numbers comes here.
+    fn store_msr(&mut self, number: u32, value: u64) {
+        match self.msrs.other.iter_mut().find(|(stored, _)| *stored == number) {
+            Some((_, stored)) => *stored = value,
+            None => self.msrs.other.push((number, value)),
         }
-        if let Some(index) = variable_range(number) {
-            let range = &mut self.msrs.mtrr_var[index / 2];
-            let base = index % 2 == 0;
-            let reserved = PHYS_RESERVED | if base { 0xf00 } else { 0x7ff };
-            if value & reserved != 0 || base && !memory_type(value & 0xff) {
-                return None;
-            }
-            *(if base { &mut range.0 } else { &mut range.1 }) = value;
-            return Some(());
-        }
-        let index = fixed_range(number)?;
-        if !value.to_le_bytes().into_iter().all(|t| memory_type(t.into())) {
-            return None;
-        }
-        self.msrs.mtrr_fixed[index] = value;
-        Some(())
     }
-}
-
-/// Uncacheable, write-combining, write-through, write-protected, write-back.
-fn memory_type(value: u64) -> bool {
-    matches!(value, 0 | 1 | 4 | 5 | 6)
-}
-
-/// Every entry must be a memory type; the PAT also has "uncached" (7).
-fn valid_pat(value: u64) -> Option<u64> {
-    value.to_le_bytes().into_iter().all(|t| t == 7 || memory_type(t.into())).then_some(value)
 }
