@@ -15,8 +15,11 @@ use crate::fuzz::take_back;
 
 /// Offsets tried at each end of a region.
 const OFFSETS: u64 = 0x400;
-/// Bytes of a saved state that are damaged in turn.
+/// Places of a saved state that are damaged in turn: all of a small one, some of a large one.
 const DAMAGED: usize = 400;
+const DAMAGED_OF_LARGE: usize = 48;
+/// Length from which a saved state is large: it holds memory, whose bytes are all alike.
+const LARGE: usize = 4096;
 
 /// Checks a device against the contract:
 ///
@@ -91,7 +94,7 @@ fn check_refusals<D: Device + ?Sized>(device: &mut D, used: &StateBlob) {
     let mut newer = used.clone();
     newer.version += 1;
     assert!(matches!(device.restore_blob(&newer), Err(RestoreError::Version { .. })));
-    for len in 0..used.bytes.len().min(DAMAGED) {
+    for len in places(used) {
         let mut cut = used.clone();
         cut.bytes.truncate(len);
         assert!(
@@ -102,8 +105,15 @@ fn check_refusals<D: Device + ?Sized>(device: &mut D, used: &StateBlob) {
     }
 }
 
+fn places(blob: &StateBlob) -> impl Iterator<Item = usize> + use<> {
+    let len = blob.bytes.len();
+    let count = if len < LARGE { DAMAGED } else { DAMAGED_OF_LARGE };
+    let spread = (0..count).map(move |index| len * index / count);
+    (0..len.min(count)).chain(spread.filter(move |at| *at >= count))
+}
+
 fn check_damaged<D: Device + ?Sized>(device: &mut D, clock: &TestClock, used: &StateBlob) {
-    for at in 0..used.bytes.len().min(DAMAGED) {
+    for at in places(used) {
         for flip in [0x01, 0x40, 0x80, 0xff] {
             let mut damaged = used.clone();
             if let Some(byte) = damaged.bytes.get_mut(at) {
