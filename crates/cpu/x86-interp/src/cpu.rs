@@ -61,7 +61,7 @@ pub(crate) struct FpuGate {
     pub(crate) mmx_ud: bool,
     /// SSE instructions raise #UD.
     pub(crate) sse_ud: bool,
-    /// AVX instructions raise #UD (CR4.OSXSAVE clear or XCR0 without SSE and AVX).
+    /// AVX instructions raise #UD (CR4.OSXSAVE clear, XCR0 without SSE and AVX, real or virtual-8086 mode).
     pub(crate) avx_ud: bool,
     /// MMX, SSE and AVX instructions raise #NM (CR0.TS).
     pub(crate) vec_nm: bool,
@@ -311,7 +311,7 @@ impl Cpu {
             wait_nm: on(cr0::MP) && on(cr0::TS),
             mmx_ud: em,
             sse_ud: em || self.cr4 & cr4::OSFXSR == 0,
-            avx_ud: self.cr4 & cr4::OSXSAVE == 0 || !xcr0_avx,
+            avx_ud: self.cr4 & cr4::OSXSAVE == 0 || !xcr0_avx || !self.protected() || self.v86(),
             vec_nm: on(cr0::TS),
         };
     }

@@ -31,10 +31,12 @@ use std::sync::PoisonError;
 use cpu_model::EngineError;
 
 use arena::Arena;
-pub(crate) use live::FxImage;
 pub(crate) use live::Native;
+pub(crate) use live::get_x87;
+pub(crate) use live::put_x87;
 pub(crate) use stub::Form;
 pub(crate) use stub::GPR_SLOT;
+pub(crate) use stub::alignment;
 pub(crate) use stub::form_of;
 pub(crate) use stub::plain_form;
 
@@ -48,7 +50,10 @@ static ARENA: OnceLock<Result<Mutex<Arena>, String>> = OnceLock::new();
 
 /// Prepares the arena and the SIGFPE handler, once for the process.
 pub(crate) fn init() -> Result<(), EngineError> {
-    let host = |reason: String| EngineError::Host { engine: "interp", reason };
+    let host = |reason: String| EngineError::Host {
+        engine: "interp",
+        reason,
+    };
     match ARENA.get_or_init(prepare) {
         Ok(_) => Ok(()),
         Err(reason) => Err(host(reason.clone())),

@@ -123,6 +123,9 @@ fn check(state: &CpuState) -> Result<(), EngineError> {
     if on(state.msrs.efer, efer::LMA) && !on(state.cr4, cr4::PAE) {
         return refuse("long mode without PAE");
     }
+    if state.fpu.mxcsr & !0xffff != 0 {
+        return refuse("reserved bits in MXCSR");
+    }
     if state.rflags & flags::FIXED == 0 || state.rflags & !flags::ALL != 0 {
         return refuse("reserved bits in RFLAGS");
     }

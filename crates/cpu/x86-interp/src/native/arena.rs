@@ -51,7 +51,14 @@ impl Arena {
         };
         let exec = map(ProtFlags::READ | ProtFlags::EXEC)?.cast();
         let write = map(ProtFlags::READ | ProtFlags::WRITE)?.cast();
-        let mut arena = Self { write, exec, used: 0, forms: FxHashMap::default(), xm_exit: 0, mf_exit: 0 };
+        let mut arena = Self {
+            write,
+            exec,
+            used: 0,
+            forms: FxHashMap::default(),
+            xm_exit: 0,
+            mf_exit: 0,
+        };
         arena.exits().map_err(std::io::Error::other)?;
         Ok(arena)
     }
@@ -90,7 +97,10 @@ impl Arena {
         const FULL: &str = "the arena holds more than this";
         self.add(&HOST_MXCSR.to_le_bytes()).expect(FULL);
         let mut e = Emit::new(self);
-        e.ins(Instruction::with1(Code::Stmxcsr_m32, MemoryOperand::with_base(Register::R8))?)?;
+        e.ins(Instruction::with1(
+            Code::Stmxcsr_m32,
+            MemoryOperand::with_base(Register::R8),
+        )?)?;
         e.leave(self, FAULT_XM)?;
         self.xm_exit = self.add(&e.finish()).expect(FULL);
         let mut e = Emit::new(self);
@@ -108,7 +118,10 @@ pub(super) struct Emit {
 
 impl Emit {
     pub(super) fn new(arena: &Arena) -> Self {
-        Self { encoder: Encoder::new(64), at: arena.next() }
+        Self {
+            encoder: Encoder::new(64),
+            at: arena.next(),
+        }
     }
 
     pub(super) fn ins(&mut self, ins: Instruction) -> Result<(), IcedError> {

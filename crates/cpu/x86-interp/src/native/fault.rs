@@ -28,7 +28,12 @@ pub(super) fn install(arena: &Arena) -> std::io::Result<()> {
     }
     // SAFETY: the call has filled it in.
     let previous = unsafe { previous.assume_init() };
-    EXITS.get_or_init(|| Exits { arena: arena.range(), xm: arena.xm_exit, mf: arena.mf_exit, previous });
+    EXITS.get_or_init(|| Exits {
+        arena: arena.range(),
+        xm: arena.xm_exit,
+        mf: arena.mf_exit,
+        previous,
+    });
     // SAFETY: an all-zero action is valid: no flags, empty mask, default handler.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = on_sigfpe;

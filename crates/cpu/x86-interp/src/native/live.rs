@@ -24,9 +24,15 @@ pub(crate) struct Native {
 }
 
 impl Native {
-    #[expect(clippy::unnecessary_wraps, reason = "the construction of a vCPU asks every part whether the host can do it")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the construction of a vCPU asks every part whether the host can do it"
+    )]
     pub(crate) fn new() -> Result<Self, EngineError> {
-        Ok(Self { bounce: Box::new(FxImage([0; 512])), live: false })
+        Ok(Self {
+            bounce: Box::new(FxImage([0; 512])),
+            live: false,
+        })
     }
 }
 
@@ -104,7 +110,12 @@ mod tests {
 
     #[test]
     fn x87_registers_come_back_from_an_image_as_they_went_in() {
-        let mut fpu = FpuState { fcw: 0x27f, fsw: 0x3800, ftw: 0x81, ..FpuState::default() };
+        let mut fpu = FpuState {
+            fcw: 0x27f,
+            fsw: 0x3800,
+            ftw: 0x81,
+            ..FpuState::default()
+        };
         fpu.st.iter_mut().enumerate().for_each(|(i, st)| st.fill(i as u8 + 1));
         let mut image = [0xff; 512];
         put_x87(&fpu, &mut image);
