@@ -11,6 +11,9 @@ use device_model::TestClock;
 use device_model::VmTime;
 use device_model::Width;
 
+/// 146 years: deadlines ahead of it can still be told.
+const END_OF_TIME: VmTime = VmTime::from_ns(1 << 62);
+
 /// Drives `device` as `bytes` say. `clock` is the clock that the device was made with.
 ///
 /// Each operation takes one byte of code and as many bytes as it needs; missing ones are zero. The bus's rules are kept:
@@ -19,8 +22,16 @@ use device_model::Width;
 /// # Panics
 /// When the device panics, asks for a poll at a time that has come, or does not take its own state back.
 pub fn fuzz_registers<D: Device + ?Sized>(device: &mut D, clock: &TestClock, bytes: &[u8]) {
-    let mut input = Input(bytes);
     device.reset(Reset::Cold);
+    fuzz_accesses(device, clock, bytes);
+}
+
+/// As [`fuzz_registers`], from the state that the device is in.
+///
+/// # Panics
+/// As [`fuzz_registers`].
+pub fn fuzz_accesses<D: Device + ?Sized>(device: &mut D, clock: &TestClock, bytes: &[u8]) {
+    let mut input = Input(bytes);
     while let Some(code) = input.next() {
         match code {
             0..=15 => {
@@ -29,11 +40,11 @@ pub fn fuzz_registers<D: Device + ?Sized>(device: &mut D, clock: &TestClock, byt
             16..=31 => take_back(device),
             32..=47 => {
                 let shift = u32::from(input.byte() % 44);
-                clock.advance(input.number(2) << shift);
+                advance(clock, input.number(2) << shift);
                 check_poll(device, clock.now());
             }
             48..=79 => {
-                clock.advance(input.number(2));
+                advance(clock, input.number(2));
                 check_poll(device, clock.now());
             }
             80..=149 => {
@@ -52,6 +63,11 @@ pub fn fuzz_registers<D: Device + ?Sized>(device: &mut D, clock: &TestClock, byt
     }
     let _ = device.inspect();
     take_back(device);
+}
+
+/// Lets time pass, but not beyond what nanoseconds in 64 bits count.
+fn advance(clock: &TestClock, ns: u64) {
+    clock.set((clock.now() + ns).min(END_OF_TIME));
 }
 
 /// Polls, and checks that the deadline lies ahead: one that has come would keep the event thread spinning.

@@ -14,6 +14,7 @@ mod probe;
 
 pub use contract::contract;
 pub use device_model::TestClock;
+pub use fuzz::fuzz_accesses;
 pub use fuzz::fuzz_registers;
 pub use probe::IrqEvent;
 pub use probe::IrqProbe;
