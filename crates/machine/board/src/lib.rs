@@ -1,1 +1,50 @@
-//! crate
+//! The board: from what the user wants to a running machine.
+//!
+//! ```text
+//!  MachineSpec ──plan()──► Plan ──build()──► Machine
+//!                 (pure, printable)            │
+//!        ┌───────────────┬────────────────┬────┴───────────┐
+//!   vCPU threads    event thread     control thread     devices
+//!   (vcpu.rs)       (events.rs)      (control.rs)       (registry.rs)
+//! ```
+//!
+//! One thread, the control thread, owns the machine's run state. vCPU threads pass a gate to execute guest code, and the
+//! event thread polls devices whose time has come; both stand still whenever the control thread needs the machine to.
+#![forbid(unsafe_code)]
+
+mod boot;
+mod clock;
+mod control;
+mod cpu_board;
+mod engines;
+mod events;
+mod fabric;
+mod gate;
+mod machine;
+mod plan;
+mod registry;
+mod serial;
+mod state;
+mod vcpu;
+
+pub use clock::HostClock;
+pub use control::Outcome;
+pub use control::RunState;
+pub use control::StateError;
+pub use control::TripleFault;
+pub use engines::EngineFactory;
+pub use events::PollRequest;
+pub use machine::Backends;
+pub use machine::BuildError;
+pub use machine::Machine;
+pub use plan::Placement;
+pub use plan::Plan;
+pub use plan::PlanError;
+pub use plan::Window;
+pub use plan::plan;
+pub use serial::SerialHost;
+pub use serial::SerialPort;
+pub use serial::serial_wire;
+pub use state::CpuSnapshot;
+pub use state::DeviceSnapshot;
+pub use state::MachineState;

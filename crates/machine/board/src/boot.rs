@@ -1,0 +1,158 @@
+//! What firmware does between power-on and the kernel's first instruction.
+//!
+//! There is no firmware image: interrupt controllers and memory-type registers are set as PC firmware leaves them, the ACPI tables
+//! are written, and the kernel is loaded by its boot protocol. Files are read anew at every reset, so that they take no
+//! memory while the guest runs.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chipset::lapic::Lapic;
+use cpu_model::CpuState;
+use cpu_model::Msrs;
+use device_model::At;
+use device_model::Registers;
+use device_model::Width;
+use firmware::BootRequest;
+use firmware::acpi::AcpiInput;
+use guest_memory::GuestMemory;
+use spec::BootSpec;
+use spec::MachineSpec;
+
+use crate::BuildError;
+use crate::Plan;
+use crate::cpu_board::Board;
+use crate::vcpu::VcpuCell;
+
+/// Spurious-interrupt vector register and its value: software-enabled, vector FFh (SDM vol. 3 §11.9).
+const SVR: (u64, u64) = (0xf0, 0x1ff);
+/// LVT LINT0 and its value: ExtINT, so that the 8259 pair reaches the processor (virtual wire mode).
+const LINT0: (u64, u64) = (0x350, 0x700);
+/// LVT LINT1 and its value: NMI.
+const LINT1: (u64, u64) = (0x360, 0x400);
+
+/// Initialization of the 8259 pair: vectors 08h and 70h as a BIOS sets them, everything masked (8259A §"Initialization
+/// Command Words").
+#[rustfmt::skip]
+const PICS: [(u64, u64); 10] = [
+    (0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xff),
+    (0xa0, 0x11), (0xa1, 0x70), (0xa1, 0x02), (0xa1, 0x01), (0xa1, 0xff),
+];
+
+/// What the machine boots, as files.
+pub(crate) struct BootSource {
+    boot: BootSpec,
+}
+
+impl BootSource {
+    pub(crate) fn new(spec: &MachineSpec) -> Self {
+        Self {
+            boot: spec.boot.clone(),
+        }
+    }
+
+    /// Loads the kernel and sets the boot processor to its entry point. Without a kernel nothing is done: the processor
+    /// stays at its reset vector.
+    pub(crate) fn load(&self, memory: &GuestMemory, plan: &Plan, vcpus: &[Arc<VcpuCell>]) -> Result<(), BuildError> {
+        let Some(path) = &self.boot.kernel else {
+            return Ok(());
+        };
+        let kernel = read_file(path)?;
+        let initrd = self.boot.initrd.as_deref().map(read_file).transpose()?;
+        let initrd_path = self.boot.initrd.as_deref().unwrap_or(Path::new(""));
+        let acpi = firmware::acpi::build(&acpi_input(plan), memory)?;
+        let (name, initrd_name) = (path.to_string_lossy(), initrd_path.to_string_lossy());
+        let request = BootRequest {
+            kernel: &kernel,
+            kernel_name: &name,
+            initrd: initrd.as_deref(),
+            initrd_name: &initrd_name,
+            cmdline: &self.boot.append,
+            rsdp: acpi.rsdp,
+        };
+        let loaded = firmware::load(memory, &request).map_err(|source| BuildError::Boot {
+            path: path.clone(),
+            source,
+        })?;
+        tracing::info!(kind = ?loaded.kind, entry = loaded.entry, "kernel loaded");
+        let Some(boot_cpu) = vcpus.first() else {
+            return Ok(());
+        };
+        let mut vcpu = boot_cpu.lock();
+        let before = vcpu.state();
+        vcpu.set_state(&entry_state(loaded.state, before))?;
+        Ok(())
+    }
+}
+
+/// The kernel's entry state, completed by what the engine and the power-on have set.
+fn entry_state(loaded: CpuState, before: CpuState) -> CpuState {
+    CpuState {
+        msrs: Msrs {
+            efer: loaded.msrs.efer,
+            ..before.msrs
+        },
+        fpu: before.fpu,
+        xcr0: before.xcr0,
+        dr: before.dr,
+        pkru: before.pkru,
+        ..loaded
+    }
+}
+
+/// Sets processors and interrupt controllers as firmware leaves them, from the state after reset.
+pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[CpuState]) -> Result<(), BuildError> {
+    for (cell, reset) in vcpus.iter().zip(reset) {
+        let msrs = firmware::firmware_msrs();
+        let state = CpuState {
+            msrs: Msrs {
+                pat: msrs.pat,
+                misc_enable: msrs.misc_enable,
+                mtrr_def_type: msrs.mtrr_def_type,
+                mtrr_var: msrs.mtrr_var,
+                mtrr_fixed: msrs.mtrr_fixed,
+                ..reset.msrs.clone()
+            },
+            ..reset.clone()
+        };
+        cell.lock().set_state(&state)?;
+    }
+    for (port, value) in PICS {
+        board.pio.write(port, Width::Byte, value);
+    }
+    if let Some(lapic) = board.fabric.lapic(0) {
+        virtual_wire(&mut lapic.lock());
+    }
+    Ok(())
+}
+
+/// Lets the 8259 pair and NMI through to the boot processor.
+fn virtual_wire(lapic: &mut Lapic) {
+    for (offset, value) in [SVR, LINT0, LINT1] {
+        let at = At { region: 0, offset };
+        let _ = lapic.write(at, Width::Dword, value);
+    }
+}
+
+fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, BuildError> {
+    let path: PathBuf = path.as_ref().to_owned();
+    std::fs::read(&path).map_err(|source| BuildError::File { path, source })
+}
+
+/// The devices that the ACPI tables speak of, out of the plan.
+fn acpi_input(plan: &Plan) -> AcpiInput {
+    let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
+    let uarts = plan.devices.iter().filter(|device| device.chip == "uart16550");
+    let uart = |device: &crate::Placement| {
+        let port = u16::try_from(device.windows.first()?.base).ok()?;
+        Some((port, *device.irqs.first()?))
+    };
+    AcpiInput {
+        apic_ids: (0..plan.cpus).collect(),
+        hpet: has("hpet"),
+        i8042: has("i8042"),
+        uarts: uarts.filter_map(uart).collect(),
+        ..AcpiInput::default()
+    }
+}

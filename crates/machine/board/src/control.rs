@@ -1,0 +1,419 @@
+//! The control thread: the one owner of a machine's run state.
+//!
+//! ```text
+//!   Created ──start──► Running ◄──pause / resume──► Paused
+//!                         │                            │
+//!                         └──────────► Stopped ◄───────┘
+//! ```
+//!
+//! Requests of the host and events of the guest come through one queue, so that no two transitions ever meet. A guest
+//! that resets its machine or turns it off is held at once, on the thread that noticed; the control thread then decides
+//! what follows.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use chipset::reset_control::PowerControl;
+use device_model::Node;
+use device_model::Reset;
+use device_model::RestoreError;
+use serde::Serialize;
+use spec::OnReset;
+use spec::OnTripleFault;
+
+use crate::events;
+use crate::gate::Gate;
+use crate::machine::Parts;
+use crate::state::MachineState;
+use crate::vcpu::VcpuEvent;
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Built, not yet started.
+    Created,
+    /// The guest executes.
+    Running,
+    /// The guest stands still, and so does its time.
+    Paused,
+    /// The machine has come to its end.
+    Stopped,
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// Where a processor stood when a fault could not be delivered, nor the double fault after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TripleFault {
+    /// Processor number.
+    pub cpu: u32,
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Page-table root.
+    pub cr3: u64,
+    /// The exception that began it, as the engine describes it.
+    pub last_exception: String,
+}
+
+impl fmt::Display for TripleFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cpu,
+            rip,
+            cr3,
+            last_exception,
+        } = self;
+        write!(
+            f,
+            "triple fault on cpu {cpu}: RIP {rip:#x}, CR3 {cr3:#x}, last exception {last_exception}"
+        )
+    }
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest turned the power off.
+    PowerOff,
+    /// The guest reset the machine, and the spec says that this is the end.
+    Reset,
+    /// The guest wrote this value to the debug-exit port.
+    DebugExit(u8),
+    /// A processor shut down.
+    TripleFault(TripleFault),
+    /// The host stopped it.
+    Stopped,
+    /// The machine could not go on, through no fault of the guest.
+    Failed(String),
+}
+
+/// A request that does not fit the run state, or that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The transition does not exist.
+    #[error("cannot {what} a machine that is {state}")]
+    Transition {
+        /// What was asked for.
+        what: &'static str,
+        /// What the machine is doing.
+        state: RunState,
+    },
+    /// The host gave no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    /// A saved state does not fit the machine.
+    #[error("cannot restore the machine")]
+    Restore(#[source] RestoreError),
+    /// Guest memory could not be copied.
+    #[error("cannot copy guest memory")]
+    Memory(#[source] guest_memory::MemoryError),
+}
+
+/// Answer to a request.
+pub(crate) type Reply<T> = Sender<Result<T, StateError>>;
+
+/// What the control thread is asked.
+pub(crate) enum Request {
+    Start(Reply<()>),
+    Pause(Reply<()>),
+    Resume(Reply<()>),
+    Reset(Reply<()>),
+    Stop(Reply<()>),
+    State(Reply<RunState>),
+    Inspect(Reply<Node>),
+    Save(Reply<MachineState>),
+    Restore(Box<MachineState>, Reply<()>),
+    Guest(GuestEvent),
+    Quit,
+}
+
+/// What the guest did to its machine.
+pub(crate) enum GuestEvent {
+    PowerOff,
+    Reset,
+    DebugExit(u8),
+    Vcpu(VcpuEvent),
+}
+
+/// The power switch that chips are wired to.
+pub(crate) struct PowerPort {
+    gate: Arc<Gate>,
+    requests: Sender<Request>,
+}
+
+impl PowerPort {
+    pub(crate) fn new(gate: Arc<Gate>, requests: Sender<Request>) -> Self {
+        Self { gate, requests }
+    }
+
+    fn event(&self, event: GuestEvent) {
+        // First the gate: not many instructions should follow the one that asked.
+        self.gate.hold();
+        // The control thread is gone only when the machine is.
+        let _ = self.requests.send(Request::Guest(event));
+    }
+}
+
+impl PowerControl for PowerPort {
+    fn power_off(&self) {
+        self.event(GuestEvent::PowerOff);
+    }
+
+    fn reset(&self) {
+        self.event(GuestEvent::Reset);
+    }
+
+    fn debug_exit(&self, code: u8) {
+        self.event(GuestEvent::DebugExit(code));
+    }
+}
+
+/// The place where the outcome appears.
+#[derive(Default)]
+pub(crate) struct OutcomeCell {
+    outcome: Mutex<Option<Outcome>>,
+    set: Condvar,
+}
+
+impl OutcomeCell {
+    fn set(&self, outcome: Outcome) {
+        let mut cell = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        cell.get_or_insert(outcome);
+        self.set.notify_all();
+    }
+
+    /// Waits for the outcome, for at most `timeout`.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Outcome> {
+        let deadline = timeout.and_then(|time| Instant::now().checked_add(time));
+        let mut cell = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        while cell.is_none() {
+            let Some(deadline) = deadline else {
+                cell = self.set.wait(cell).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            (cell, _) = self
+                .set
+                .wait_timeout(cell, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        cell.clone()
+    }
+}
+
+/// The control thread's own state.
+pub(crate) struct Controller {
+    parts: Arc<Parts>,
+    requests: Sender<Request>,
+    outcome: Arc<OutcomeCell>,
+    state: RunState,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Controller {
+    pub(crate) fn new(parts: Arc<Parts>, requests: Sender<Request>, outcome: Arc<OutcomeCell>) -> Self {
+        Self {
+            parts,
+            requests,
+            outcome,
+            state: RunState::Created,
+            threads: Vec::new(),
+        }
+    }
+
+    /// The body of the control thread.
+    pub(crate) fn run(mut self, queue: &Receiver<Request>) {
+        while let Ok(request) = queue.recv() {
+            // A caller that no longer waits for its answer is none of our business.
+            match request {
+                Request::Start(reply) => drop(reply.send(self.start())),
+                Request::Pause(reply) => drop(reply.send(self.pause())),
+                Request::Resume(reply) => drop(reply.send(self.resume())),
+                Request::Reset(reply) => drop(reply.send(self.reset_by_host())),
+                Request::Stop(reply) => {
+                    self.stop(Outcome::Stopped);
+                    drop(reply.send(Ok(())));
+                }
+                Request::State(reply) => drop(reply.send(Ok(self.state))),
+                Request::Inspect(reply) => drop(reply.send(Ok(self.standing(Parts::inspect)))),
+                Request::Save(reply) => drop(reply.send(self.save())),
+                Request::Restore(state, reply) => drop(reply.send(self.restore(&state))),
+                Request::Guest(event) => self.guest_event(event),
+                Request::Quit => break,
+            }
+        }
+        self.stop(Outcome::Stopped);
+    }
+
+    fn expect(&self, what: &'static str, allowed: &[RunState]) -> Result<(), StateError> {
+        if allowed.contains(&self.state) {
+            return Ok(());
+        }
+        Err(StateError::Transition {
+            what,
+            state: self.state,
+        })
+    }
+
+    fn start(&mut self) -> Result<(), StateError> {
+        self.expect("start", &[RunState::Created])?;
+        if let Err(error) = self.spawn_threads() {
+            self.stop(Outcome::Failed(format!("cannot start a thread: {error}")));
+            return Err(StateError::Thread(error));
+        }
+        self.go();
+        Ok(())
+    }
+
+    fn spawn_threads(&mut self) -> std::io::Result<()> {
+        let parts = Arc::clone(&self.parts);
+        let events = move || events::run(&parts.events, &*parts.clock, &parts.watched);
+        self.threads
+            .push(std::thread::Builder::new().name("events".to_owned()).spawn(events)?);
+        for cell in self.parts.vcpus.clone() {
+            let parts = Arc::clone(&self.parts);
+            let requests = self.requests.clone();
+            let name = format!("vcpu{}", cell.id);
+            let body = move || {
+                cell.thread(&*parts.board, &parts.gate, |event| {
+                    let _ = requests.send(Request::Guest(GuestEvent::Vcpu(event)));
+                });
+            };
+            self.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
+        }
+        Ok(())
+    }
+
+    /// Lets time, devices and vCPUs go on.
+    fn go(&mut self) {
+        self.parts.clock.resume();
+        for device in &self.parts.devices {
+            device.poll();
+        }
+        self.parts.events.run();
+        self.parts.gate.run();
+        self.state = RunState::Running;
+    }
+
+    /// Lets vCPUs, time and devices stand still.
+    fn halt(&self) {
+        self.parts.gate.hold();
+        self.parts.gate.wait_empty();
+        self.parts.clock.pause();
+        self.parts.events.hold();
+        for device in &self.parts.devices {
+            while !device.lock().quiesce() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), StateError> {
+        self.expect("pause", &[RunState::Running, RunState::Paused])?;
+        if self.state == RunState::Running {
+            self.halt();
+            self.state = RunState::Paused;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), StateError> {
+        self.expect("resume", &[RunState::Running, RunState::Paused])?;
+        if self.state == RunState::Paused {
+            self.go();
+        }
+        Ok(())
+    }
+
+    /// Calls `f` while the machine stands still, and lets it go on if it ran.
+    fn standing<R>(&mut self, f: impl FnOnce(&Parts) -> R) -> R {
+        let ran = self.state == RunState::Running;
+        if ran {
+            self.halt();
+        }
+        let result = f(&self.parts);
+        if ran {
+            self.go();
+        }
+        result
+    }
+
+    fn save(&mut self) -> Result<MachineState, StateError> {
+        self.expect("save", &[RunState::Created, RunState::Paused])?;
+        self.parts.save()
+    }
+
+    fn restore(&mut self, state: &MachineState) -> Result<(), StateError> {
+        self.expect("restore", &[RunState::Created, RunState::Paused])?;
+        self.parts.restore(state)
+    }
+
+    fn reset_by_host(&mut self) -> Result<(), StateError> {
+        self.expect("reset", &[RunState::Running, RunState::Paused])?;
+        self.reset();
+        Ok(())
+    }
+
+    /// Boots again; a paused machine stays paused.
+    fn reset(&mut self) {
+        let result = self.standing(|parts| parts.reset(Reset::Warm));
+        if let Err(error) = result {
+            self.stop(Outcome::Failed(format!("cannot boot again: {error}")));
+        }
+    }
+
+    fn stop(&mut self, outcome: Outcome) {
+        if self.state == RunState::Stopped {
+            return;
+        }
+        self.parts.gate.exit();
+        self.parts.gate.wait_empty();
+        self.parts.clock.pause();
+        self.parts.events.exit();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+        self.state = RunState::Stopped;
+        self.outcome.set(outcome);
+    }
+
+    fn guest_event(&mut self, event: GuestEvent) {
+        if self.state == RunState::Stopped {
+            return;
+        }
+        match event {
+            GuestEvent::PowerOff => self.stop(Outcome::PowerOff),
+            GuestEvent::DebugExit(code) => self.stop(Outcome::DebugExit(code)),
+            GuestEvent::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
+            GuestEvent::Reset => self.reset(),
+            GuestEvent::Vcpu(VcpuEvent::Failed(error)) => self.stop(Outcome::Failed(error)),
+            GuestEvent::Vcpu(VcpuEvent::TripleFault(fault)) => match self.parts.on_triple_fault {
+                OnTripleFault::Stop => self.stop(Outcome::TripleFault(fault)),
+                OnTripleFault::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
+                OnTripleFault::Reset => self.reset(),
+            },
+        }
+    }
+}

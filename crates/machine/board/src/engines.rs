@@ -1,0 +1,24 @@
+//! The engines that a machine may run on.
+
+use std::sync::Arc;
+
+use cpu_model::CpuPolicy;
+use cpu_model::Engine;
+use cpu_model::EngineError;
+use guest_memory::GuestMemory;
+use spec::EngineKind;
+use x86_interp::InterpEngine;
+
+/// Makes the engine of one machine.
+pub type EngineFactory<'a> = dyn Fn(Arc<GuestMemory>, Arc<CpuPolicy>) -> Result<Arc<dyn Engine>, EngineError> + 'a;
+
+/// Makes an engine of `kind`.
+pub(crate) fn make(
+    kind: EngineKind,
+    memory: Arc<GuestMemory>,
+    policy: Arc<CpuPolicy>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    match kind {
+        EngineKind::Auto | EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
+    }
+}

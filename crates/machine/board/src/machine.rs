@@ -1,0 +1,435 @@
+//! The machine: built from a plan, driven through its control thread.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use chipset::hpet::LegacyGate;
+use cpu_model::CpuPolicy;
+use cpu_model::CpuState;
+use cpu_model::Engine;
+use cpu_model::EngineError;
+use cpu_model::Model;
+use cpu_model::PolicyError;
+use device_model::BusConflict;
+use device_model::Clock;
+use device_model::Inspect;
+use device_model::Mapping;
+use device_model::Node;
+use device_model::Reset;
+use device_model::SharedDevice;
+use device_model::Space;
+use guest_memory::GuestMemory;
+use guest_memory::Kind;
+use guest_memory::MemoryError;
+use guest_memory::MemoryRegion;
+use spec::MachineSpec;
+use spec::OnReset;
+use spec::OnTripleFault;
+
+use crate::EngineFactory;
+use crate::HostClock;
+use crate::Placement;
+use crate::Plan;
+use crate::PlanError;
+use crate::SerialPort;
+use crate::boot;
+use crate::boot::BootSource;
+use crate::control::Controller;
+use crate::control::Outcome;
+use crate::control::OutcomeCell;
+use crate::control::PowerPort;
+use crate::control::Reply;
+use crate::control::Request;
+use crate::control::RunState;
+use crate::control::StateError;
+use crate::cpu_board::Board;
+use crate::engines;
+use crate::events::Events;
+use crate::events::Watched;
+use crate::fabric::Fabric;
+use crate::gate::Gate;
+use crate::registry;
+use crate::registry::Builder;
+use crate::state;
+use crate::state::MachineState;
+use crate::vcpu::VcpuCell;
+
+/// Host ends that devices are connected to.
+#[derive(Debug, Default)]
+pub struct Backends {
+    /// Serial wires by the name of the port; a port without one sends into the void.
+    pub serial: BTreeMap<String, SerialPort>,
+}
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The spec has no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The host lacks what the CPU model needs.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The host refused memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The engine does not work on this host.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A file could not be read.
+    #[error("cannot read `{}`", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The kernel cannot be booted.
+    #[error("cannot boot `{}`", .path.display())]
+    Boot {
+        /// The kernel's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: firmware::BootError,
+    },
+    /// The firmware tables do not fit.
+    #[error(transparent)]
+    Acpi(#[from] firmware::acpi::AcpiError),
+    /// Two devices claim one address: the plan missed it.
+    #[error(transparent)]
+    Bus(#[from] BusConflict),
+    /// A device has other register windows than the plan says.
+    #[error("the plan of `{0}` does not fit the device")]
+    Windows(String),
+    /// The host gave no thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What a machine consists of. The control thread owns the run state; this is what it works on.
+pub(crate) struct Parts {
+    pub(crate) plan: Plan,
+    pub(crate) on_reset: OnReset,
+    pub(crate) on_triple_fault: OnTripleFault,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) vcpus: Vec<Arc<VcpuCell>>,
+    pub(crate) devices: Vec<SharedDevice>,
+    pub(crate) watched: Vec<Watched>,
+    /// Each vCPU as the engine made it.
+    reset_states: Vec<CpuState>,
+    boot: BootSource,
+}
+
+impl Parts {
+    /// Resets every device and processor, and loads no guest.
+    pub(crate) fn reset_hardware(&self, kind: Reset) {
+        for device in &self.devices {
+            device.lock().reset(kind);
+        }
+        self.board.refresh_lapic_pages();
+        for (cell, state) in self.vcpus.iter().zip(&self.reset_states) {
+            // The engine takes back what it made itself.
+            let _ = cell.lock().set_state(state);
+            state::clear_signals(cell);
+        }
+    }
+
+    /// Resets the machine and loads the guest anew.
+    pub(crate) fn reset(&self, kind: Reset) -> Result<(), BuildError> {
+        self.reset_hardware(kind);
+        boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
+        self.boot.load(&self.memory, &self.plan, &self.vcpus)
+    }
+
+    /// Everything live as a tree. The machine stands still.
+    pub(crate) fn inspect(&self) -> Node {
+        let vcpus = self.vcpus.iter().fold(Node::tree(), |tree, cell| {
+            tree.with(&format!("cpu{}", cell.id), cell.inspect())
+        });
+        let devices = self.devices.iter().fold(Node::tree(), |tree, device| {
+            tree.with(device.name(), device.lock().inspect())
+        });
+        let machine = Node::tree()
+            .with("time_ns", self.clock.now().as_ns())
+            .with("memory", self.memory.ram_bytes())
+            .with("engine", self.engine.inspect())
+            .with("cpus", vcpus)
+            .with("devices", devices);
+        Node::tree().with(self.plan.board, machine)
+    }
+}
+
+/// A machine. Dropping it stops it.
+pub struct Machine {
+    parts: Arc<Parts>,
+    requests: Sender<Request>,
+    outcome: Arc<OutcomeCell>,
+    control: Option<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Builds the machine of `spec`, with its guest loaded, on the engine that the spec names.
+    ///
+    /// # Errors
+    /// [`BuildError`] where the spec or the host does not allow it.
+    pub fn build(spec: &MachineSpec, backends: Backends) -> Result<Self, BuildError> {
+        let kind = spec.engine;
+        Self::build_with(spec, backends, &|memory, policy| engines::make(kind, memory, policy))
+    }
+
+    /// Builds the machine of `spec` on an engine of the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_with(spec: &MachineSpec, backends: Backends, engine: &EngineFactory<'_>) -> Result<Self, BuildError> {
+        let plan = crate::plan(spec)?;
+        let (requests, queue) = mpsc::channel();
+        let parts = Arc::new(assemble(spec, plan, backends, engine, &requests)?);
+        parts.reset(Reset::Cold)?;
+        let outcome = Arc::new(OutcomeCell::default());
+        let controller = Controller::new(Arc::clone(&parts), requests.clone(), Arc::clone(&outcome));
+        let control = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || controller.run(&queue))
+            .map_err(BuildError::Thread)?;
+        Ok(Self {
+            parts,
+            requests,
+            outcome,
+            control: Some(control),
+        })
+    }
+
+    /// The plan it was built from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.parts.plan
+    }
+
+    /// The devices in the order of the plan: for tests and tools that look at one.
+    #[must_use]
+    pub fn devices(&self) -> &[SharedDevice] {
+        &self.parts.devices
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.parts.memory
+    }
+
+    /// Lets a machine that was just built run.
+    ///
+    /// # Errors
+    /// [`StateError`] when it was started before, or when the host gives no threads.
+    pub fn start(&self) -> Result<(), StateError> {
+        self.ask(Request::Start)
+    }
+
+    /// Lets the guest and its time stand still; returns when they do.
+    ///
+    /// # Errors
+    /// [`StateError::Transition`] when it does not run.
+    pub fn pause(&self) -> Result<(), StateError> {
+        self.ask(Request::Pause)
+    }
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// [`StateError::Transition`] when it is not paused.
+    pub fn resume(&self) -> Result<(), StateError> {
+        self.ask(Request::Resume)
+    }
+
+    /// Presses the reset button: the guest boots again.
+    ///
+    /// # Errors
+    /// [`StateError::Transition`] when it is not started or has ended.
+    pub fn reset(&self) -> Result<(), StateError> {
+        self.ask(Request::Reset)
+    }
+
+    /// Ends the machine; returns when no guest instruction runs any more.
+    ///
+    /// # Errors
+    /// None once the machine is built.
+    pub fn stop(&self) -> Result<(), StateError> {
+        self.ask(Request::Stop)
+    }
+
+    /// What the machine is doing.
+    #[must_use]
+    pub fn state(&self) -> RunState {
+        self.ask(Request::State).unwrap_or(RunState::Stopped)
+    }
+
+    /// Waits for the machine's end.
+    #[must_use]
+    pub fn wait(&self) -> Outcome {
+        self.outcome.wait(None).unwrap_or(Outcome::Stopped)
+    }
+
+    /// Waits for the machine's end for at most `timeout`.
+    #[must_use]
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Outcome> {
+        self.outcome.wait(Some(timeout))
+    }
+
+    /// Everything live as a tree, such as `microvm/devices/pit/counter0/mode`. A running machine is held meanwhile.
+    ///
+    /// # Errors
+    /// None once the machine is built.
+    pub fn inspect(&self) -> Result<Node, StateError> {
+        self.ask(Request::Inspect)
+    }
+
+    /// The whole state of a machine that is paused or not yet started.
+    ///
+    /// # Errors
+    /// [`StateError::Transition`] in any other state.
+    pub fn save(&self) -> Result<MachineState, StateError> {
+        self.ask(Request::Save)
+    }
+
+    /// Takes over a saved state. The machine is of the same shape, and paused or not yet started.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state does not fit; the machine is then to be reset before it goes on.
+    pub fn restore(&self, state: MachineState) -> Result<(), StateError> {
+        let state = Box::new(state);
+        self.ask(|reply| Request::Restore(state, reply))
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StateError> {
+        let gone = || StateError::Transition {
+            what: "reach",
+            state: RunState::Stopped,
+        };
+        let (reply, answer) = mpsc::channel();
+        self.requests.send(request(reply)).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.requests.send(Request::Quit);
+        if let Some(control) = self.control.take() {
+            let _ = control.join();
+        }
+    }
+}
+
+fn make_memory(plan: &Plan) -> Result<Arc<GuestMemory>, MemoryError> {
+    let mut memory = GuestMemory::new();
+    for (index, (base, len)) in plan.ram.iter().enumerate() {
+        let region = MemoryRegion::new(&format!("ram{index}"), Kind::Ram, *len)?;
+        memory.add(*base, Arc::new(region))?;
+    }
+    Ok(Arc::new(memory))
+}
+
+fn assemble(
+    spec: &MachineSpec,
+    plan: Plan,
+    backends: Backends,
+    engine: &EngineFactory<'_>,
+    requests: &Sender<Request>,
+) -> Result<Parts, BuildError> {
+    let model: Model = spec
+        .cpu
+        .parse()
+        .map_err(|error| PlanError(vec![format!("cpu: {error}")]))?;
+    let policy = Arc::new(CpuPolicy::new(model)?.with_cpus(plan.cpus));
+    let memory = make_memory(&plan)?;
+    let engine = engine(Arc::clone(&memory), Arc::clone(&policy))?;
+    let mut vcpus = Vec::new();
+    for id in 0..plan.cpus {
+        vcpus.push(VcpuCell::new(id, engine.new_vcpu(id)?));
+    }
+    let reset_states = vcpus.iter().map(|cell| cell.lock().state()).collect();
+    let signals: Vec<_> = vcpus.iter().map(|cell| Arc::clone(&cell.signals)).collect();
+    let (clock, events) = (Arc::new(HostClock::new()), Arc::new(Events::new()));
+    let gate = Arc::new(Gate::new(signals.clone()));
+    let fabric = Fabric::new(signals.clone());
+    let board = Arc::new(Board::new(Arc::clone(&fabric), Arc::clone(&clock), plan.cpus));
+    let legacy_gate = LegacyGate::new(fabric.isa(0), fabric.isa(8));
+    let mut builder = Builder {
+        spec,
+        clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        events: Arc::clone(&events),
+        fabric,
+        power: Arc::new(PowerPort::new(Arc::clone(&gate), requests.clone())),
+        memory: Arc::clone(&memory),
+        policy,
+        signals,
+        serial: backends.serial,
+        poll_requests: BTreeMap::new(),
+        legacy_gate,
+    };
+    let devices = registry::build_all(&mut builder, &plan.devices)?;
+    for (device, place) in devices.iter().zip(&plan.devices) {
+        map_windows(&board, device, place)?;
+    }
+    let watched = devices.iter().map(|device| Watched {
+        device: Arc::clone(device),
+        request: builder.poll_requests.remove(device.name()),
+    });
+    Ok(Parts {
+        on_reset: spec.on_reset,
+        on_triple_fault: spec.on_triple_fault,
+        watched: watched.collect(),
+        boot: BootSource::new(spec),
+        plan,
+        memory,
+        engine,
+        clock,
+        events,
+        gate,
+        board,
+        vcpus,
+        devices,
+        reset_states,
+    })
+}
+
+/// Puts a device's regions where the plan says, after checking that the two speak of the same.
+fn map_windows(board: &Board, device: &SharedDevice, place: &Placement) -> Result<(), BuildError> {
+    let regions = device.lock().regions().to_vec();
+    let fits = regions.len() == place.windows.len()
+        && regions
+            .iter()
+            .zip(&place.windows)
+            .all(|(r, w)| r.name == w.region && r.space == w.space && r.len == w.len);
+    if !fits {
+        return Err(BuildError::Windows(place.name.clone()));
+    }
+    for (index, (region, window)) in regions.into_iter().zip(&place.windows).enumerate() {
+        // A local APIC answers to its own processor only: the board routes its page.
+        if window.per_cpu {
+            continue;
+        }
+        let bus = match window.space {
+            Space::Pio => &board.pio,
+            Space::Mmio => &board.mmio,
+        };
+        bus.map(Mapping {
+            base: window.base,
+            region,
+            index,
+            device: Arc::clone(device),
+        })?;
+    }
+    Ok(())
+}

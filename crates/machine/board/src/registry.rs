@@ -1,0 +1,103 @@
+//! The registry: every device that a board can have, a line each.
+//!
+//! An entry says which devices of its kind a spec asks for and where they go, and builds one of them. Nothing else knows
+//! all devices. The order is that of building, reset and restore: interrupt controllers last, so that lines which move
+//! meanwhile leave no trace in them, and local APICs after those that send to them.
+
+mod interrupts;
+mod legacy;
+mod platform;
+mod timers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chipset::hpet::LegacyGate;
+use chipset::reset_control::PowerControl;
+use cpu_model::CpuPolicy;
+use cpu_model::Signals;
+use device_model::Clock;
+use device_model::Device;
+use device_model::SharedDevice;
+use device_model::Slot;
+use device_model::Wake;
+use guest_memory::GuestMemory;
+use spec::MachineSpec;
+
+use crate::BuildError;
+use crate::Placement;
+use crate::SerialPort;
+use crate::events::Events;
+use crate::events::PollRequest;
+use crate::fabric::Fabric;
+
+/// A kind of device.
+pub(crate) struct Entry {
+    /// The kind's name, that of its module in `chipset`.
+    pub(crate) chip: &'static str,
+    /// The devices of this kind that a spec asks for.
+    pub(crate) place: fn(&MachineSpec) -> Vec<Placement>,
+    /// Builds one of them.
+    build: fn(&mut Builder<'_>, &Placement) -> SharedDevice,
+}
+
+#[rustfmt::skip]
+pub(crate) const REGISTRY: &[Entry] = &[
+    Entry { chip: "pit",           place: timers::place_pit,           build: timers::build_pit },
+    Entry { chip: "cmos_rtc",      place: timers::place_rtc,           build: timers::build_rtc },
+    Entry { chip: "hpet",          place: timers::place_hpet,          build: timers::build_hpet },
+    Entry { chip: "i8042",         place: legacy::place_i8042,         build: legacy::build_i8042 },
+    Entry { chip: "uart16550",     place: legacy::place_uarts,         build: legacy::build_uart },
+    Entry { chip: "acpi_pm",       place: platform::place_acpi_pm,     build: platform::build_acpi_pm },
+    Entry { chip: "reset_control", place: platform::place_reset,       build: platform::build_reset },
+    Entry { chip: "fw_cfg",        place: platform::place_fw_cfg,      build: platform::build_fw_cfg },
+    Entry { chip: "debug_exit",    place: platform::place_debug_exit,  build: platform::build_debug_exit },
+    Entry { chip: "pc_testdev",    place: platform::place_testdev,     build: platform::build_testdev },
+    Entry { chip: "pic",           place: interrupts::place_pic,       build: interrupts::build_pic },
+    Entry { chip: "ioapic",        place: interrupts::place_ioapic,    build: interrupts::build_ioapic },
+    Entry { chip: "lapic",         place: interrupts::place_lapics,    build: interrupts::build_lapic },
+];
+
+/// What devices are built from.
+pub(crate) struct Builder<'a> {
+    pub(crate) spec: &'a MachineSpec,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) power: Arc<dyn PowerControl>,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) policy: Arc<CpuPolicy>,
+    pub(crate) signals: Vec<Arc<Signals>>,
+    /// Serial wires that no port has taken yet.
+    pub(crate) serial: BTreeMap<String, SerialPort>,
+    /// Whom to ask for a poll, by device.
+    pub(crate) poll_requests: BTreeMap<String, PollRequest>,
+    /// Between PIT and RTC and their lines, which the HPET can take over.
+    pub(crate) legacy_gate: Arc<LegacyGate>,
+}
+
+impl Builder<'_> {
+    fn slot<D: Device>(&self, place: &Placement, device: D) -> Arc<Slot<D>> {
+        let wake = Arc::clone(&self.events) as Arc<dyn Wake>;
+        Slot::new(&place.name, device, Arc::clone(&self.clock), wake)
+    }
+}
+
+/// Builds all devices of a plan, in its order.
+pub(crate) fn build_all(builder: &mut Builder<'_>, plan: &[Placement]) -> Result<Vec<SharedDevice>, BuildError> {
+    plan.iter()
+        .map(|place| {
+            let entry = REGISTRY.iter().find(|entry| entry.chip == place.chip);
+            let entry = entry.ok_or_else(|| BuildError::Windows(place.name.clone()))?;
+            Ok((entry.build)(builder, place))
+        })
+        .collect()
+}
+
+/// The interrupt line number `index` of a placement; one that goes nowhere if the plan has none.
+fn irq(builder: &Builder<'_>, place: &Placement, index: usize) -> device_model::IrqLine {
+    match place.irqs.get(index) {
+        Some(irq) => builder.fabric.isa(u32::from(*irq)),
+        None => device_model::IrqLine::detached(),
+    }
+}

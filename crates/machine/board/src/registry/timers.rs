@@ -1,0 +1,79 @@
+//! Timers and the real-time clock: where they go and how they are built.
+
+use std::time::SystemTime;
+
+use chipset::cmos_rtc::CmosRtc;
+use chipset::cmos_rtc::RtcConfig;
+use chipset::hpet::Hpet;
+use chipset::pit::Pit;
+use device_model::SharedDevice;
+use firmware::layout;
+use spec::MachineSpec;
+
+use super::Builder;
+use crate::Placement;
+use crate::Window;
+use crate::fabric::GSIS;
+
+pub(super) fn place_pit(_: &MachineSpec) -> Vec<Placement> {
+    let place = Placement::new("pit", "pit")
+        .window(Window::pio("pit", 0x40, 4))
+        .window(Window::pio("port61", 0x61, 1))
+        .irq(0);
+    vec![place]
+}
+
+pub(super) fn build_pit(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+    let chip = Pit::new(builder.clock.clone(), builder.legacy_gate.irq0());
+    builder.slot(place, chip)
+}
+
+pub(super) fn place_rtc(_: &MachineSpec) -> Vec<Placement> {
+    let place = Placement::new("rtc", "cmos_rtc")
+        .window(Window::pio("rtc", 0x70, 2))
+        .window(Window::pio("upper_bank", 0x72, 2))
+        .irq(8);
+    vec![place]
+}
+
+pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+    let below_4g = |gpa: u64| gpa < layout::HOLE_END;
+    let ram = |wanted: bool| {
+        let slots = builder.memory.slots().iter();
+        slots
+            .filter(|(gpa, _)| below_4g(*gpa) == wanted)
+            .map(|(_, region)| region.len())
+            .sum()
+    };
+    let config = RtcConfig {
+        boot_unix_time: builder.spec.devices.rtc.base.unwrap_or_else(host_time),
+        ram_below_4g: ram(true),
+        ram_above_4g: ram(false),
+        cpus: builder.spec.cpus,
+    };
+    let line = builder.legacy_gate.irq8();
+    builder.slot(place, CmosRtc::new(builder.clock.clone(), line, &config))
+}
+
+/// Seconds since 1970 on the host.
+fn host_time() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs().try_into().unwrap_or(0))
+}
+
+pub(super) fn place_hpet(spec: &MachineSpec) -> Vec<Placement> {
+    let place = |_| Placement::new("hpet", "hpet").window(Window::mmio("hpet", layout::HPET, 0x400));
+    spec.devices.hpet.iter().map(place).collect()
+}
+
+pub(super) fn build_hpet(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+    let lines = (0..).take(GSIS).map(|gsi| builder.fabric.gsi(gsi)).collect();
+    let chip = Hpet::new(
+        builder.clock.clone(),
+        lines,
+        builder.fabric.messages(),
+        builder.legacy_gate.clone(),
+    );
+    builder.slot(place, chip)
+}

@@ -1,0 +1,221 @@
+//! The whole state of a machine as a value: devices, processors, memory and time.
+
+use std::collections::HashMap;
+
+use cpu_model::CpuState;
+use cpu_model::Signal;
+use device_model::Clock;
+use device_model::RestoreError;
+use device_model::SharedDevice;
+use device_model::StateBlob;
+use device_model::VmTime;
+use guest_memory::GuestMemory;
+use guest_memory::Kind;
+use guest_memory::MemoryError;
+use guest_memory::PAGE_SIZE;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::control::StateError;
+use crate::machine::Parts;
+use crate::vcpu::VcpuCell;
+
+const PAGE: usize = PAGE_SIZE as usize;
+/// Inputs of a vCPU that are events of their own; the others are derived from the interrupt controllers.
+const EVENTS: [Signal; 3] = [Signal::Nmi, Signal::Init, Signal::Sipi];
+
+/// One device's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSnapshot {
+    /// Name in the plan.
+    pub name: String,
+    /// The state.
+    pub blob: StateBlob,
+}
+
+/// One processor's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuSnapshot {
+    /// Registers.
+    pub state: CpuState,
+    /// NMI, INIT and SIPI that have arrived and are not yet taken: a bit set of [`Signal`].
+    pub signals: u32,
+    /// Vector of the SIPI.
+    pub sipi_vector: u8,
+}
+
+/// A machine at rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    /// Name of the board.
+    pub board: String,
+    /// Guest time.
+    pub time: VmTime,
+    /// Bytes of RAM.
+    pub ram_bytes: u64,
+    /// Processors by number.
+    pub cpus: Vec<CpuSnapshot>,
+    /// Devices in the order of the plan.
+    pub devices: Vec<DeviceSnapshot>,
+    /// Pages of RAM that are not all zero, by address.
+    pub pages: Vec<(u64, Vec<u8>)>,
+}
+
+impl Parts {
+    /// The state now. The machine stands still.
+    pub(crate) fn save(&self) -> Result<MachineState, StateError> {
+        let devices = self.devices.iter().map(|device| DeviceSnapshot {
+            name: device.name().to_owned(),
+            blob: device.lock().save_blob(),
+        });
+        Ok(MachineState {
+            board: self.plan.board.to_owned(),
+            time: self.clock.now(),
+            ram_bytes: self.memory.ram_bytes(),
+            cpus: self.vcpus.iter().map(|cell| save_cpu(cell)).collect(),
+            devices: devices.collect(),
+            pages: save_pages(&self.memory).map_err(StateError::Memory)?,
+        })
+    }
+
+    /// Takes over a state. The machine stands still. After an error the machine is as after power-on, without a guest.
+    pub(crate) fn restore(&self, state: &MachineState) -> Result<(), StateError> {
+        self.check_shape(state).map_err(StateError::Restore)?;
+        let result = self.restore_checked(state);
+        if result.is_err() {
+            self.reset_hardware(device_model::Reset::Cold);
+        }
+        self.board.refresh_lapic_pages();
+        result
+    }
+
+    fn check_shape(&self, state: &MachineState) -> Result<(), RestoreError> {
+        let same = |what: &str, here: &str, there: &str| {
+            if here == there {
+                return Ok(());
+            }
+            Err(RestoreError::Invalid(format!(
+                "this machine has {what} {here}, the saved one {there}"
+            )))
+        };
+        let count = |n: usize| n.to_string();
+        same("board", self.plan.board, &state.board)?;
+        same(
+            "memory size",
+            &self.memory.ram_bytes().to_string(),
+            &state.ram_bytes.to_string(),
+        )?;
+        same(
+            "a processor count of",
+            &count(self.vcpus.len()),
+            &count(state.cpus.len()),
+        )?;
+        let here: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
+        let there: Vec<&str> = state.devices.iter().map(|device| device.name.as_str()).collect();
+        same("devices", &here.join(" "), &there.join(" "))
+    }
+
+    fn restore_checked(&self, state: &MachineState) -> Result<(), StateError> {
+        if !self.clock.set(state.time) {
+            let error = RestoreError::Invalid("the machine's time is not to be had".to_owned());
+            return Err(StateError::Restore(error));
+        }
+        restore_pages(&self.memory, &state.pages)?;
+        restore_devices(&self.devices, &state.devices).map_err(StateError::Restore)?;
+        for (cell, saved) in self.vcpus.iter().zip(&state.cpus) {
+            restore_cpu(cell, saved).map_err(StateError::Restore)?;
+        }
+        Ok(())
+    }
+}
+
+/// In the order of the plan: interrupt controllers come last, so that what lines do meanwhile leaves no trace in them.
+fn restore_devices(devices: &[SharedDevice], saved: &[DeviceSnapshot]) -> Result<(), RestoreError> {
+    for (device, saved) in devices.iter().zip(saved) {
+        device.lock().restore_blob(&saved.blob)?;
+    }
+    Ok(())
+}
+
+fn save_cpu(cell: &VcpuCell) -> CpuSnapshot {
+    let state = cell.lock().state();
+    let events = EVENTS.iter().fold(0, |set, signal| set | *signal as u32);
+    CpuSnapshot {
+        state,
+        signals: cell.signals.pending() & events,
+        sipi_vector: cell.signals.sipi_vector(),
+    }
+}
+
+fn restore_cpu(cell: &VcpuCell, saved: &CpuSnapshot) -> Result<(), RestoreError> {
+    cell.lock()
+        .set_state(&saved.state)
+        .map_err(|error| RestoreError::Invalid(format!("cpu {}: {error}", cell.id)))?;
+    clear_signals(cell);
+    for signal in EVENTS {
+        match signal {
+            _ if saved.signals & signal as u32 == 0 => {}
+            Signal::Sipi => cell.signals.raise_sipi(saved.sipi_vector),
+            _ => cell.signals.raise(signal),
+        }
+    }
+    // Whether there is one, the interrupt controllers know.
+    cell.signals.raise(Signal::Interrupt);
+    Ok(())
+}
+
+/// Forgets every input of a vCPU.
+pub(crate) fn clear_signals(cell: &VcpuCell) {
+    for signal in EVENTS.into_iter().chain([Signal::Interrupt]) {
+        cell.signals.take(signal);
+    }
+}
+
+/// Calls `f` with the address of every RAM page.
+fn each_page(memory: &GuestMemory, mut f: impl FnMut(u64) -> Result<(), MemoryError>) -> Result<(), MemoryError> {
+    for (base, region) in memory.slots() {
+        if region.kind() == Kind::Ram {
+            for offset in (0..region.len()).step_by(PAGE) {
+                f(base + offset)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn save_pages(memory: &GuestMemory) -> Result<Vec<(u64, Vec<u8>)>, MemoryError> {
+    let mut pages = Vec::new();
+    let mut page = vec![0; PAGE];
+    each_page(memory, |gpa| {
+        memory.read(gpa, &mut page)?;
+        if page.iter().any(|byte| *byte != 0) {
+            pages.push((gpa, page.clone()));
+        }
+        Ok(())
+    })?;
+    Ok(pages)
+}
+
+fn restore_pages(memory: &GuestMemory, saved: &[(u64, Vec<u8>)]) -> Result<(), StateError> {
+    let invalid = |gpa: u64| StateError::Restore(RestoreError::Invalid(format!("no page of RAM at {gpa:#x}")));
+    let mut pages: HashMap<u64, &[u8]> = HashMap::new();
+    for (gpa, bytes) in saved {
+        if bytes.len() != PAGE || pages.insert(*gpa, bytes).is_some() {
+            return Err(invalid(*gpa));
+        }
+    }
+    let (mut page, zero) = (vec![0; PAGE], vec![0; PAGE]);
+    each_page(memory, |gpa| {
+        let wanted = pages.remove(&gpa).unwrap_or(&zero);
+        memory.read(gpa, &mut page)?;
+        if page != wanted {
+            memory.write(gpa, wanted)?;
+        }
+        Ok(())
+    })
+    .map_err(StateError::Memory)?;
+    match pages.keys().min() {
+        Some(gpa) => Err(invalid(*gpa)),
+        None => Ok(()),
+    }
+}

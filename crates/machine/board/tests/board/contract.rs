@@ -1,0 +1,148 @@
+//! The snapshot contract over the registry: every device, and the machine as a whole.
+
+use board::Machine;
+use board::StateError;
+use device_model::At;
+use device_model::Region;
+use device_model::Reset;
+use device_model::SharedDevice;
+use device_model::Width;
+
+use crate::fake::everything;
+use crate::fake::idle;
+use crate::fake::small;
+
+/// Writes a pattern to every register, at every width, so that the state is far from that after reset.
+fn disturb(device: &SharedDevice) {
+    let mut value = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut device = device.lock();
+    let regions: Vec<Region> = device.regions().to_vec();
+    for (region, Region { len, widths, .. }) in regions.iter().enumerate() {
+        for width in [Width::Byte, Width::Word, Width::Dword, Width::Qword] {
+            if width < widths.min || width > widths.max {
+                continue;
+            }
+            for offset in (0..*len).step_by(width.bytes() as usize).take(64) {
+                value = value.rotate_left(13).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let at = At { region, offset };
+                let _ = device.write(at, width, value & width.ones());
+                let _ = device.read(at, width);
+            }
+        }
+    }
+}
+
+fn pairs(machines: &[Machine; 2]) -> impl Iterator<Item = (&SharedDevice, &SharedDevice)> {
+    machines[0].devices().iter().zip(machines[1].devices())
+}
+
+#[test]
+fn every_device_restores_what_it_saved_into_a_new_one() {
+    let machines = [idle(&everything()), idle(&everything())];
+    for (used, new) in pairs(&machines) {
+        disturb(used);
+        let saved = used.lock().save_blob();
+        new.lock().restore_blob(&saved).unwrap();
+        assert_eq!(new.lock().save_blob(), saved, "{}", used.name());
+        used.lock().restore_blob(&saved).unwrap();
+        assert_eq!(used.lock().save_blob(), saved, "{}", used.name());
+    }
+}
+
+#[test]
+fn every_device_shows_itself_without_being_disturbed() {
+    let machine = idle(&everything());
+    for device in machine.devices() {
+        disturb(device);
+        let saved = device.lock().save_blob();
+        let shown = device.lock().inspect();
+        assert_eq!(device.lock().inspect(), shown, "{}", device.name());
+        assert_eq!(device.lock().save_blob(), saved, "{}", device.name());
+    }
+}
+
+#[test]
+fn second_reset_of_every_device_changes_nothing() {
+    let machine = idle(&everything());
+    for device in machine.devices() {
+        disturb(device);
+        for kind in [Reset::Warm, Reset::Cold] {
+            device.lock().reset(kind);
+            let first = device.lock().save_blob();
+            device.lock().reset(kind);
+            assert_eq!(device.lock().save_blob(), first, "{} {kind:?}", device.name());
+        }
+    }
+}
+
+#[test]
+fn every_device_refuses_the_state_of_another() {
+    let machine = idle(&everything());
+    let devices = machine.devices();
+    for (one, other) in devices.iter().zip(devices.iter().skip(1)) {
+        let blob = other.lock().save_blob();
+        if one.lock().save_blob().name != blob.name {
+            assert!(one.lock().restore_blob(&blob).is_err(), "{}", one.name());
+        }
+    }
+}
+
+#[test]
+fn machine_restores_into_a_new_machine() {
+    let machines = [idle(&everything()), idle(&everything())];
+    let (used, new) = (&machines[0], &machines[1]);
+    used.start().unwrap();
+    used.pause().unwrap();
+    for device in used
+        .devices()
+        .iter()
+        .filter(|device| device.name() != "debug_exit" && device.name() != "reset")
+    {
+        disturb(device);
+    }
+    used.memory().write(0x1_0ffe, b"across pages").unwrap();
+    new.memory().write(0x8000, b"to be cleared").unwrap();
+    let saved = used.save().unwrap();
+    assert!(saved.time.as_ns() > 0);
+    assert_ne!(new.save().unwrap(), saved);
+    new.restore(saved.clone()).unwrap();
+    assert_eq!(new.save().unwrap(), saved);
+    let mut text = [0; 12];
+    new.memory().read(0x1_0ffe, &mut text).unwrap();
+    assert_eq!(&text, b"across pages");
+}
+
+#[test]
+fn restored_machine_goes_on_from_the_saved_time() {
+    let used = idle(&small());
+    used.start().unwrap();
+    used.pause().unwrap();
+    let mut saved = used.save().unwrap();
+    saved.time = device_model::VmTime::from_ns(86_400_000_000_000);
+    let new = idle(&small());
+    new.restore(saved.clone()).unwrap();
+    new.start().unwrap();
+    new.pause().unwrap();
+    assert!(new.save().unwrap().time >= saved.time);
+}
+
+#[test]
+fn restore_refuses_what_does_not_fit() {
+    let machine = idle(&small());
+    let saved = machine.save().unwrap();
+    let refuse = |change: &dyn Fn(&mut board::MachineState)| {
+        let mut state = saved.clone();
+        change(&mut state);
+        assert!(matches!(machine.restore(state), Err(StateError::Restore(_))));
+    };
+    refuse(&|state| state.cpus.clear());
+    refuse(&|state| state.ram_bytes += 4096);
+    refuse(&|state| drop(state.devices.pop()));
+    refuse(&|state| state.devices.swap(0, 1));
+    refuse(&|state| state.devices[0].blob.bytes.clear());
+    refuse(&|state| state.devices[0].blob.version += 1);
+    refuse(&|state| state.pages.push((0x1000, vec![1; 4095])));
+    refuse(&|state| state.pages.push((0xfee0_0000, vec![1; 4096])));
+    refuse(&|state| state.pages.push((1, vec![1; 4096])));
+    assert!(machine.restore(saved).is_ok());
+}

@@ -1,0 +1,72 @@
+//! Plans: the golden one, and everything that keeps a spec from having one.
+
+use board::plan;
+use spec::DebugExitConfig;
+use spec::MachineSpec;
+use spec::SerialConfig;
+use spec::Size;
+
+use crate::fake::everything;
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/microvm.plan");
+
+#[test]
+fn plans_are_as_the_golden_file_says() {
+    let large = MachineSpec {
+        memory: Size::from_mib(6 << 10),
+        cpus: 3,
+        cpu: "x86-64-v3".to_owned(),
+        ..MachineSpec::default()
+    };
+    let plans = [MachineSpec::default(), large, everything()].map(|spec| plan(&spec).unwrap().to_string());
+    let text = plans.join("\n");
+    if std::env::var_os("OXBOW_BLESS").is_some() {
+        std::fs::write(GOLDEN, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(GOLDEN).unwrap_or_default();
+    assert!(text == golden, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+}
+
+#[test]
+fn conflicts_are_all_reported_with_both_names() {
+    let mut spec = MachineSpec::default();
+    let com1 = SerialConfig::com(0).unwrap();
+    let other = SerialConfig {
+        name: "other".to_owned(),
+        port: 0x3fc,
+        irq: 1,
+    };
+    spec.devices.serial = vec![com1, other];
+    spec.devices.debug_exit = Some(DebugExitConfig { port: 0x60 });
+    let mut problems = plan(&spec).unwrap_err().0;
+    problems.sort();
+    assert_eq!(
+        problems,
+        [
+            "debug_exit/debug_exit at 0060-0063 overlaps i8042/data at 0060-0060",
+            "debug_exit/debug_exit at 0060-0063 overlaps pit/port61 at 0061-0061",
+            "other wants irq 1, which i8042 has",
+            "other/uart at 03fc-0403 overlaps com1/uart at 03f8-03ff",
+        ]
+    );
+}
+
+#[test]
+fn serial_ports_share_their_conventional_interrupts() {
+    assert!(plan(&everything()).is_ok());
+}
+
+#[test]
+fn bad_values_and_an_unknown_model_are_reported_together() {
+    let spec = MachineSpec {
+        cpus: 0,
+        cpu: "z80".to_owned(),
+        ..MachineSpec::default()
+    };
+    let text = plan(&spec).unwrap_err().to_string();
+    assert!(
+        text.contains("cpus") && text.contains("z80") && text.contains("x86-64-v3"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 1);
+}
