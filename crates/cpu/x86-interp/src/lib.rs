@@ -26,6 +26,8 @@ mod mmu;
 mod native;
 mod ops;
 mod state;
+#[cfg(test)]
+mod testing;
 mod vcpu;
 
 pub use engine::InterpEngine;

@@ -344,3 +344,6 @@ impl Cpu {
         self.enter_code(code, offset)
     }
 }
+
+#[cfg(test)]
+mod tests;

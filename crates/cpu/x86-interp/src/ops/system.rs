@@ -211,10 +211,9 @@ fn rdpmc(cpu: &mut Cpu, _d: &DInsn) -> R {
 
 /// RDRAND and RDSEED: the host kernel's generator, which never runs dry.
 fn random<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
-    let mut bytes = [0u8; 8];
-    // SAFETY: the buffer is valid for its length.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
-    let good = got == bytes.len() as isize;
+    let mut bytes = [0; 8];
+    let flags = rustix::rand::GetRandomFlags::NONBLOCK;
+    let good = rustix::rand::getrandom(&mut bytes, flags).is_ok_and(|n| n == bytes.len());
     // Without a number the target is zero and CF clear: the guest tries again.
     cpu.w(d.dst, T::from_u64(if good { u64::from_le_bytes(bytes) } else { 0 }));
     cpu.lazy.set_bits(if good { flags::CF } else { 0 });
@@ -246,3 +245,6 @@ fn flush_line(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.host_run(d.seg, lin, 1, Access::Read)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,8 +40,8 @@ const MTRRCAP: u64 = 0x508;
 const MC_BANKS: u32 = 10;
 /// IA32_FEATURE_CONTROL (RO): locked, nothing enabled.
 const FEATURE_CONTROL: u64 = 1;
-/// IA32_BIOS_SIGN_ID (RO): microcode revision 1.
-const MICROCODE: u64 = 1 << 32;
+/// IA32_BIOS_SIGN_ID (RO): the microcode revision is in the upper half.
+const MICROCODE: u64 = 0x2b00_0000 << 32;
 /// Ratio of the TSC to the bus of 100 MHz, in bits 15-8.
 fn ratio(tsc_hz: u64) -> u64 {
     (tsc_hz / 100_000_000) << 8
