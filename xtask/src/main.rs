@@ -1,2 +1,80 @@
-//! binary
-fn main() {}
+//! Everything one does to this repository besides editing it: `cargo xtask <command>`.
+//!
+//! Uses cargo, the tools of a Debian system and nothing that has to be installed first.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod bench;
+mod boot;
+mod cpio;
+mod demo;
+mod guests;
+mod layers;
+mod process;
+mod size;
+mod source;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use arguments::Arguments;
+
+const USAGE: &str = "\
+Usage: cargo xtask <command> [options]
+
+  demo                  boot a stock Debian kernel to a shell; with no terminal, run `uname -a` in it and report
+      --cpus N          processors of the guest
+  test                  all that has to hold before a change is merged
+      --no-guests       leave out the boots of whole guests
+      --guests [NAME..] only the boots of guests whose test names contain one of these
+  ci                    the same as `test`
+  guests [NAME..]       fetch and build the guests: demo, full, i386 (default: all)
+      --update          ask the archive for newer packages first
+      --list            say what there is and where it lies
+  bench                 time real programs in a guest, on one machine beside the other
+      --guest DIR       the guest (default: target/guests/bench, built when it is missing)
+      --only A,B        these benchmarks
+      -n ROUNDS         rounds; the figures are medians
+      --machine NAME=COMMAND
+                        a machine with {kernel}, {initrd}, {append}; may be repeated. `native=` is a chroot.
+                        (default: native where we are root, oxbow, and qemu-tcg where QEMU is installed)
+      --timeout SECONDS per machine and round (default 3600)
+      --json FILE       write the figures there too
+      --markdown FILE   the same as a Markdown table
+  layers                check which crate uses which, and which may hold unsafe code
+  size                  check the length of files and functions
+  bless                 accept what the golden tests see now";
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::new(std::env::args().skip(1));
+    let Some(command) = arguments.word() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let result = match command.as_str() {
+        "demo" => demo::main(arguments),
+        "test" | "ci" => test::main(arguments),
+        "guests" => guests::main(arguments),
+        "bench" => bench::main(arguments),
+        "layers" => layers::main(arguments),
+        "size" => size::main(arguments),
+        "bless" => test::bless(arguments),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => Err(arguments::Usage(format!("there is no command {other}")).into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            if error.is::<arguments::Usage>() {
+                eprintln!("`cargo xtask help` lists the commands");
+                return ExitCode::from(2);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

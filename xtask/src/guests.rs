@@ -1,0 +1,225 @@
+//! Guests: stock kernels of Debian, each with an initramfs of busybox and one script.
+//!
+//! They lie in `target/guests/<name>`, built once; packages are kept and nothing is fetched twice.
+
+mod apt;
+mod image;
+
+use std::fs::File;
+use std::path::Path;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+pub(crate) use apt::Unavailable;
+pub(crate) use apt::source_line;
+pub(crate) use apt::suite;
+
+use crate::arguments::Arguments;
+use crate::arguments::Usage;
+use crate::cpio::Archive;
+use crate::workspace;
+use apt::Apt;
+
+/// The first process of all of them.
+const INIT: &str = include_str!("../guest/init.sh");
+
+/// Recipe of a guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) name: &'static str,
+    what: &'static str,
+    architecture: &'static str,
+    kernel: &'static str,
+    /// Modules that the initramfs has in `/lib/modules`.
+    modules: &'static [&'static str],
+}
+
+/// All guests.
+pub(crate) const RECIPES: [Recipe; 3] = [
+    Recipe {
+        name: "demo",
+        what: "the kernel for clouds, amd64",
+        architecture: "amd64",
+        kernel: "linux-image-cloud-amd64",
+        modules: &[],
+    },
+    Recipe {
+        name: "full",
+        what: "the kernel for everything, amd64",
+        architecture: "amd64",
+        kernel: "linux-image-amd64",
+        modules: &["test_bpf"],
+    },
+    Recipe {
+        name: "i386",
+        what: "the kernel for 32-bit processors with PAE",
+        architecture: "i386",
+        kernel: "linux-image-686-pae",
+        modules: &["test_bpf"],
+    },
+];
+
+/// A guest that is ready to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    /// The kernel without its boot wrapper; only where a tool to decompress it is installed.
+    pub(crate) vmlinux: Option<PathBuf>,
+}
+
+impl Guest {
+    fn at(dir: &Path) -> Self {
+        Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd.cpio"),
+            vmlinux: Some(dir.join("vmlinux")).filter(|file| file.is_file()),
+        }
+    }
+}
+
+/// `cargo xtask guests`.
+pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
+    let (update, list) = (arguments.flag("--update"), arguments.flag("--list"));
+    let names = arguments.rest()?;
+    let wanted = |recipe: &&Recipe| names.is_empty() || names.iter().any(|name| name == recipe.name);
+    if let Some(name) = names
+        .iter()
+        .find(|name| RECIPES.iter().all(|recipe| recipe.name != name.as_str()))
+    {
+        return Err(Usage(format!("there is no guest {name}")).into());
+    }
+    if list {
+        for recipe in &RECIPES {
+            let state = if is_current(recipe) { "ready" } else { "not fetched" };
+            println!(
+                "{:6} {:11} {} ({})",
+                recipe.name,
+                state,
+                dir(recipe).display(),
+                recipe.what
+            );
+        }
+        return Ok(());
+    }
+    if update {
+        Apt::open(&apt_dir())?.forget()?;
+        for recipe in RECIPES.iter().filter(wanted) {
+            let _ = std::fs::remove_file(dir(recipe).join("recipe"));
+        }
+    }
+    for recipe in RECIPES.iter().filter(wanted) {
+        let guest = prepare(recipe.name)?;
+        println!(
+            "{:6} {}",
+            recipe.name,
+            guest.kernel.parent().unwrap_or(&guest.kernel).display()
+        );
+    }
+    Ok(())
+}
+
+/// The guest of this name, fetched and built if need be. Fails with `Unavailable` where packages cannot be had.
+pub(crate) fn prepare(name: &str) -> anyhow::Result<Guest> {
+    let recipe = RECIPES
+        .iter()
+        .find(|recipe| recipe.name == name)
+        .context("there is no such guest")?;
+    let cache = workspace::guests_dir();
+    std::fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    // Two of us at the same time would fetch into each other's files.
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()?;
+    if !is_current(recipe) {
+        build(recipe).with_context(|| format!("guest {name}"))?;
+    }
+    Ok(Guest::at(&dir(recipe)))
+}
+
+fn dir(recipe: &Recipe) -> PathBuf {
+    workspace::guests_dir().join(recipe.name)
+}
+
+fn apt_dir() -> PathBuf {
+    workspace::guests_dir().join("apt")
+}
+
+/// All that a guest is made of; it is built anew when this changes.
+fn recipe_text(recipe: &Recipe) -> String {
+    format!("{recipe:?}\nlayout 1\n{INIT}")
+}
+
+fn is_current(recipe: &Recipe) -> bool {
+    let dir = dir(recipe);
+    let same = std::fs::read_to_string(dir.join("recipe")).is_ok_and(|text| text == recipe_text(recipe));
+    same && dir.join("vmlinuz").is_file() && dir.join("initrd.cpio").is_file()
+}
+
+fn build(recipe: &Recipe) -> anyhow::Result<()> {
+    let mut apt = Apt::open(&apt_dir())?;
+    let kernel = apt.deb(recipe.kernel, recipe.architecture)?;
+    let busybox = apt.deb("busybox-static", recipe.architecture)?;
+
+    let new = dir(recipe).with_extension("new");
+    let _ = std::fs::remove_dir_all(&new);
+    let files = new.join("files");
+    apt::unpack(&busybox, &files, &["*bin/busybox"])?;
+    let modules: Vec<String> = recipe.modules.iter().map(|name| format!("*/{name}.ko*")).collect();
+    let mut patterns = vec!["./boot/vmlinuz-*"];
+    patterns.extend(modules.iter().map(String::as_str));
+    apt::unpack(&kernel, &files, &patterns)?;
+
+    let vmlinuz = image::find(&files, |name| name.starts_with("vmlinuz-")).context("the package has no kernel")?;
+    std::fs::rename(vmlinuz, new.join("vmlinuz"))?;
+    image::extract_vmlinux(&new.join("vmlinuz"), &new.join("vmlinux"))?;
+    write_initramfs(recipe, &files, &new.join("initrd.cpio"))?;
+    std::fs::remove_dir_all(&files)?;
+    std::fs::write(new.join("recipe"), recipe_text(recipe))?;
+
+    let dir = dir(recipe);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::rename(&new, &dir)?;
+    Ok(())
+}
+
+fn write_initramfs(recipe: &Recipe, files: &Path, out: &Path) -> anyhow::Result<()> {
+    let busybox = image::find(files, |name| name == "busybox").context("the package has no busybox")?;
+    let mut archive = Archive::new(std::io::BufWriter::new(File::create(out)?));
+    for name in ["bin", "dev", "proc", "sys", "tmp", "root", "lib", "lib/modules"] {
+        archive.directory(name, 0o755)?;
+    }
+    // The kernel opens it for the first process before anything is mounted.
+    archive.character_device("dev/console", 0o600, (5, 1))?;
+    archive.file("bin/busybox", 0o755, &std::fs::read(busybox)?)?;
+    archive.file("init", 0o755, INIT.as_bytes())?;
+    for name in recipe.modules {
+        let prefix = format!("{name}.ko");
+        let packed = image::find(files, |file| file.starts_with(&prefix));
+        let packed = packed.with_context(|| format!("the package has no module {name}"))?;
+        archive.file(&format!("lib/modules/{prefix}"), 0o644, &image::decompressed(&packed)?)?;
+    }
+    archive.finish()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_is_a_script_that_marks_its_progress() {
+        assert!(INIT.starts_with("#!/bin/busybox sh\n"));
+        for mark in ["@@init", "@@begin", "@@end"] {
+            assert!(INIT.contains(mark), "{mark}");
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), RECIPES.len());
+    }
+}
