@@ -312,11 +312,15 @@ impl Cpu {
                 }
                 self.note_write(code, lin, n);
             }
-            Place::Mmio(gpa) => match Width::from_bytes(n) {
-                Some(width) => self.board().mmio_write(self.id, gpa, width, value & width.ones()),
-                None => (0..n).for_each(|i| {
-                    self.board().mmio_write(self.id, gpa + i, Width::Byte, value >> (i * 8) & 0xff);
-                }),
+            Place::Mmio(gpa) => {
+                // The device may have raised an interrupt.
+                self.end_block();
+                match Width::from_bytes(n) {
+                    Some(width) => self.board().mmio_write(self.id, gpa, width, value & width.ones()),
+                    None => (0..n).for_each(|i| {
+                        self.board().mmio_write(self.id, gpa + i, Width::Byte, value >> (i * 8) & 0xff);
+                    }),
+                }
             },
         }
         Ok(())

@@ -1,0 +1,287 @@
+//! The bare-metal guests in `guests/`, assembled by the host's C compiler and run to their result.
+//!
+//! The board is the least that they need: text on COM1, the result on port F4h, and of the local APIC its interrupt
+//! command register.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use cpu_model::CpuBoard;
+use cpu_model::CpuPolicy;
+use cpu_model::CpuState;
+use cpu_model::Engine;
+use cpu_model::Model;
+use cpu_model::MsrFault;
+use cpu_model::SegmentState;
+use cpu_model::Signal;
+use cpu_model::Signals;
+use cpu_model::Stop;
+use cpu_model::Vcpu;
+use device_model::VmTime;
+use device_model::Width;
+use guest_memory::GuestMemory;
+use guest_memory::Kind;
+use guest_memory::MemoryRegion;
+use x86_interp::InterpEngine;
+
+const COM1: u16 = 0x3f8;
+const EXIT: u16 = 0xf4;
+const APIC_ICR: u64 = 0xfee0_0300;
+const APIC_ICR_HIGH: u64 = 0xfee0_0310;
+
+/// Instructions that a vCPU executes before the guest counts as stuck.
+const BUDGET: u64 = 500_000_000;
+/// Results that no guest gives itself.
+const SHUTDOWN: u32 = 20_000;
+const STUCK: u32 = 20_001;
+
+struct Cpu {
+    signals: Arc<Signals>,
+    interrupts: Mutex<VecDeque<u8>>,
+    icr_high: AtomicU32,
+}
+
+struct Board {
+    cpus: Vec<Cpu>,
+    text: Mutex<Vec<u8>>,
+    result: OnceLock<u32>,
+    ticks: AtomicU64,
+}
+
+impl Board {
+    fn end(&self, result: u32) {
+        // The first result counts.
+        let _ = self.result.set(result);
+        self.cpus.iter().for_each(|cpu| cpu.signals.raise(Signal::Kick));
+    }
+
+    fn command(&self, from: u32, command: u32) {
+        let own = command >> 18 & 3 == 1;
+        let to = if own {
+            from
+        } else {
+            self.cpus[from as usize].icr_high.load(Ordering::SeqCst) >> 24
+        };
+        let cpu = &self.cpus[to as usize];
+        match command >> 8 & 7 {
+            0 => {
+                cpu.interrupts.lock().unwrap().push_back(command as u8);
+                cpu.signals.raise(Signal::Interrupt);
+            }
+            4 => cpu.signals.raise(Signal::Nmi),
+            5 => cpu.signals.raise(Signal::Init),
+            6 => cpu.signals.raise_sipi(command as u8),
+            mode => panic!("delivery mode {mode}"),
+        }
+    }
+}
+
+impl CpuBoard for Board {
+    fn pio_read(&self, _cpu: u32, _port: u16, width: Width) -> u32 {
+        width.ones() as u32
+    }
+    fn pio_write(&self, _cpu: u32, port: u16, _width: Width, value: u32) {
+        match port {
+            COM1 => self.text.lock().unwrap().push(value as u8),
+            EXIT => self.end(value),
+            _ => {}
+        }
+    }
+    fn mmio_read(&self, _cpu: u32, _gpa: u64, width: Width) -> u64 {
+        width.ones()
+    }
+    fn mmio_write(&self, cpu: u32, gpa: u64, _width: Width, value: u64) {
+        match gpa {
+            APIC_ICR => self.command(cpu, value as u32),
+            APIC_ICR_HIGH => self.cpus[cpu as usize].icr_high.store(value as u32, Ordering::SeqCst),
+            _ => {}
+        }
+    }
+    fn take_interrupt(&self, cpu: u32) -> Option<u8> {
+        self.cpus[cpu as usize].interrupts.lock().unwrap().pop_front()
+    }
+    fn apic_read_msr(&self, _cpu: u32, msr: u32) -> Result<u64, MsrFault> {
+        if msr == x86_isa::msr::APIC_BASE {
+            Ok(0xfee0_0800)
+        } else {
+            Err(MsrFault)
+        }
+    }
+    fn apic_write_msr(&self, _cpu: u32, _msr: u32, _value: u64) -> Result<(), MsrFault> {
+        Err(MsrFault)
+    }
+    fn apic_cr8(&self, _cpu: u32) -> u8 {
+        0
+    }
+    fn set_apic_cr8(&self, _cpu: u32, _value: u8) {}
+    fn now(&self) -> VmTime {
+        VmTime::from_ns(self.ticks.fetch_add(100, Ordering::Relaxed))
+    }
+}
+
+fn tool(command: &mut Command) {
+    let output = command.output().expect("compiler and binutils, as for linking Rust programs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Assembles and links a guest; the 32-bit ELF file.
+fn build(source: &Path) -> Vec<u8> {
+    let name = source.file_stem().unwrap().to_str().unwrap();
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let (linked, target) = (directory.join(format!("{name}.elf64")), directory.join(format!("{name}.elf")));
+    tool(
+        Command::new("cc")
+            .args(["-m64", "-nostdlib", "-static", "-no-pie"])
+            .args(["-Wl,-N", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments"])
+            .arg("-o")
+            .args([linked.as_path(), source]),
+    );
+    tool(Command::new("objcopy").args(["-O", "elf32-i386"]).args([&linked, &target]));
+    std::fs::read(target).unwrap()
+}
+
+/// Loads a 32-bit ELF file; its entry point.
+fn load(memory: &GuestMemory, elf: &[u8]) -> u64 {
+    let word = |at: usize| u32::from_le_bytes(elf[at..at + 4].try_into().unwrap()) as usize;
+    let half = |at: usize| usize::from(u16::from_le_bytes(elf[at..at + 2].try_into().unwrap()));
+    for i in 0..half(44) {
+        let header = word(28) + i * half(42);
+        let (kind, offset, address, size) = (word(header), word(header + 4), word(header + 12), word(header + 16));
+        if kind == 1 {
+            memory.write(address as u64, &elf[offset..offset + size]).unwrap();
+        }
+    }
+    word(24) as u64
+}
+
+/// What a multiboot loader leaves behind.
+fn first_state(state: &mut CpuState, entry: u64) {
+    for segment in &mut state.segments {
+        *segment = SegmentState {
+            selector: 0x10,
+            base: 0,
+            limit: u32::MAX,
+            attr: 0xc93,
+        };
+    }
+    state.segments[1] = SegmentState {
+        selector: 8,
+        base: 0,
+        limit: u32::MAX,
+        attr: 0xc9b,
+    };
+    state.cr0 = 0x11;
+    state.rip = entry;
+    state.gpr[0] = 0x2bad_b002;
+}
+
+fn drive(board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
+    while board.result.get().is_none() {
+        match vcpu.run(board, Some(BUDGET)).unwrap() {
+            Stop::Halted => {
+                board.cpus[index].signals.wait(u32::MAX, None);
+            }
+            Stop::TripleFault => board.end(SHUTDOWN),
+            Stop::Budget => board.end(STUCK),
+            Stop::Kicked | Stop::Debug => {}
+        }
+    }
+}
+
+fn run(name: &str, cpus: u32) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../guests")
+        .join(format!("{name}.S"));
+    let text = std::fs::read_to_string(&source).unwrap();
+    let expected = text.lines().find_map(|line| line.strip_prefix(" * expect: ")).unwrap();
+    let mut memory = GuestMemory::new();
+    memory
+        .add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap()))
+        .unwrap();
+    let entry = load(&memory, &build(&source));
+    let policy = CpuPolicy::new(Model::V2).unwrap().with_cpus(cpus);
+    let engine = InterpEngine::new(Arc::new(memory), Arc::new(policy)).unwrap();
+    let mut vcpus: Vec<_> = (0..cpus).map(|id| engine.new_vcpu(id).unwrap()).collect();
+    let mut state = vcpus[0].state();
+    first_state(&mut state, entry);
+    vcpus[0].set_state(&state).unwrap();
+    let cpu = |vcpu: &Box<dyn Vcpu>| Cpu {
+        signals: vcpu.signals(),
+        interrupts: Mutex::default(),
+        icr_high: AtomicU32::new(0),
+    };
+    let board = Board {
+        cpus: vcpus.iter().map(cpu).collect(),
+        text: Mutex::default(),
+        result: OnceLock::new(),
+        ticks: AtomicU64::new(0),
+    };
+    std::thread::scope(|scope| {
+        for (index, vcpu) in vcpus.iter_mut().enumerate() {
+            let board = &board;
+            scope.spawn(move || drive(board, index, vcpu.as_mut()));
+        }
+    });
+    let printed = String::from_utf8_lossy(&board.text.lock().unwrap()).into_owned();
+    let result = *board.result.get().unwrap();
+    let state = vcpus[0].state();
+    assert_eq!((result, printed.trim_end()), (0, expected), "at {:#x}, registers {:x?}", state.rip, state.gpr);
+}
+
+#[test]
+fn real_guest_passes() {
+    run("real", 1);
+}
+
+#[test]
+fn v86_guest_passes() {
+    run("v86", 1);
+}
+
+#[test]
+fn gates_guest_passes() {
+    run("gates", 1);
+}
+
+#[test]
+fn task_guest_passes() {
+    run("task", 1);
+}
+
+#[test]
+fn paging_guest_passes() {
+    run("paging", 1);
+}
+
+#[test]
+fn irq_guest_passes() {
+    run("irq", 1);
+}
+
+#[test]
+fn smc_guest_passes() {
+    run("smc", 1);
+}
+
+#[test]
+fn debug_guest_passes() {
+    run("debug", 1);
+}
+
+#[test]
+fn smp_guest_passes() {
+    run("smp", 2);
+}
+
+#[test]
+fn long_guest_passes() {
+    run("long", 1);
+}
