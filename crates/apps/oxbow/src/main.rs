@@ -1,2 +1,37 @@
-//! binary
-fn main() {}
+//! `oxbow`: the command line.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod completions;
+mod console;
+mod demo;
+mod end;
+mod escape;
+mod failure;
+mod machine_args;
+mod man;
+mod plan;
+mod pseudo_terminal;
+mod run;
+mod serial;
+mod signals;
+mod terminal;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let result = match cli.command {
+        cli::Command::Run(args) => run::run(&args),
+        cli::Command::Plan(args) => plan::run(&args),
+        cli::Command::Completions(args) => completions::run(&args),
+        cli::Command::Man(args) => man::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}

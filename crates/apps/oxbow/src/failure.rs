@@ -1,0 +1,78 @@
+//! Errors towards the user: one line, and an exit status that tells wrong input from a host that cannot.
+
+use std::process::ExitCode;
+
+use board::BuildError;
+
+use crate::end;
+
+/// Why a command did not do its work.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: anyhow::Error,
+    status: u8,
+}
+
+impl Failure {
+    /// The host cannot: no memory, no threads, no terminal.
+    pub(crate) fn host(error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            error: error.into(),
+            status: end::FAILED,
+        }
+    }
+
+    /// Prints the one line, and gives the exit status.
+    pub(crate) fn report(&self) -> ExitCode {
+        eprintln!("oxbow: {}", self.line());
+        ExitCode::from(self.status)
+    }
+
+    /// The error with its causes.
+    fn line(&self) -> String {
+        let causes: Vec<String> = self.error.chain().map(|cause| plain(&cause.to_string())).collect();
+        causes.join(": ").replace('\n', " ")
+    }
+}
+
+/// The system's messages without their numbers.
+fn plain(text: &str) -> String {
+    match text.rfind(" (os error ") {
+        Some(at) if text.ends_with(')') => text[..at].to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+/// Errors are the input's fault unless said otherwise.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self {
+            error,
+            status: end::WRONG_INPUT,
+        }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Plan(_) | BuildError::Policy(_) | BuildError::File { .. } | BuildError::Boot { .. } => {
+                anyhow::Error::from(error).into()
+            }
+            _ => Self::host(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_has_every_cause_once_and_no_numbers() {
+        let cause = std::io::Error::from_raw_os_error(2);
+        let failure = Failure::from(anyhow::Error::from(cause).context("cannot read `x`"));
+        assert_eq!(failure.line(), "cannot read `x`: No such file or directory");
+        assert_eq!(failure.status, 2);
+    }
+}

@@ -1,0 +1,132 @@
+//! The options that describe a machine.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use spec::BootSpec;
+use spec::DebugExitConfig;
+use spec::DevicesSpec;
+use spec::EngineKind;
+use spec::MachineSpec;
+use spec::OnReset;
+use spec::SerialConfig;
+use spec::Size;
+use spec::TestdevConfig;
+
+use crate::serial::SerialTarget;
+
+/// Options of `run` and `plan`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MachineArgs {
+    /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
+    ///
+    /// Without one the demo guest is booted, which `cargo xtask demo` fetches.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Initial RAM disk, or the module of a multiboot image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Kernel command line; nothing is added to it
+    ///
+    /// Linux needs `console=ttyS0` to speak on the serial port. The demo guest gets `console=ttyS0 quiet` if this is
+    /// not given.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
+
+    /// Guest RAM, such as 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: Size,
+
+    /// Number of processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+
+    /// Processor model: host, x86-64-v2 or x86-64-v3
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub(crate) cpu: String,
+
+    /// What executes the guest's instructions: auto or interp
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub(crate) engine: EngineKind,
+
+    /// Where a serial port leads: stdio, file:PATH, pty or none. Once for each of COM1 to COM4
+    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    pub(crate) serial: Vec<SerialTarget>,
+
+    /// Port whose write ends the machine with status (value << 1) | 1; adds the test device too
+    #[arg(long, value_name = "PORT", value_parser = parse_port)]
+    pub(crate) debug_exit: Option<u16>,
+
+    /// Add the test device of kvm-unit-tests
+    #[arg(long)]
+    pub(crate) testdev: bool,
+
+    /// End, instead of booting again, when the guest resets
+    #[arg(long)]
+    pub(crate) no_reboot: bool,
+}
+
+impl MachineArgs {
+    /// The machine that the options describe.
+    pub(crate) fn spec(&self) -> anyhow::Result<MachineSpec> {
+        let count = |wanted: &SerialTarget| self.serial.iter().filter(|target| *target == wanted).count();
+        if count(&SerialTarget::Stdio) > 1 {
+            bail!("--serial stdio is given twice; only one port can have the terminal");
+        }
+        let serial: Option<Vec<SerialConfig>> = (0..self.serial.len()).map(SerialConfig::com).collect();
+        let Some(serial) = serial else {
+            bail!("--serial is given {} times; there are four ports", self.serial.len());
+        };
+        let testdev = self.testdev || self.debug_exit.is_some();
+        Ok(MachineSpec {
+            memory: self.memory,
+            cpus: self.cpus,
+            cpu: self.cpu.clone(),
+            engine: self.engine,
+            boot: BootSpec {
+                kernel: self.kernel.clone(),
+                initrd: self.initrd.clone(),
+                append: self.append.clone().unwrap_or_default(),
+            },
+            on_reset: if self.no_reboot {
+                OnReset::Stop
+            } else {
+                OnReset::Restart
+            },
+            devices: DevicesSpec {
+                serial,
+                debug_exit: self.debug_exit.map(|port| DebugExitConfig { port }),
+                testdev: testdev.then(TestdevConfig::default),
+                ..DevicesSpec::default()
+            },
+            ..MachineSpec::default()
+        })
+    }
+}
+
+/// A port number, decimal or with `0x`.
+fn parse_port(text: &str) -> Result<u16, String> {
+    let number = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "not a port number; write one such as 0xf4".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_is_hexadecimal_with_prefix_only() {
+        assert_eq!(parse_port("0xf4"), Ok(0xf4));
+        assert_eq!(parse_port("0XF4"), Ok(0xf4));
+        assert_eq!(parse_port("244"), Ok(244));
+        for text in ["f4", "0x", "65536", "-1", ""] {
+            assert!(parse_port(text).is_err(), "{text}");
+        }
+    }
+}
