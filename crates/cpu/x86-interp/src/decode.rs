@@ -145,7 +145,7 @@ pub(crate) fn decode(ins: &Instruction, bits: u8, policy: &CpuPolicy) -> DInsn {
         d.flags |= F_REPNE;
     }
     if (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory) {
-        memory(ins, &mut d);
+        memory(ins, bits, &mut d);
     }
     let dec = Dec { ins, bits, policy };
     if let Some(exec) = ops::select(&dec, &mut d) {
@@ -175,9 +175,15 @@ pub(crate) fn too_long(bits: u8) -> DInsn {
     }
 }
 
-fn memory(ins: &Instruction, d: &mut DInsn) {
-    d.seg = seg(ins.memory_segment());
+fn memory(ins: &Instruction, bits: u8, d: &mut DInsn) {
     let (base, index) = (ins.memory_base(), ins.memory_index());
+    d.seg = match ins.memory_segment() {
+        segment @ (Register::FS | Register::GS) => seg(segment),
+        // The other overrides mean nothing in 64-bit mode, not even which exception is raised.
+        _ if bits == 64 && matches!(base.full_register(), Register::RSP | Register::RBP) => seg(Register::SS),
+        _ if bits == 64 => seg(Register::DS),
+        segment => seg(segment),
+    };
     let bytes = match (base, index) {
         (Register::RIP, _) => 8,
         (Register::EIP, _) => 4,

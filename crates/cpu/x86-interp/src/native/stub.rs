@@ -144,7 +144,7 @@ pub(crate) fn alignment(ins: &Instruction) -> u16 {
     let size = ins.memory_size().size() as u16;
     let aligned = match ins.mnemonic() {
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => false,
-        M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm => false,
+        M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm | M::Pcmpestri64 | M::Pcmpestrm64 => false,
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => true,
         _ => ins.encoding() == iced_x86::EncodingKind::Legacy && size == 16,
     };

@@ -26,6 +26,7 @@ use x86_isa::cr4;
 use crate::cpu::Cpu;
 use crate::decode::Dec;
 use crate::decode::Select;
+use crate::insn::Brk;
 use crate::insn::DInsn;
 use crate::insn::Exec;
 use crate::insn::R;
@@ -93,8 +94,7 @@ fn unit(x: &Dec<'_>) -> Option<Unit> {
         .filter(|&i| ins.op_kind(i) == OpKind::Register)
         .map(|i| ins.op_register(i));
     let vector = registers.clone().any(|r| r.is_xmm() || r.is_ymm() || r.is_mm());
-    let bare = matches!(x.mnemonic(), Mnemonic::Emms | Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
-    if !(vector || bare) || !ins.cpuid_features().iter().any(is_vector) {
+    if !(vector || is_bare(x.mnemonic())) || !ins.cpuid_features().iter().any(is_vector) {
         return None;
     }
     let mmx = registers.any(|r| r.is_mm()) || x.mnemonic() == Mnemonic::Emms;
@@ -104,6 +104,23 @@ fn unit(x: &Dec<'_>) -> Option<Unit> {
         (false, true) => Unit::Mmx,
         (false, false) => Unit::Sse,
     })
+}
+
+/// Vector instructions whose operands need not be vector registers.
+fn is_bare(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    let conversion = matches!(
+        mnemonic,
+        M::Cvtss2si
+            | M::Cvttss2si
+            | M::Cvtsd2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvttss2si
+            | M::Vcvtsd2si
+            | M::Vcvttsd2si
+    );
+    conversion || matches!(mnemonic, M::Emms | M::Vzeroupper | M::Vzeroall)
 }
 
 fn has_xmm(x: &Dec<'_>) -> bool {
@@ -116,6 +133,9 @@ fn stub(x: &Dec<'_>, d: &mut DInsn, unit: Unit) -> Select {
     d.imm = std::ptr::from_ref(form) as u64;
     (d.dst, d.src, d.aux, d.size) = (slots[0], slots[1], slots[2], slots[3]);
     let memory = (0..x.ins.op_count()).find(|&i| x.ins.op_kind(i) == OpKind::Memory);
+    if memory == Some(0) && form.arithmetic {
+        return Some(run_converting_store);
+    }
     macro_rules! by_memory {
         ($unit:expr) => {
             match memory {
@@ -223,11 +243,17 @@ fn run<const UNIT: u8, const MEMORY: u8>(cpu: &mut Cpu, d: &DInsn) -> R {
     match MEMORY {
         NONE => {}
         WRITE => {
-            let place = cpu.operand_out(d, size, align)?;
+            let place = match cpu.operand_out(d, size, align) {
+                Ok(place) => place,
+                Err(fault) => return after_pending::<UNIT>(cpu, fault),
+            };
             p[0] = place.at;
             out = Some(place);
         }
-        _ => p[usize::from(MEMORY - READ_1) + 1] = cpu.operand_in(d, size, align)?,
+        _ => match cpu.operand_in(d, size, align) {
+            Ok(at) => p[usize::from(MEMORY - READ_1) + 1] = at,
+            Err(fault) => return after_pending::<UNIT>(cpu, fault),
+        },
     }
     let context = if f.arithmetic {
         (&raw mut cpu.fpu.mxcsr).cast()
@@ -245,4 +271,33 @@ fn run<const UNIT: u8, const MEMORY: u8>(cpu: &mut Cpu, d: &DInsn) -> R {
         Some(place) => cpu.operand_done(d, size, place),
         None => Ok(()),
     }
+}
+
+/// A fault of the memory operand; for MMX, a pending x87 exception comes first.
+#[cold]
+fn after_pending<const UNIT: u8>(cpu: &mut Cpu, fault: Brk) -> R {
+    if matches!(UNIT, MMX | BOTH) {
+        cpu.pending_x87_or(fault)
+    } else {
+        Err(fault)
+    }
+}
+
+/// VCVTPS2PH to memory: what the conversion raises comes before what the store does, and MXCSR has it even when the store
+/// faults.
+fn run_converting_store(cpu: &mut Cpu, d: &DInsn) -> R {
+    cpu.ask_avx()?;
+    let f = form(d);
+    let mut value = [0u8; 16];
+    let source = cpu.slot(d.src);
+    let none = std::ptr::null_mut();
+    let result = (f.entry)(value.as_mut_ptr(), source, none, none, (&raw mut cpu.fpu.mxcsr).cast());
+    if result >= FAULT_MF {
+        return cpu.stub_fault(result);
+    }
+    let size = u64::from(f.size);
+    let out = cpu.operand_out(d, size, 1)?;
+    // SAFETY: `operand_out` gives `size` bytes, eight or sixteen; guest memory does not overlap our stack.
+    unsafe { crate::mmu::copy(value.as_ptr(), out.at, size as usize) };
+    cpu.operand_done(d, size, out)
 }

@@ -126,6 +126,7 @@ impl Cpu {
             return element(self).map(|_| ());
         }
         let mut left = if self.sysflags & flags::TF != 0 { 1 } else { SLOW_ELEMENTS };
+        let before = self.lazy;
         loop {
             let count = self.string_reg(d, RCX);
             if count == 0 {
@@ -135,7 +136,8 @@ impl Cpu {
                 return self.come_back(d);
             }
             left -= 1;
-            let go_on = element(self)?;
+            // The counters of the elements before a fault stand, the flags are those before the instruction.
+            let go_on = element(self).inspect_err(|_| self.lazy = before)?;
             self.set_string_reg(d, RCX, count - 1);
             if !go_on {
                 return Ok(());

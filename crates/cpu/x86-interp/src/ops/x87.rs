@@ -28,10 +28,12 @@ use crate::cpu::Cpu;
 use crate::cpu::RAX;
 use crate::decode::Dec;
 use crate::decode::Select;
+use crate::insn::Brk;
 use crate::insn::DInsn;
 use crate::insn::Exec;
 use crate::insn::R;
 use crate::native::FAULT_MF;
+use crate::native::Form;
 use crate::native::plain_form;
 use crate::ops::simd::form;
 
@@ -41,6 +43,8 @@ const WRITE: u8 = 2;
 
 /// FSW.ES: an unmasked exception is pending.
 const FSW_ES: u16 = 0x80;
+/// The exceptions that keep a result from being stored when they are unmasked: all but precision.
+const FSW_BEFORE_STORE: u16 = 0x1f;
 
 pub(crate) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
     if let Some(exec) = env::select(x, d) {
@@ -147,25 +151,29 @@ impl Cpu {
     }
 }
 
-/// Runs a stub.
+/// Runs a stub. `POINTERS`: the instruction is none of the control ones.
 fn run<const MEMORY: u8, const POINTERS: bool>(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.ask_x87()?;
     let f = form(d);
     let none = std::ptr::null_mut();
     let result = match MEMORY {
         NONE => (f.entry)(none, none, none, none, none),
-        READ => {
-            let at = cpu.operand_in(d, f.size.into(), 1)?;
-            (f.entry)(at, none, none, none, none)
-        }
-        _ => {
-            let out = cpu.operand_out(d, f.size.into(), 1)?;
-            let result = (f.entry)(out.at, none, none, none, none);
-            if result < FAULT_MF {
-                cpu.operand_done(d, f.size.into(), out)?;
+        READ => match cpu.operand_in(d, f.size.into(), 1) {
+            Ok(at) => (f.entry)(at, none, none, none, none),
+            Err(fault) => return cpu.pending_x87_or(fault),
+        },
+        _ => match cpu.operand_out(d, f.size.into(), 1) {
+            Ok(out) => {
+                let result = (f.entry)(out.at, none, none, none, none);
+                if result < FAULT_MF {
+                    cpu.operand_done(d, f.size.into(), out)?;
+                }
+                result
             }
-            result
-        }
+            // FNSTCW and FNSTSW neither wait nor compute.
+            Err(fault) if !POINTERS => return Err(fault),
+            Err(fault) => cpu.run_without_store(f, fault)?,
+        },
     };
     if result >= FAULT_MF {
         return cpu.stub_fault(result);
@@ -178,6 +186,39 @@ fn run<const MEMORY: u8, const POINTERS: bool>(cpu: &mut Cpu, d: &DInsn) -> R {
         }
     }
     Ok(())
+}
+
+impl Cpu {
+    /// A fault of the memory operand of a waiting instruction; a pending x87 exception comes first.
+    #[cold]
+    pub(crate) fn pending_x87_or(&mut self, fault: Brk) -> R {
+        self.sync_x87();
+        if self.fpu.fsw & FSW_ES != 0 {
+            return self.stub_fault(FAULT_MF);
+        }
+        Err(fault)
+    }
+
+    /// A store whose memory operand faults: an unmasked exception of the conversion leaves nothing to store, and so no
+    /// fault. Any other conversion has not happened.
+    #[cold]
+    fn run_without_store(&mut self, f: &Form, fault: Brk) -> R<u64> {
+        self.sync_x87();
+        if self.fpu.fsw & FSW_ES != 0 {
+            return Ok(FAULT_MF);
+        }
+        let before = self.fpu.clone();
+        self.load_x87();
+        let mut nowhere = [0u8; 16];
+        let none = std::ptr::null_mut();
+        let result = (f.entry)(nowhere.as_mut_ptr(), none, none, none, none);
+        self.sync_x87();
+        if self.fpu.fsw & !self.fpu.fcw & FSW_BEFORE_STORE != 0 {
+            return Ok(result);
+        }
+        self.fpu = before;
+        Err(fault)
+    }
 }
 
 /// FCMOVcc, FCOMI and its kin: flags in and out.

@@ -213,23 +213,41 @@ fn gather<I: Int, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     cpu.ask_avx()?;
     let start = cpu.ea(d);
     let count = usize::from(d.size);
+    // What is left of the mask after a fault is all ones, not just the sign, in as many elements as the longer of the
+    // two vectors has.
+    let whole = count * I::BYTES.max(T::BYTES) as usize / T::BYTES as usize;
+    for i in 0..32 / T::BYTES as usize {
+        let sign = if i < whole {
+            cpu.element::<T>(d.src, i).i64() >> 63
+        } else {
+            0
+        };
+        cpu.set_element(d.src, i, T::from_u64(sign as u64));
+    }
     for i in 0..count {
         if cpu.element::<T>(d.src, i).u64() & T::SIGN != 0 {
             let index = cpu.element::<I>(d.aux, i).i64() as u64;
             let off = start.wrapping_add(index << d.imm) << d.cut >> d.cut;
             let value = cpu.read_seg::<T>(d.seg.into(), off)?;
             cpu.set_element(d.dst, i, value);
+            cpu.clear_above(d.dst, whole as u64 * T::BYTES);
         }
         cpu.set_element(d.src, i, T::from_u64(0));
     }
     cpu.fpu.ymm[usize::from(d.src)] = [0; 4];
-    let used = count as u64 * u64::from(T::BITS);
-    for (i, word) in cpu.fpu.ymm[usize::from(d.dst)].iter_mut().enumerate() {
-        if i as u64 * 64 >= used {
-            *word = 0;
+    cpu.clear_above(d.dst, count as u64 * T::BYTES);
+    Ok(())
+}
+
+impl Cpu {
+    /// Clears what is above the lowest `bytes` of a vector register, a multiple of eight.
+    fn clear_above(&mut self, n: u8, bytes: u64) {
+        for (i, word) in self.fpu.ymm[usize::from(n)].iter_mut().enumerate() {
+            if i as u64 * 8 >= bytes {
+                *word = 0;
+            }
         }
     }
-    Ok(())
 }
 
 fn maskmovdqu<const VEX: bool>(cpu: &mut Cpu, d: &DInsn) -> R {

@@ -56,7 +56,8 @@ impl Cpu {
         if align > 1 {
             let lin = self.ea_base[d.seg as usize].wrapping_add(ea) & self.lin_mask;
             if lin & (align - 1) != 0 {
-                return self.misaligned(d.seg, lin);
+                // Before the address is looked at any further, and whatever the segment.
+                return self.gp(0);
             }
         }
         if write {
@@ -64,15 +65,6 @@ impl Cpu {
         } else {
             self.lin_read(d.seg, ea, size)
         }
-    }
-
-    /// #GP(0) whatever the segment, unless the address is not even canonical.
-    #[cold]
-    fn misaligned<T>(&mut self, seg: u8, lin: u64) -> R<T> {
-        if self.is64() && !self.canonical(lin) {
-            return self.segment_fault(seg.into());
-        }
-        self.gp(0)
     }
 
     #[cold]

@@ -202,9 +202,11 @@ fn load<const REGS: bool>(cpu: &mut Cpu, d: &DInsn) -> R {
     let env = usize::from(d.size);
     let size = env + if REGS { REGISTERS } else { 0 };
     let ea = cpu.ea(d);
-    let lin = cpu.lin_read(d.seg, ea, size as u64)?;
     let mut guest = [0u8; HOST_SAVE];
-    cpu.read_block(d.seg, lin, &mut guest[..size])?;
+    let lin = cpu.lin_read(d.seg, ea, size as u64);
+    if let Err(fault) = lin.and_then(|lin| cpu.read_block(d.seg, lin, &mut guest[..size])) {
+        return cpu.pending_x87_or(fault);
+    }
     let (words, pointers) = decode(&guest, env == HOST_ENV, cpu.real_format());
     let mut host = [0u8; HOST_SAVE];
     host[..HOST_ENV].copy_from_slice(&words);
