@@ -109,14 +109,18 @@ impl Cache {
         }
         self.insns += block.insns.len();
         self.decoded += block.insns.len() as u64;
-        let block = Box::new(block);
-        let at = &raw const *block;
-        if let Some(old) = self.blocks.insert(key, block) {
-            self.insns -= old.insns.len();
-            let gone = &raw const *old;
-            // A freed block's address may come back as another's: no look-up may lead to it.
-            self.lookups.iter_mut().filter(|l| l.block == gone).for_each(|l| l.context = u64::MAX);
+        let Some(old) = self.blocks.get_mut(&key) else {
+            let block = self.blocks.entry(key).or_insert(Box::new(block));
+            return &raw const **block;
+        };
+        // The new block takes the old one's place, so that look-ups of the same physical address stay right. One that
+        // crosses into another page was only right for those who also had that page.
+        self.insns -= old.insns.len();
+        let at = &raw const **old;
+        if old.crosses() || block.crosses() {
+            self.lookups.iter_mut().filter(|l| l.block == at).for_each(|l| l.context = u64::MAX);
         }
+        **old = block;
         at
     }
 

@@ -342,10 +342,13 @@ impl InterpVcpu {
         // SAFETY: `count` is at most the block's length.
         cpu.block_end = unsafe { start.add(count) };
         let mut at = start;
+        // Only instructions that end the block change RIP, so it can be kept in a register on the way.
+        let mut rip = cpu.regs[RIP];
         loop {
             // SAFETY: `at` is below `block_end`, which never grows while the block runs.
             let d: &DInsn = unsafe { &*at };
-            cpu.regs[RIP] = cpu.regs[RIP].wrapping_add(u64::from(d.len));
+            rip = rip.wrapping_add(u64::from(d.len));
+            cpu.regs[RIP] = rip;
             let outcome = (d.exec)(cpu, d);
             // SAFETY: at most one past the last instruction.
             at = unsafe { at.add(1) };
@@ -353,7 +356,7 @@ impl InterpVcpu {
                 Ok(()) if at < cpu.block_end => {}
                 Ok(()) | Err(Brk::Exit) => break,
                 Err(Brk::Fault) => {
-                    cpu.regs[RIP] = cpu.regs[RIP].wrapping_sub(u64::from(d.len));
+                    cpu.regs[RIP] = rip.wrapping_sub(u64::from(d.len));
                     // SAFETY: both are in the same block.
                     cpu.executed += unsafe { at.offset_from(start) } as u64 - 1;
                     self.restore_rf(had_rf);

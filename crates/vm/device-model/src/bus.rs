@@ -104,12 +104,13 @@ impl Bus {
         self.table.load_full()
     }
 
-    /// Reads `width` at `addr`; addresses that nobody claims read as all ones.
+    /// Reads `width` at `addr`; addresses that nobody claims read as all ones. The region at the first address claims
+    /// the whole access: a double word to the PCI address port CF8h is no byte to the reset register CF9h.
     #[must_use]
     pub fn read(&self, addr: u64, width: Width) -> u64 {
         let table = self.table.load();
         let Some(m) = find(&table, addr) else {
-            return self.read_split(addr, width);
+            return width.ones();
         };
         let offset = addr - m.base;
         if offset + width.bytes() > m.region.len || width > m.region.widths.max {
@@ -137,7 +138,7 @@ impl Bus {
     pub fn write(&self, addr: u64, width: Width, value: u64) {
         let table = self.table.load();
         let Some(m) = find(&table, addr) else {
-            return self.write_split(addr, width, value);
+            return;
         };
         let offset = addr - m.base;
         if offset + width.bytes() > m.region.len || width > m.region.widths.max {
