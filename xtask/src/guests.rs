@@ -147,7 +147,7 @@ fn apt_dir() -> PathBuf {
 
 /// All that a guest is made of; it is built anew when this changes.
 fn recipe_text(recipe: &Recipe) -> String {
-    format!("{recipe:?}\nlayout 1\n{INIT}")
+    format!("{recipe:?}\nlayout 2\n{INIT}")
 }
 
 fn is_current(recipe: &Recipe) -> bool {

@@ -1,6 +1,10 @@
 //! Kernel images: the ELF file inside a bzImage, and compressed modules.
 //!
-//! Spec: Linux Documentation/arch/x86/boot.rst (setup header: setup_sects, payload_offset, payload_length).
+//! xz, zstd and gzip are left to the programs of those names; the legacy frame of LZ4, which Debian's kernel for clouds
+//! has and whose program few have installed, is read here.
+//!
+//! Spec: Linux Documentation/arch/x86/boot.rst (setup header: setup_sects, payload_offset, payload_length);
+//! lz4 doc/lz4_Frame_format.md ("Legacy frame"), doc/lz4_Block_format.md.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -13,6 +17,10 @@ use crate::process;
 const XZ: &[u8] = b"\xfd7zXZ\0";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 const GZIP: &[u8] = b"\x1f\x8b";
+const LZ4_LEGACY: &[u8] = b"\x02\x21\x4c\x18";
+
+/// What a block of a legacy frame may become.
+const LZ4_BLOCK: usize = 8 << 20;
 
 /// Offsets in the setup header.
 const SETUP_SECTS: usize = 0x1f1;
@@ -38,6 +46,9 @@ pub(super) fn find(dir: &Path, suits: impl Fn(&str) -> bool + Copy) -> Option<Pa
 /// The contents of a file that may be compressed.
 pub(super) fn decompressed(path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = std::fs::read(path)?;
+    if let Some(frame) = bytes.strip_prefix(LZ4_LEGACY) {
+        return lz4_legacy(frame).with_context(|| format!("{} is damaged", path.display()));
+    }
     let Some(tool) = tool(&bytes) else {
         return Ok(bytes);
     };
@@ -54,7 +65,11 @@ pub(super) fn decompressed(path: &Path) -> anyhow::Result<Vec<u8>> {
 pub(super) fn extract_vmlinux(bzimage: &Path, vmlinux: &Path) -> anyhow::Result<()> {
     let image = std::fs::read(bzimage)?;
     let payload = payload(&image).with_context(|| format!("{} is no bzImage", bzimage.display()))?;
-    if tool(payload).is_none_or(|tool| process::find(tool).is_none()) {
+    let readable = match tool(payload) {
+        Some(tool) => process::find(tool).is_some(),
+        None => payload.starts_with(LZ4_LEGACY),
+    };
+    if !readable {
         return Ok(());
     }
     let packed = vmlinux.with_extension("packed");
@@ -77,6 +92,60 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
         true => Some(payload),
         false => payload.get(..payload.len().checked_sub(4)?),
     }
+}
+
+/// The blocks of an LZ4 legacy frame, after its magic number.
+fn lz4_legacy(mut frame: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    while let Some((len, rest)) = frame.split_first_chunk() {
+        let (block, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        let start = out.len();
+        lz4_block(block, start, &mut out)?;
+        frame = rest;
+    }
+    frame.is_empty().then_some(out)
+}
+
+/// Appends a block: sequences of literals and of copies out of what came before.
+fn lz4_block(mut block: &[u8], start: usize, out: &mut Vec<u8>) -> Option<()> {
+    while let Some((&token, rest)) = block.split_first() {
+        block = rest;
+        let literals = lz4_length(usize::from(token >> 4), &mut block)?;
+        let (bytes, rest) = block.split_at_checked(literals)?;
+        out.extend_from_slice(bytes);
+        block = rest;
+        // The last sequence is literals only.
+        if block.is_empty() {
+            return Some(());
+        }
+        let (&distance, rest) = block.split_first_chunk()?;
+        block = rest;
+        let distance = usize::from(u16::from_le_bytes(distance));
+        let len = lz4_length(usize::from(token & 15), &mut block)? + 4;
+        if distance == 0 || out.len() + len > start + LZ4_BLOCK {
+            return None;
+        }
+        // Byte by byte: a copy may reach into what it writes.
+        let mut from = out.len().checked_sub(distance).filter(|&from| from >= start)?;
+        for _ in 0..len {
+            out.push(*out.get(from)?);
+            from += 1;
+        }
+    }
+    Some(())
+}
+
+/// A length of four bits, of which 15 says that bytes follow, the last of them below 255.
+fn lz4_length(nibble: usize, block: &mut &[u8]) -> Option<usize> {
+    let mut len = nibble;
+    let mut more = nibble == 15;
+    while more {
+        let (&byte, rest) = block.split_first()?;
+        *block = rest;
+        len += usize::from(byte);
+        more = byte == 255;
+    }
+    Some(len)
 }
 
 /// The program that decompresses this.
@@ -112,6 +181,33 @@ mod tests {
         let image = bzimage(b"\xfd7zXZ\0data\x10\x20\0\0");
         assert_eq!(payload(&image[..image.len() - 1]), None);
         assert_eq!(payload(&[]), None);
+    }
+
+    #[test]
+    fn lz4_copies_reach_into_what_they_write() {
+        // "ab", then 4 + 15 + 2 bytes from distance 2, then "!" as literals.
+        let block = [0x2f, b'a', b'b', 2, 0, 2, 0x10, b'!'];
+        let mut frame = (block.len() as u32).to_le_bytes().to_vec();
+        frame.extend_from_slice(&block);
+        let text = lz4_legacy(&frame).unwrap();
+        assert_eq!(text, format!("{}a!", "ab".repeat(11)).into_bytes());
+    }
+
+    #[test]
+    fn damaged_lz4_is_refused() {
+        for block in [
+            &[0x20u8, b'a'] as &[u8],
+            &[0x10, b'a', 2, 0],
+            &[0x10, b'a', 0, 0],
+            &[0x10, b'a', 1],
+            &[0x1f, b'a', 1, 0, 255],
+        ] {
+            let mut frame = (block.len() as u32).to_le_bytes().to_vec();
+            frame.extend_from_slice(block);
+            assert_eq!(lz4_legacy(&frame), None, "{block:x?}");
+        }
+        assert_eq!(lz4_legacy(&[9, 0, 0, 0, 0]), None);
+        assert_eq!(lz4_legacy(&[0]), None);
     }
 
     #[test]
