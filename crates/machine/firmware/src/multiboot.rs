@@ -220,6 +220,9 @@ pub(crate) fn load(
     check_command_line(&cmdline, COMMAND_LINE_MAX)?;
     let mut used = image.check(ram)?;
     let kernel = span(&used);
+    if !used.iter().any(|r| r.contains(&image.entry)) {
+        return Err(BootError::Damaged("its entry point lies outside its segments"));
+    }
     let entry = u32::try_from(image.entry).map_err(|_| BootError::Damaged("its entry point lies above 4 GiB"))?;
     let initrd = match request.module() {
         Some(initrd) => Some(place_module(ram, initrd, ram.low_end_of(&used))?),
