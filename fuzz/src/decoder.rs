@@ -1,0 +1,203 @@
+//! Instruction bytes in every mode of the processor.
+//!
+//! ```text
+//!   byte 0       mode
+//!   byte 1       bit 0 ring 3, 1 second page of code absent, 2 TF, 3 IF, 4 AC, 5 CR0.TS, 6 NMI pending, 7 NT
+//!   byte 2       bytes of code before the end of the page, and after how many instructions the run is split
+//!   byte 3       bits of CR4
+//!   byte 4       floating point: exceptions unmasked, rounding, registers filled
+//!   byte 5       vector of the one external interrupt; 0 for none
+//!   bytes 6-21   general registers, each a value of a table and an offset
+//!   rest         code
+//! ```
+//!
+//! Run once in one go and once with the state saved and restored into another processor on the way: both must end in the
+//! same state with the same memory.
+
+use std::sync::Arc;
+
+use cpu_model::CpuState;
+use cpu_model::Signal;
+use cpu_model::Stop;
+use cpu_model::Vcpu;
+use guest_memory::GuestMemory;
+use x86_isa::cr0;
+use x86_isa::cr4;
+use x86_isa::flags;
+
+use crate::input::Input;
+use crate::machine;
+use crate::machine::Board;
+use crate::machine::Mode;
+
+/// Instructions per run.
+const BUDGET: u64 = 64;
+/// Longest code.
+const CODE_MAX: usize = 512;
+/// Values of general registers: numbers at edges, and addresses of all that the machine has.
+#[rustfmt::skip]
+const VALUES: [u64; 16] = [
+    0, 1, u64::MAX, 0x7fff_ffff, 0x8000_0000, 0x7fff_ffff_ffff_ffff, 0x8000_0000_0000_0000, 0xc000,
+    0xcff8, 0x1_0ffc, 0x3000, 0x1000, machine::RAM - 8, 0xfee0_0000, 0x0000_7fff_ffff_fff8, 0xffff_8000_0000_0000,
+];
+
+struct Case {
+    mode: Mode,
+    second_page: bool,
+    before: u64,
+    split: u64,
+    nmi: bool,
+    vector: u8,
+    state: CpuState,
+}
+
+/// Executes one input.
+///
+/// # Panics
+/// When the processor panics, refuses its own state, or goes on differently after it was saved and restored.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let case = case(&mut input);
+    let code = input.bytes(CODE_MAX);
+    let whole = once(&case, code, BUDGET);
+    let parts = once(&case, code, case.split);
+    let diff = whole.1.diff(&parts.1);
+    assert!(
+        diff.is_empty(),
+        "in one go and after {} instructions restored: {diff:#?}",
+        case.split
+    );
+    assert_eq!(whole.1, parts.1);
+    assert_eq!(whole.0, parts.0, "the runs stop for different reasons");
+    assert_memory(&whole.2, &parts.2);
+}
+
+/// Compares as a whole first: what is compared byte by byte is slow when it is watched for coverage.
+fn assert_memory(whole: &[u8], parts: &[u8]) {
+    if whole != parts
+        && let Some(at) = whole.iter().zip(parts).position(|(one, other)| one != other)
+    {
+        panic!("memory differs at {at:#x}: {:#x} {:#x}", whole[at], parts[at]);
+    }
+}
+
+/// Runs up to `split` instructions on one processor and the others on another one.
+fn once(case: &Case, code: &[u8], split: u64) -> (Stop, CpuState, Vec<u8>) {
+    let memory = machine::memory(case.mode, case.second_page);
+    memory
+        .write(machine::CODE_END - case.before, code)
+        .expect("code is in RAM");
+    let board = Board::new(case.vector, u8::from(case.vector != 0));
+    let mut vcpu = restored(&memory, &case.state);
+    if case.nmi {
+        vcpu.signals().raise(Signal::Nmi);
+    }
+    let mut stop = vcpu.run(&board, Some(split)).expect("the engine goes on");
+    if stop == Stop::Budget && split < BUDGET {
+        let state = vcpu.state();
+        drop(vcpu);
+        vcpu = restored(&memory, &state);
+        stop = vcpu.run(&board, Some(BUDGET - split)).expect("the engine goes on");
+    }
+    let state = vcpu.state();
+    let _ = vcpu.inspect();
+    (stop, state, machine::contents(&memory))
+}
+
+/// A new processor in `state`, which it must tell again.
+pub(crate) fn restored(memory: &Arc<GuestMemory>, state: &CpuState) -> Box<dyn Vcpu> {
+    let mut vcpu = machine::vcpu(memory);
+    if let Err(error) = vcpu.set_state(state) {
+        panic!("{error}: {state:x?}");
+    }
+    let told = vcpu.state();
+    let diff = told.diff(state);
+    assert!(diff.is_empty(), "restored to another state: {diff:#?}");
+    assert_eq!(&told, state);
+    vcpu
+}
+
+fn case(input: &mut Input<'_>) -> Case {
+    let (mode, options, place) = (Mode::of(input.byte()), input.byte(), input.byte());
+    let option = |bit: u8| options & 1 << bit != 0;
+    let before = u64::from(place & 0x1f) + 1;
+    let mut state = machine::state(mode, option(0), before);
+    for (bit, flag) in [(2, flags::TF), (3, flags::IF), (4, flags::AC), (7, flags::NT)] {
+        if option(bit) {
+            state.rflags |= flag;
+        }
+    }
+    if option(4) {
+        state.cr0 |= cr0::AM;
+    }
+    if option(5) {
+        state.cr0 |= cr0::TS;
+    }
+    let cr4_bits = [
+        cr4::VME,
+        cr4::PVI,
+        cr4::TSD,
+        cr4::DE,
+        cr4::PGE,
+        cr4::UMIP,
+        cr4::PCE,
+        cr4::SMEP,
+    ];
+    let chosen = input.byte();
+    for (bit, flag) in cr4_bits.into_iter().enumerate() {
+        if chosen & 1 << bit != 0 {
+            state.cr4 |= flag;
+        }
+    }
+    floating_point(input.byte(), &mut state);
+    let vector = input.byte();
+    for (index, byte) in (0usize..).zip(input.bytes(16)) {
+        // The stack stays where it is unless the input wants another.
+        if *byte != 0 || index != 4 {
+            state.gpr[index] = VALUES[usize::from(byte & 15)].wrapping_add(u64::from(byte >> 4));
+        }
+    }
+    Case {
+        mode,
+        second_page: !option(1),
+        before,
+        split: u64::from(place >> 5) * 3 + 1,
+        nmi: option(6),
+        vector,
+        state,
+    }
+}
+
+fn floating_point(byte: u8, state: &mut CpuState) {
+    let fpu = &mut state.fpu;
+    let round = u16::from(byte >> 2 & 3);
+    fpu.mxcsr = if byte & 1 == 0 { 0x1f80 } else { 0 } | u32::from(round) << 13;
+    fpu.fcw = if byte & 2 == 0 { 0x37f } else { 0x340 } | round << 10;
+    if byte & 0x10 != 0 {
+        for (index, lanes) in (0u64..).zip(&mut fpu.ymm) {
+            *lanes = [
+                0x3ff0_0000_0000_0000 + index,
+                0x7ff8_0000_7f80_0001 << index,
+                index,
+                u64::MAX - index,
+            ];
+        }
+    }
+    if byte & 0x20 != 0 {
+        fpu.ftw = 0xff;
+        for (index, register) in (0u8..).zip(&mut fpu.st) {
+            *register = [
+                index,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0x80 | index << 4,
+                0xff - (index & 3),
+                0x3f | index << 6,
+            ];
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! What the fuzz targets execute: one module per target, with a function `run` that takes any bytes and ends in a panic
+//! when something is wrong. The targets themselves only call these, so that seeds and findings also run as plain tests.
+//!
+//! ```text
+//!   chipset, states     chips ──────► device-model, chipset
+//!   loaders             ────────────► firmware
+//!   decoder, cpu_state  machine ────► x86-interp
+//! ```
+#![forbid(unsafe_code)]
+
+mod chips;
+pub mod chipset;
+pub mod cpu_state;
+pub mod decoder;
+mod input;
+pub mod loaders;
+mod machine;
+pub mod states;
