@@ -54,7 +54,7 @@ pub(crate) struct RunArgs {
     machine: MachineArgs,
 
     /// End the machine after this many seconds, with status 124
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     timeout: Option<Duration>,
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         false => None,
     };
     let (output_done, flushed) = mpsc::channel();
-    let hosts = lines
+    lines
         .connect(&ends, &output_done)
         .map_err(host("cannot start a thread"))?;
     drop(output_done);
@@ -94,9 +94,6 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let end = wait(&ended, args.timeout);
     // Asking a machine that has ended already changes nothing.
     let _ = machine.stop();
-    for host in &hosts {
-        host.end_output();
-    }
     wait_flushed(&flushed, &ended);
     drop(raw);
     if let Some(message) = end.message() {

@@ -89,10 +89,8 @@ impl SerialLines {
 
     /// Starts the threads that carry bytes. What ends the machine goes to `ends`; `done` is dropped when the last byte
     /// of output is out.
-    pub(crate) fn connect(self, ends: &Sender<End>, done: &Sender<()>) -> std::io::Result<Vec<SerialHost>> {
-        let mut hosts = Vec::new();
+    pub(crate) fn connect(self, ends: &Sender<End>, done: &Sender<()>) -> std::io::Result<()> {
         for (host, line) in self.lines {
-            hosts.push(host.clone());
             match line {
                 Line::Stdio => {
                     console::spawn_input(host.clone(), ends.clone())?;
@@ -116,7 +114,7 @@ impl SerialLines {
                 }
             }
         }
-        Ok(hosts)
+        Ok(())
     }
 }
 

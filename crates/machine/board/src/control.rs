@@ -395,12 +395,14 @@ impl Controller {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
+        self.parts.end_serial();
         self.state = RunState::Stopped;
         self.outcome.set(outcome);
     }
 
     fn guest_event(&mut self, event: GuestEvent) {
-        if self.state == RunState::Stopped {
+        // Before its start and after its end a machine has no guest: a chip that was touched then speaks for nobody.
+        if matches!(self.state, RunState::Created | RunState::Stopped) {
             return;
         }
         match event {

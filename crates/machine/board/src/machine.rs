@@ -55,6 +55,7 @@ use crate::fabric::Fabric;
 use crate::gate::Gate;
 use crate::registry;
 use crate::registry::Builder;
+use crate::serial::SerialEnd;
 use crate::state;
 use crate::state::MachineState;
 use crate::vcpu::VcpuCell;
@@ -125,6 +126,7 @@ pub(crate) struct Parts {
     pub(crate) vcpus: Vec<Arc<VcpuCell>>,
     pub(crate) devices: Vec<SharedDevice>,
     pub(crate) watched: Vec<Watched>,
+    pub(crate) serial_ends: Vec<SerialEnd>,
     /// Each vCPU as the engine made it.
     reset_states: Vec<CpuState>,
     boot: BootSource,
@@ -149,6 +151,17 @@ impl Parts {
         self.reset_hardware(kind);
         boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
         self.boot.load(&self.memory, &self.plan, &self.vcpus)
+    }
+
+    /// Sends out what serial ports still hold, and ends their wires. No vCPU runs any more.
+    pub(crate) fn end_serial(&self) {
+        self.serial_ends.iter().for_each(SerialEnd::last_call);
+        for Watched { device, request } in &self.watched {
+            if request.is_some() {
+                device.poll();
+            }
+        }
+        self.serial_ends.iter().for_each(SerialEnd::close);
     }
 
     /// Everything live as a tree. The machine stands still.
@@ -375,6 +388,7 @@ fn assemble(
         policy,
         signals,
         serial: backends.serial,
+        serial_ends: Vec::new(),
         poll_requests: BTreeMap::new(),
         legacy_gate,
     };
@@ -390,6 +404,7 @@ fn assemble(
         on_reset: spec.on_reset,
         on_triple_fault: spec.on_triple_fault,
         watched: watched.collect(),
+        serial_ends: std::mem::take(&mut builder.serial_ends),
         boot: BootSource::new(spec),
         plan,
         memory,

@@ -30,6 +30,7 @@ use crate::SerialPort;
 use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
+use crate::serial::SerialEnd;
 
 /// A kind of device.
 pub(crate) struct Entry {
@@ -70,6 +71,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) signals: Vec<Arc<Signals>>,
     /// Serial wires that no port has taken yet.
     pub(crate) serial: BTreeMap<String, SerialPort>,
+    /// The wires that ports have taken.
+    pub(crate) serial_ends: Vec<SerialEnd>,
     /// Whom to ask for a poll, by device.
     pub(crate) poll_requests: BTreeMap<String, PollRequest>,
     /// Between PIT and RTC and their lines, which the HPET can take over.

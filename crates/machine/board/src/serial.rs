@@ -21,6 +21,8 @@ const INPUT_LIMIT: usize = 64 * 1024;
 struct Wire {
     output: VecDeque<u8>,
     input: VecDeque<u8>,
+    /// The machine ends: what the UART still holds finds room.
+    last_call: bool,
     /// The guest's end is gone: what is queued is the last.
     guest_gone: bool,
     /// The host's end reads no more: output is dropped.
@@ -44,6 +46,12 @@ impl Wire {
             poll.raise();
         }
         room
+    }
+
+    fn close_guest(&mut self, changed: &Condvar) {
+        self.guest_gone = true;
+        self.poll = None;
+        changed.notify_all();
     }
 }
 
@@ -82,9 +90,30 @@ pub fn serial_wire() -> (SerialPort, SerialHost) {
 }
 
 impl SerialPort {
-    /// Sets whom to tell of input and of room.
-    pub(crate) fn set_poll(&self, poll: PollRequest) {
+    /// Sets whom to tell of input and of room. Returns what ends the wire when the machine ends.
+    pub(crate) fn connect(&self, poll: PollRequest) -> SerialEnd {
         self.shared.lock().poll = Some(poll);
+        SerialEnd {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+/// Ends the wire when the machine ends, with nothing lost.
+#[derive(Debug)]
+pub(crate) struct SerialEnd {
+    shared: Arc<Shared>,
+}
+
+impl SerialEnd {
+    /// From now on everything finds room: the few bytes that the UART holds are to follow.
+    pub(crate) fn last_call(&self) {
+        self.shared.lock().last_call = true;
+    }
+
+    /// Nothing more follows: the host's reads end once what is queued has been read.
+    pub(crate) fn close(&self) {
+        self.shared.lock().close_guest(&self.shared.changed);
     }
 }
 
@@ -94,7 +123,7 @@ impl SerialBackend for SerialPort {
         if wire.host_gone {
             return true;
         }
-        if wire.output.len() >= OUTPUT_LIMIT {
+        if wire.output.len() >= OUTPUT_LIMIT && !wire.last_call {
             wire.refused = true;
             return false;
         }
@@ -119,16 +148,13 @@ impl SerialBackend for SerialPort {
 
 impl Drop for SerialPort {
     fn drop(&mut self) {
-        let mut wire = self.shared.lock();
-        wire.guest_gone = true;
-        wire.poll = None;
-        self.shared.changed.notify_all();
+        self.shared.lock().close_guest(&self.shared.changed);
     }
 }
 
 impl SerialHost {
-    /// Waits for output of the guest and appends all of it to `out`. False when the guest's end is gone and everything
-    /// has been read.
+    /// Waits for output of the guest and appends all of it to `out`. False when the machine has ended and everything has
+    /// been read.
     pub fn read(&self, out: &mut Vec<u8>) -> bool {
         let mut wire = self.shared.lock();
         loop {
@@ -178,12 +204,6 @@ impl SerialHost {
         let mut wire = self.shared.lock();
         wire.host_gone = true;
         wire.output.clear();
-        self.shared.changed.notify_all();
-    }
-
-    /// The guest sends nothing more: [`Self::read`] ends once what is queued has been read.
-    pub fn end_output(&self) {
-        self.shared.lock().guest_gone = true;
         self.shared.changed.notify_all();
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn build_uart(builder: &mut Builder<'_>, place: &Placement) -> Shared
     let backend: Box<dyn SerialBackend> = match builder.serial.remove(&place.name) {
         Some(port) => {
             let request = PollRequest::new(builder.events.clone());
-            port.set_poll(request.clone());
+            builder.serial_ends.push(port.connect(request.clone()));
             builder.poll_requests.insert(place.name.clone(), request);
             Box::new(port)
         }

@@ -33,10 +33,36 @@ fn guest_output_reaches_the_host_whole() {
     });
     machine.start().unwrap();
     assert_eq!(machine.wait(), Outcome::PowerOff);
-    drop(machine);
     let out = reader.join().unwrap();
     assert_eq!(out.len(), length as usize);
     assert!(out.iter().zip(0..length).all(|(byte, i)| u64::from(*byte) == i % 251));
+}
+
+#[test]
+fn bytes_in_the_fifo_of_a_blocked_port_are_sent_when_the_machine_ends() {
+    let (port, host) = serial_wire();
+    let mut backends = Backends::default();
+    backends.serial.insert("com1".to_owned(), port);
+    let machine = build(&small(), backends, |step| {
+        if step.number == 0 {
+            step.out(0x3fa, 1);
+        }
+        // Nobody reads, so the transmitter comes to a standstill; then a FIFO full of bytes is added.
+        if step.input(0x3fd) & 0x20 != 0 {
+            step.out(0x3f8, b'.');
+            return Next::Go;
+        }
+        for byte in b"the last words!" {
+            step.out(0x3f8, *byte);
+        }
+        step.board.pio_write(0, 0x604, Width::Word, 0x3400);
+        Next::Go
+    });
+    machine.start().unwrap();
+    assert_eq!(machine.wait(), Outcome::PowerOff);
+    let mut out = Vec::new();
+    while host.read(&mut out) {}
+    assert!(out.ends_with(b".the last words!"));
 }
 
 #[test]

@@ -1,0 +1,6 @@
+//! The command line as its users see it: exit statuses, messages, streams, and the terminal.
+
+mod guest;
+mod misuse;
+mod run;
+mod terminal;
