@@ -12,6 +12,7 @@ use x86_isa::Exception;
 
 use crate::cache::Block;
 use crate::cache::MAX_BLOCK;
+use crate::cache::Run;
 use crate::cache::key;
 use crate::cpu::CS;
 use crate::cpu::Cpu;
@@ -42,7 +43,7 @@ impl InterpVcpu {
     /// # Errors
     /// The fetch faulted.
     #[inline(always)]
-    pub(crate) fn find_block(&mut self) -> R<*const Block> {
+    pub(crate) fn find_block(&mut self) -> R<Run> {
         let cpu = &self.cpu;
         let rip = cpu.rip();
         if !cpu.is64() {
@@ -63,7 +64,7 @@ impl InterpVcpu {
         u64::from(generation) << 8 | u64::from(cpu.bits) | u64::from(cpu.cpl == 3)
     }
 
-    fn find_block_legacy(&mut self) -> R<*const Block> {
+    fn find_block_legacy(&mut self) -> R<Run> {
         let cpu = &mut self.cpu;
         let limit = u64::from(cpu.segs[CS].limit);
         if cpu.rip() > limit {
@@ -71,23 +72,21 @@ impl InterpVcpu {
         }
         let lin = cpu.ea_base[CS].wrapping_add(cpu.rip()) & 0xffff_ffff;
         let context = self.context(lin);
-        let block = match self.cache.lookup(lin, context) {
-            Some(block) => block,
+        let run = match self.cache.lookup(lin, context) {
+            Some(run) => run,
             None => self.find_block_slow(lin, context)?,
         };
-        // SAFETY: the look-up has just found it.
-        let bytes = u64::from(unsafe { &*block }.bytes);
-        if self.cpu.rip() + bytes - 1 > limit {
+        if self.cpu.rip() + u64::from(run.bytes) - 1 > limit {
             return self.block_at_limit(lin, limit - self.cpu.rip() + 1);
         }
-        Ok(block)
+        Ok(run)
     }
 
     /// A block that is cut before the code segment's limit; #GP when not even one instruction fits.
     #[cold]
-    fn block_at_limit(&mut self, lin: u64, room: u64) -> R<*const Block> {
+    fn block_at_limit(&mut self, lin: u64, room: u64) -> R<Run> {
         let block = self.decode_at(lin, Some(room))?;
-        if u64::from(block.bytes) > room {
+        if block.bytes() > room {
             return self.cpu.gp(0);
         }
         Ok(self.cache.keep_scratch(block))
@@ -95,35 +94,31 @@ impl InterpVcpu {
 
     #[cold]
     #[inline(never)]
-    fn find_block_slow(&mut self, lin: u64, context: u64) -> R<*const Block> {
+    fn find_block_slow(&mut self, lin: u64, context: u64) -> R<Run> {
         let entry = self.cpu.exec_entry(lin)?;
         if entry.host.is_null() {
             let block = self.decode_at(lin, None)?;
             return Ok(self.cache.keep_scratch(block));
         }
         let key = key(entry.gpa | lin & 4095, self.cpu.bits);
-        if let Some(block) = self.cache.find(key)
-            && self.same_second_page(block, lin)
-        {
-            self.cache.remember(lin, context, block);
-            return Ok(block);
+        if let Some(block) = self.cache.find(key) {
+            let (run, second) = (block.run(), block.crosses().then_some(block.gpa2));
+            if second.is_none_or(|gpa| self.next_page_is(lin, gpa)) {
+                self.cache.remember(lin, context, key);
+                return Ok(run);
+            }
         }
         let block = self.decode_at(lin, None)?;
-        let block = self.cache.insert(key, block);
-        // Decoding may have flushed nothing, but a walk sets accessed bits only: the context still holds.
-        self.cache.remember(lin, context, block);
-        Ok(block)
+        let run = block.run();
+        self.cache.insert(key, block);
+        self.cache.remember(lin, context, key);
+        Ok(run)
     }
 
     /// A block that crosses into another page fits only where that page is the one it was decoded from.
-    fn same_second_page(&mut self, block: *const Block, lin: u64) -> bool {
-        // SAFETY: the cache has just found it.
-        let block = unsafe { &*block };
-        if !block.crosses() {
-            return true;
-        }
+    fn next_page_is(&mut self, lin: u64, gpa: u64) -> bool {
         let next = (lin & !4095).wrapping_add(4096) & self.cpu.lin_mask;
-        self.cpu.exec_entry(next).is_ok_and(|e| e.gpa == block.gpa2)
+        self.cpu.exec_entry(next).is_ok_and(|e| e.gpa == gpa)
     }
 
     /// Decodes the block at `lin`, at most `room` bytes of it.

@@ -20,8 +20,8 @@ use x86_isa::Exception;
 use x86_isa::Vector;
 use x86_isa::flags;
 
-use crate::cache::Block;
 use crate::cache::Cache;
+use crate::cache::Run;
 use crate::cpu::Boundary;
 use crate::cpu::CS;
 use crate::cpu::Cpu;
@@ -326,19 +326,18 @@ impl InterpVcpu {
     }
 
     #[inline(always)]
-    fn run_block(&mut self, block: *const Block, limit: u64) {
+    fn run_block(&mut self, block: Run, limit: u64) {
         self.run_block_from(block, limit, false);
     }
 
     /// Executes at most `limit` instructions of a block.
     #[inline(always)]
-    fn run_block_from(&mut self, block: *const Block, limit: u64, had_rf: bool) {
-        // SAFETY: blocks are only freed when others are decoded, which happens between blocks.
-        let insns = unsafe { &(*block).insns };
+    fn run_block_from(&mut self, block: Run, limit: u64, had_rf: bool) {
         self.counters.blocks += 1;
         let cpu = &mut self.cpu;
-        let start = insns.as_ptr();
-        let count = insns.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        // Blocks are only freed when others are decoded, which happens between blocks.
+        let start = block.insns;
+        let count = usize::from(block.len).min(usize::try_from(limit).unwrap_or(usize::MAX));
         // SAFETY: `count` is at most the block's length.
         cpu.block_end = unsafe { start.add(count) };
         let mut at = start;
