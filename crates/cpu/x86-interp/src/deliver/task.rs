@@ -189,7 +189,7 @@ impl Cpu {
         self.end_block();
         let instruction = event.is_none_or(|event| event.source.is_software());
         if result.is_err() && instruction {
-            self.boundary.no_step = true;
+            self.boundary.no_step = saved_flags & flags::TF != 0;
             self.deliver(self.exc);
             return Ok(());
         }

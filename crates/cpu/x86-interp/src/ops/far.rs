@@ -11,6 +11,7 @@ use iced_x86::Mnemonic;
 use x86_isa::Selector;
 use x86_isa::Vector;
 use x86_isa::descriptor::system;
+use x86_isa::flags;
 
 use crate::cpu::CS;
 use crate::cpu::Cpu;
@@ -135,9 +136,10 @@ enum Target {
 
 impl Cpu {
     fn software_interrupt(&mut self, vector: u8, source: Source) -> R {
+        let stepping = self.flag(flags::TF);
         self.interrupt(vector, source, None)?;
         // The handler is not stepped into.
-        self.boundary.no_step = true;
+        self.boundary.no_step = stepping;
         Ok(())
     }
 

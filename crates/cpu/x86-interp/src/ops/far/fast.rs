@@ -78,7 +78,7 @@ fn syscall(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.set_rip(cpu.msrs.lstar);
     cpu.set_rflags(old & !cpu.msrs.fmask);
     // The flags after the call say whether it is followed by a single-step trap.
-    cpu.boundary.no_step = !cpu.flag(flags::TF);
+    cpu.boundary.no_step = old & flags::TF != 0 && !cpu.flag(flags::TF);
     cpu.update_mode();
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! Spec: SDM vol. 2 (each instruction), vol. 3 §3.4.4.1.
 
+use cpu_model::Feature;
 use iced_x86::Mnemonic;
 use x86_isa::cr4;
 
@@ -37,6 +38,13 @@ pub(super) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
 }
 
 impl Cpu {
+    /// Whether an address may go into a register that holds one: segment bases, descriptor tables, MSRs. They take all
+    /// the bits that the processor has, also while 5-level paging is off.
+    pub(crate) fn canonical_base(&self, address: u64) -> bool {
+        let unused = if self.has(Feature::La57) { 64 - 57 } else { 64 - 48 };
+        (address << unused) as i64 >> unused == address as i64
+    }
+
     /// Sets the base of FS or GS; the address is canonical.
     pub(crate) fn set_base(&mut self, register: usize, base: u64) {
         self.segs[register].base = base;
@@ -65,7 +73,7 @@ fn write_base<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
         return cpu.ud();
     }
     let base = cpu.r::<T>(d.src).u64();
-    if !cpu.canonical(base) {
+    if !cpu.canonical_base(base) {
         return cpu.gp(0);
     }
     cpu.set_base(d.aux.into(), base);

@@ -188,7 +188,9 @@ impl Cpu {
             let conforming = a & (attr::CODE | attr::CONFORMING) == attr::CODE | attr::CONFORMING;
             let dpl = (a >> attr::DPL_SHIFT & 3) as u8;
             if a & attr::UNUSABLE == 0 && !conforming && dpl < self.cpl {
-                self.segs[register] = null_segment(0);
+                // The base stays: 64-bit mode goes on using that of FS and GS.
+                self.segs[register].selector = 0;
+                self.segs[register].attr |= attr::UNUSABLE;
             }
         }
     }

@@ -120,7 +120,7 @@ impl Cpu {
             return Ok(low);
         }
         match self.descriptor_top(found)? {
-            Some(top) if self.canonical(top << 32 | low) => Ok(top << 32 | low),
+            Some(top) if self.canonical_base(top << 32 | low) => Ok(top << 32 | low),
             _ => self.selector_fault(vector, found.selector),
         }
     }
@@ -203,7 +203,7 @@ fn load_table(cpu: &mut Cpu, d: &DInsn) -> R<DescriptorTable> {
     let next = at.wrapping_add(2) << d.cut >> d.cut;
     let base = if d.size == 8 {
         let base = cpu.read_seg::<u64>(d.seg.into(), next)?;
-        if !cpu.canonical(base) {
+        if !cpu.canonical_base(base) {
             return cpu.gp(0);
         }
         base

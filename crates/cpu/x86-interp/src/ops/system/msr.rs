@@ -146,7 +146,12 @@ impl Cpu {
     fn read_msr(&mut self, number: u32) -> Option<u64> {
         if is_apic(number) {
             allow(self.has_apic_msr(number))?;
-            return self.board().apic_read_msr(self.id, number).ok();
+            let value = self.board().apic_read_msr(self.id, number).ok()?;
+            return Some(if number == n::TSC_DEADLINE {
+                self.shift_deadline(value, self.msrs.tsc_offset)
+            } else {
+                value
+            });
         }
         let m = &self.msrs;
         Some(match number {
@@ -200,6 +205,12 @@ impl Cpu {
     fn write_msr(&mut self, number: u32, value: u64) -> Option<()> {
         if is_apic(number) {
             allow(self.has_apic_msr(number))?;
+            let offset = self.msrs.tsc_offset.wrapping_neg();
+            let value = if number == n::TSC_DEADLINE {
+                self.shift_deadline(value, offset)
+            } else {
+                value
+            };
             return self.board().apic_write_msr(self.id, number, value).ok();
         }
         match number {
@@ -256,7 +267,7 @@ impl Cpu {
 
     /// Registers that hold a canonical address.
     fn write_address(&mut self, number: u32, value: u64) -> Option<()> {
-        allow(self.canonical(value))?;
+        allow(self.canonical_base(value))?;
         let long = self.has(Feature::Lm);
         match number {
             n::SYSENTER_ESP => self.msrs.sysenter_esp = value,
@@ -311,8 +322,24 @@ impl Cpu {
         Some(())
     }
 
-    /// The TSC and IA32_TSC_ADJUST move together.
+    /// IA32_TSC_DEADLINE between the guest's TSC and the local APIC's, which counts from power-on. Zero is disarmed; a
+    /// deadline before power-on is past anyway.
+    fn shift_deadline(&self, value: u64, by: u64) -> u64 {
+        match value {
+            0 => 0,
+            _ if by as i64 >= 0 => value.saturating_add(by),
+            _ => value.saturating_sub(by.wrapping_neg()).max(1),
+        }
+    }
+
+    /// The TSC and IA32_TSC_ADJUST move together. An armed deadline stays where it is in the guest's count.
     fn move_tsc(&mut self, by: u64) {
+        let armed = self.board().apic_read_msr(self.id, n::TSC_DEADLINE).unwrap_or(0);
+        if armed != 0 {
+            let moved = self.shift_deadline(armed, by.wrapping_neg());
+            // Reading has just shown that the register is there, and any value is a deadline.
+            let _ = self.board().apic_write_msr(self.id, n::TSC_DEADLINE, moved);
+        }
         self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(by);
         self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(by);
     }

@@ -49,7 +49,8 @@ fn invpcid(cpu: &mut Cpu, d: &DInsn) -> R {
     let lin = cpu.read_seg::<u64>(d.seg.into(), at.wrapping_add(8) << d.cut >> d.cut)?;
     let pcids = cpu.cr4 & cr4::PCIDE != 0;
     let individual = kind == 0;
-    let refused = kind > 3 || pcid >> 12 != 0 || kind < 2 && pcid != 0 && !pcids || individual && !cpu.canonical(lin);
+    let refused =
+        kind > 3 || pcid >> 12 != 0 || kind < 2 && pcid != 0 && !pcids || individual && !cpu.canonical_base(lin);
     if refused {
         return cpu.gp(0);
     }
