@@ -126,10 +126,9 @@ fn lz4_block(mut block: &[u8], start: usize, out: &mut Vec<u8>) -> Option<()> {
             return None;
         }
         // Byte by byte: a copy may reach into what it writes.
-        let mut from = out.len().checked_sub(distance).filter(|&from| from >= start)?;
-        for _ in 0..len {
-            out.push(*out.get(from)?);
-            from += 1;
+        let from = out.len().checked_sub(distance).filter(|&from| from >= start)?;
+        for at in from..from + len {
+            out.push(*out.get(at)?);
         }
     }
     Some(())

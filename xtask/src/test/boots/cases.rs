@@ -171,11 +171,11 @@ fn bpf_self_tests(lab: &Lab, guest: &str) -> anyhow::Result<()> {
 
 fn shell_answers_on_the_serial_port(lab: &Lab) -> anyhow::Result<()> {
     let dialogue = [
-        ("/root # ", "echo $((6 * 7))-$(tty)\n"),
-        ("/root # ", "sleep 1000\n"),
+        ("~ # ", "echo $((6 * 7))-$(tty)\n"),
+        ("~ # ", "sleep 1000\n"),
         // Ctrl-C reaches the guest, not us, and job control is there to stop the sleeper.
         ("sleep 1000\r\n", "\u{3}"),
-        ("/root # ", "echo status $?; exit\n"),
+        ("~ # ", "echo status $?; exit\n"),
     ];
     let boot = Boot::new(lab.oxbow, lab.guest("demo")?, "console=ttyS0 panic=-1 quiet").dialogue(&dialogue);
     lab.watch(&boot, |seen| {
