@@ -118,8 +118,11 @@ fn into(cpu: &mut Cpu, _d: &DInsn) -> R {
     }
 }
 
+/// INT1 takes a debug trap along that MOV SS has held back.
 fn int1(cpu: &mut Cpu, _d: &DInsn) -> R {
-    cpu.software_interrupt(1, Source::Icebp)
+    cpu.software_interrupt(1, Source::Icebp)?;
+    cpu.dr[4] |= std::mem::take(&mut cpu.boundary.debug_trap);
+    Ok(())
 }
 
 /// What a far pointer in protected mode leads to.

@@ -13,6 +13,7 @@ pub(crate) use load::v86_segment;
 
 use iced_x86::Mnemonic;
 use iced_x86::OpKind;
+use x86_isa::flags;
 
 use crate::cpu::CS;
 use crate::cpu::Cpu;
@@ -142,11 +143,12 @@ fn mov_to(cpu: &mut Cpu, d: &DInsn) -> R {
     load(cpu, d.dst.into(), selector)
 }
 
-/// MOV and POP to SS hold back interrupts and debug traps until the next instruction is done.
+/// MOV and POP to SS hold back interrupts and debug traps until the next instruction is done, and are not stepped.
 fn load(cpu: &mut Cpu, register: usize, selector: u16) -> R {
     cpu.load_segment(register, selector)?;
     if register == SS {
         cpu.boundary.event.mov_ss_shadow = true;
+        cpu.boundary.no_step = cpu.flag(flags::TF);
         cpu.end_block();
     }
     Ok(())
