@@ -78,7 +78,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: words.map(str::to_owned).to_vec(),
-            timeout: Duration::from_secs(300),
+            timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
         }
     }
