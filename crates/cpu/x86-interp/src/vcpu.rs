@@ -282,11 +282,12 @@ impl InterpVcpu {
     #[cold]
     fn single_step(&mut self) {
         let event = &mut self.cpu.boundary.event;
-        (event.sti_shadow, event.mov_ss_shadow) = (false, false);
+        let behind_mov_ss = std::mem::take(&mut event.mov_ss_shadow);
+        event.sti_shadow = false;
         if self.cpu.activity != Activity::Active {
             return;
         }
-        if !self.cpu.flag(flags::RF)
+        if !(behind_mov_ss || self.cpu.flag(flags::RF))
             && let Some(bits) = self.instruction_breakpoint()
         {
             return self.exception(Exception { vector: Vector::Db, code: 0, info: bits });

@@ -168,6 +168,41 @@ fn instruction_breakpoint_is_skipped_with_rf() {
 }
 
 #[test]
+fn instruction_breakpoint_behind_mov_ss_is_passed() {
+    let mut m = Machine::new(Mode::Long);
+    m.edit(|s| (s.dr[0], s.dr[5], s.gpr[1]) = (CODE + 2, 0x401, DATA.into()));
+    m.code(|a| {
+        a.mov(ss, ecx)?;
+        a.inc(ebx)?;
+        a.int(0x40)
+    });
+    assert_eq!(m.vector(), 0x40);
+    assert_eq!(m.state().gpr[3], 1);
+}
+
+#[test]
+fn return_to_ring3_empties_gs_but_keeps_its_base() {
+    let mut m = Machine::new(Mode::Long);
+    m.gate(0x40, CODE64, 0xee, 0);
+    m.edit(|s| s.segments[5].base = 0x1234_5000);
+    m.code_at(0x3_0000, 64, |a| {
+        a.inc(ebx)?;
+        a.int(0x40)
+    });
+    m.code(|a| {
+        a.push(USER_DATA as i32)?;
+        a.push(0xa000)?;
+        a.pushfq()?;
+        a.push(USER_CODE64 as i32)?;
+        a.push(0x3_0000)?;
+        a.iretq()
+    });
+    assert_eq!(m.vector(), 0x40);
+    let s = m.state();
+    assert_eq!((s.segments[5].selector, s.segments[5].base), (0, 0x1234_5000));
+}
+
+#[test]
 fn umip_hides_descriptor_tables_from_user_programs() {
     let mut m = Machine::new(Mode::Long);
     m.edit(|s| s.cr4 |= x86_isa::cr4::UMIP);
