@@ -32,14 +32,6 @@ const LINT0: (u64, u64) = (0x350, 0x700);
 /// LVT LINT1 and its value: NMI.
 const LINT1: (u64, u64) = (0x360, 0x400);
 
-/// Initialization of the 8259 pair: vectors 08h and 70h as a BIOS sets them, everything masked (8259A §"Initialization
-/// Command Words").
-#[rustfmt::skip]
-const PICS: [(u64, u64); 10] = [
-    (0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xff),
-    (0xa0, 0x11), (0xa1, 0x70), (0xa1, 0x02), (0xa1, 0x01), (0xa1, 0xff),
-];
-
 /// What the machine boots, as files.
 pub(crate) struct BootSource {
     boot: BootSpec,
@@ -118,8 +110,8 @@ pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[Cpu
         };
         cell.lock().set_state(&state)?;
     }
-    for (port, value) in PICS {
-        board.pio.write(port, Width::Byte, value);
+    for (port, value) in firmware::PORT_WRITES {
+        board.pio.write(port.into(), Width::Byte, value.into());
     }
     if let Some(lapic) = board.fabric.lapic(0) {
         virtual_wire(&mut lapic.lock());

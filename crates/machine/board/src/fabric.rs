@@ -194,7 +194,7 @@ impl Fabric {
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % self.lapics.len().max(1);
         let priority = |lapic: &Slot<Lapic>| {
             let chip = lapic.lock();
-            chip.matches(dest, logical).then(|| chip.ppr())
+            (chip.matches(dest, logical) && chip.accepts_fixed()).then(|| chip.ppr())
         };
         self.lapics_from(first)
             .filter_map(|lapic| priority(lapic).map(|priority| (priority, lapic)))

@@ -258,8 +258,11 @@ fn processors_start_each_other_and_send_interrupts() {
     };
     let machine = build(&spec, Backends::default(), move |step| {
         match (step.cpu, step.number) {
-            // SIPI to all but self.
-            (0, 0) => icr(step, 0, 0xc_4608),
+            // The firmware left the timer ticking: mask it, then SIPI to all but self.
+            (0, 0) => {
+                step.out(0x21, 0xff);
+                icr(step, 0, 0xc_4608);
+            }
             (1 | 2, 0) => {
                 assert_eq!(step.signals.sipi_vector(), 8);
                 step.board.mmio_write(step.cpu, 0xfee0_00f0, Width::Dword, 0x1ff);
