@@ -272,7 +272,7 @@ impl Machine {
         for vector in 0..256u64 {
             self.memory.write(HANDLERS + vector * 16, &[0xf4]).unwrap();
             match self.mode {
-                Mode::Real => self.write(vector * 4, (HANDLERS as u32 >> 4) << 16 | vector as u32 * 16),
+                Mode::Real => self.write(vector * 4, (HANDLERS as u32 >> 4) << 16 | (vector as u32 * 16)),
                 Mode::Protected => self.gate(vector, CODE32, 0x8e, 0),
                 Mode::Long => self.gate(vector, CODE64, 0x8e, 0),
             }

@@ -128,7 +128,9 @@ impl CpuBoard for Board {
 }
 
 fn tool(command: &mut Command) {
-    let output = command.output().expect("compiler and binutils, as for linking Rust programs");
+    let output = command
+        .output()
+        .expect("compiler and binutils, as for linking Rust programs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -136,15 +138,27 @@ fn tool(command: &mut Command) {
 fn build(source: &Path) -> Vec<u8> {
     let name = source.file_stem().unwrap().to_str().unwrap();
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let (linked, target) = (directory.join(format!("{name}.elf64")), directory.join(format!("{name}.elf")));
+    let (linked, target) = (
+        directory.join(format!("{name}.elf64")),
+        directory.join(format!("{name}.elf")),
+    );
     tool(
         Command::new("cc")
             .args(["-m64", "-nostdlib", "-static", "-no-pie"])
-            .args(["-Wl,-N", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments"])
+            .args([
+                "-Wl,-N",
+                "-Wl,-Ttext=0x100000",
+                "-Wl,--build-id=none",
+                "-Wl,--no-warn-rwx-segments",
+            ])
             .arg("-o")
             .args([linked.as_path(), source]),
     );
-    tool(Command::new("objcopy").args(["-O", "elf32-i386"]).args([&linked, &target]));
+    tool(
+        Command::new("objcopy")
+            .args(["-O", "elf32-i386"])
+            .args([&linked, &target]),
+    );
     std::fs::read(target).unwrap()
 }
 
@@ -213,13 +227,13 @@ fn run(name: &str, cpus: u32) {
     let mut state = vcpus[0].state();
     first_state(&mut state, entry);
     vcpus[0].set_state(&state).unwrap();
-    let cpu = |vcpu: &Box<dyn Vcpu>| Cpu {
+    let cpu = |vcpu: &dyn Vcpu| Cpu {
         signals: vcpu.signals(),
         interrupts: Mutex::default(),
         icr_high: AtomicU32::new(0),
     };
     let board = Board {
-        cpus: vcpus.iter().map(cpu).collect(),
+        cpus: vcpus.iter().map(|vcpu| cpu(vcpu.as_ref())).collect(),
         text: Mutex::default(),
         result: OnceLock::new(),
         ticks: AtomicU64::new(0),
@@ -233,7 +247,13 @@ fn run(name: &str, cpus: u32) {
     let printed = String::from_utf8_lossy(&board.text.lock().unwrap()).into_owned();
     let result = *board.result.get().unwrap();
     let state = vcpus[0].state();
-    assert_eq!((result, printed.trim_end()), (0, expected), "at {:#x}, registers {:x?}", state.rip, state.gpr);
+    assert_eq!(
+        (result, printed.trim_end()),
+        (0, expected),
+        "at {:#x}, registers {:x?}",
+        state.rip,
+        state.gpr
+    );
 }
 
 #[test]
