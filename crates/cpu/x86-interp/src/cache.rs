@@ -29,10 +29,22 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(insns: Vec<DInsn>, first: (*const CodePage, u32), second: Option<(*const CodePage, u32, u64)>) -> Self {
+    pub(crate) fn new(
+        insns: Vec<DInsn>,
+        first: (*const CodePage, u32),
+        second: Option<(*const CodePage, u32, u64)>,
+    ) -> Self {
         let bytes = insns.iter().map(|d| u16::from(d.len)).sum();
         let (code2, version2, gpa2) = second.unwrap_or((null(), 0, 0));
-        Self { insns: insns.into(), bytes, code: first.0, version: first.1, code2, version2, gpa2 }
+        Self {
+            insns: insns.into(),
+            bytes,
+            code: first.0,
+            version: first.1,
+            code2,
+            version2,
+            gpa2,
+        }
     }
 
     /// Whether the guest has not overwritten it.
@@ -45,7 +57,11 @@ impl Block {
     }
 
     pub(crate) fn run(&self) -> Run {
-        Run { insns: self.insns.as_ptr(), len: self.insns.len() as u16, bytes: self.bytes }
+        Run {
+            insns: self.insns.as_ptr(),
+            len: self.insns.len() as u16,
+            bytes: self.bytes,
+        }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -102,9 +118,26 @@ fn slot(lin: u64) -> usize {
 
 impl Cache {
     pub(crate) fn new() -> Self {
-        let run = Run { insns: null(), len: 0, bytes: 0 };
-        let empty = Lookup { lin: 0, context: u64::MAX, code: null(), version: 0, run };
-        Self { lookups: Box::new([empty; LOOKUPS]), blocks: FxHashMap::default(), insns: 0, scratch: None, decoded: 0, flushes: 0 }
+        let run = Run {
+            insns: null(),
+            len: 0,
+            bytes: 0,
+        };
+        let empty = Lookup {
+            lin: 0,
+            context: u64::MAX,
+            code: null(),
+            version: 0,
+            run,
+        };
+        Self {
+            lookups: Box::new([empty; LOOKUPS]),
+            blocks: FxHashMap::default(),
+            insns: 0,
+            scratch: None,
+            decoded: 0,
+            flushes: 0,
+        }
     }
 
     /// The block last found at `lin` in this context (code generation, size, privilege), if it still holds.
@@ -122,7 +155,13 @@ impl Cache {
     pub(crate) fn remember(&mut self, lin: u64, context: u64, key: u64) {
         if let Some(block) = self.blocks.get(&key).filter(|b| !b.crosses()) {
             let (code, version) = (block.code, block.version);
-            self.lookups[slot(lin)] = Lookup { lin, context, code, version, run: block.run() };
+            self.lookups[slot(lin)] = Lookup {
+                lin,
+                context,
+                code,
+                version,
+                run: block.run(),
+            };
         }
     }
 

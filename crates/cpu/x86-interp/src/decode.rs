@@ -45,7 +45,11 @@ impl Dec<'_> {
         match self.ins.op_kind(n) {
             OpKind::Register => {
                 let register = self.ins.op_register(n);
-                if register.is_gpr() { Op::Reg(reg(register)) } else { Op::Other }
+                if register.is_gpr() {
+                    Op::Reg(reg(register))
+                } else {
+                    Op::Other
+                }
             }
             OpKind::Memory => Op::Mem,
             kind if is_immediate(kind) => Op::Imm,
@@ -130,7 +134,11 @@ pub(crate) fn cut(bytes: u32) -> u8 {
 
 /// Decodes one instruction.
 pub(crate) fn decode(ins: &Instruction, bits: u8, policy: &CpuPolicy) -> DInsn {
-    let mut d = DInsn { exec: ops::invalid, len: ins.len() as u8, ..too_long(bits) };
+    let mut d = DInsn {
+        exec: ops::invalid,
+        len: ins.len() as u8,
+        ..too_long(bits)
+    };
     if ins.is_invalid() || !ops::known(ins, policy) {
         d.len = d.len.max(1);
         return d;

@@ -58,7 +58,10 @@ impl Shared {
             asked: AtomicU64::new(0),
             served: AtomicU64::new(0),
         });
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&peer));
+        self.peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&peer));
         peer
     }
 
@@ -99,8 +102,16 @@ impl InterpEngine {
     /// [`EngineError::Host`] when the host gives no executable memory or lacks what the interpreter itself needs.
     pub fn new(memory: Arc<GuestMemory>, policy: Arc<CpuPolicy>) -> Result<Self, EngineError> {
         crate::native::init()?;
-        let caps = EngineCaps { name: "interp", exact_budget: true };
-        Ok(Self { caps, memory, policy, shared: Arc::default() })
+        let caps = EngineCaps {
+            name: "interp",
+            exact_budget: true,
+        };
+        Ok(Self {
+            caps,
+            memory,
+            policy,
+            shared: Arc::default(),
+        })
     }
 }
 
@@ -119,6 +130,8 @@ impl Engine for InterpEngine {
 
 impl Inspect for InterpEngine {
     fn inspect(&self) -> Node {
-        Node::tree().with("name", self.caps.name).with("vcpus", self.shared.peers().len() as u64)
+        Node::tree()
+            .with("name", self.caps.name)
+            .with("vcpus", self.shared.peers().len() as u64)
     }
 }

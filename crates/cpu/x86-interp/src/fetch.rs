@@ -129,7 +129,11 @@ impl InterpVcpu {
         if entry.host.is_null() {
             self.cpu.fetch_bytes(&entry, lin, &mut bytes[..n]);
             let insns = self.decode_run(&bytes[..n.min(MAX_LEN)], 1, None);
-            return if insns.is_empty() { self.cpu.gp(0) } else { Ok(Block::new(insns, NO_CODE_HELD, None)) };
+            return if insns.is_empty() {
+                self.cpu.gp(0)
+            } else {
+                Ok(Block::new(insns, NO_CODE_HELD, None))
+            };
         }
         // The bytes are read again once the code map watches them: another vCPU may write meanwhile.
         loop {
@@ -162,7 +166,11 @@ impl InterpVcpu {
         self.cpu.fetch_bytes(entry, lin, &mut bytes[..n]);
         self.cpu.fetch_bytes(&entry2, next, &mut bytes[n..n + MAX_LEN]);
         let insns = self.decode_run(&bytes[..n + MAX_LEN], 1, None);
-        if insns.is_empty() { self.cpu.gp(0) } else { Ok(Block::new(insns, first, Some(second))) }
+        if insns.is_empty() {
+            self.cpu.gp(0)
+        } else {
+            Ok(Block::new(insns, first, Some(second)))
+        }
     }
 
     /// Decodes instructions from `bytes` until a block ends. Empty when the bytes end inside the first one.

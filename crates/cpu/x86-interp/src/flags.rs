@@ -108,12 +108,13 @@ impl LazyFlags {
 
     /// The six flags at their places in RFLAGS.
     pub(crate) fn bits(self) -> u64 {
-        self.cf() as u64 * flags::CF
-            | self.pf() as u64 * flags::PF
-            | self.af() as u64 * flags::AF
-            | self.zf() as u64 * flags::ZF
-            | self.sf() as u64 * flags::SF
-            | self.of() as u64 * flags::OF
+        let bit = |on, flag| if on { flag } else { 0 };
+        bit(self.cf(), flags::CF)
+            | bit(self.pf(), flags::PF)
+            | bit(self.af(), flags::AF)
+            | bit(self.zf(), flags::ZF)
+            | bit(self.sf(), flags::SF)
+            | bit(self.of(), flags::OF)
     }
 
     /// Sets the six flags from their places in RFLAGS.
@@ -125,7 +126,7 @@ impl LazyFlags {
         self.aux = (on(flags::CF) as u64) << 63
             | ((on(flags::CF) ^ on(flags::OF)) as u64) << 62
             | (parity_flip as u64) << 8
-            | on(flags::AF) as u64 * 8
+            | (on(flags::AF) as u64) << 3
             | on(flags::SF) as u64;
     }
 

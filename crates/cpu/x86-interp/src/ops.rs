@@ -78,7 +78,9 @@ enum Need {
 fn required(feature: CpuidFeature) -> Need {
     use CpuidFeature as C;
     Need::Feature(match feature {
-        C::INTEL8086 | C::INTEL8086_ONLY | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 => return Need::Nothing,
+        C::INTEL8086 | C::INTEL8086_ONLY | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 => {
+            return Need::Nothing;
+        }
         C::X64 | C::CPUID | C::MULTIBYTENOP | C::PAUSE | C::SMM | C::FPU | C::FPU287 | C::FPU387 | C::SYSCALL => {
             return Need::Nothing;
         }

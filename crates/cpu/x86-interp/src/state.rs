@@ -19,11 +19,31 @@ pub(crate) fn reset_state(bsp: bool, signature: u32) -> CpuState {
     state.rip = 0xfff0;
     state.rflags = flags::FIXED;
     for segment in &mut state.segments {
-        *segment = cpu_model::SegmentState { selector: 0, base: 0, limit: 0xffff, attr: 0x93 };
+        *segment = cpu_model::SegmentState {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            attr: 0x93,
+        };
     }
-    state.segments[1] = cpu_model::SegmentState { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, attr: 0x9b };
-    state.ldtr = cpu_model::SegmentState { selector: 0, base: 0, limit: 0xffff, attr: 0x82 };
-    state.tr = cpu_model::SegmentState { selector: 0, base: 0, limit: 0xffff, attr: 0x8b };
+    state.segments[1] = cpu_model::SegmentState {
+        selector: 0xf000,
+        base: 0xffff_0000,
+        limit: 0xffff,
+        attr: 0x9b,
+    };
+    state.ldtr = cpu_model::SegmentState {
+        selector: 0,
+        base: 0,
+        limit: 0xffff,
+        attr: 0x82,
+    };
+    state.tr = cpu_model::SegmentState {
+        selector: 0,
+        base: 0,
+        limit: 0xffff,
+        attr: 0x8b,
+    };
     state.gdtr.limit = 0xffff;
     state.idtr.limit = 0xffff;
     state.cr0 = cr0::CD | cr0::NW | cr0::ET;
@@ -88,7 +108,11 @@ impl Cpu {
         *self.fpu = state.fpu.clone();
         *self.msrs = state.msrs.clone();
         self.activity = state.activity;
-        self.boundary = Boundary { event: state.pending, debug_trap: 0, no_step: false };
+        self.boundary = Boundary {
+            event: state.pending,
+            debug_trap: 0,
+            no_step: false,
+        };
         self.delivering = None;
         self.set_rflags(state.rflags);
         self.tlb.flush_all();

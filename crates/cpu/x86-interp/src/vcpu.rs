@@ -110,7 +110,13 @@ impl InterpVcpu {
         };
         let state = crate::state::reset_state(id == 0, cpu.policy.signature());
         cpu.load_state(&state)?;
-        Ok(Self { cpu, cache: Cache::new(), peer, interrupt: false, counters: Counters::default() })
+        Ok(Self {
+            cpu,
+            cache: Cache::new(),
+            peer,
+            interrupt: false,
+            counters: Counters::default(),
+        })
     }
 
     fn run_loop(&mut self, budget: Option<u64>) -> Stop {
@@ -189,7 +195,11 @@ impl InterpVcpu {
         }
         if self.cpu.boundary.debug_trap != 0 {
             let bits = std::mem::take(&mut self.cpu.boundary.debug_trap);
-            self.exception(Exception { vector: Vector::Db, code: 0, info: bits });
+            self.exception(Exception {
+                vector: Vector::Db,
+                code: 0,
+                info: bits,
+            });
             return self.shutdown();
         }
         if event.nmi && !event.nmi_blocked {
@@ -290,7 +300,11 @@ impl InterpVcpu {
         if !(behind_mov_ss || self.cpu.flag(flags::RF))
             && let Some(bits) = self.instruction_breakpoint()
         {
-            return self.exception(Exception { vector: Vector::Db, code: 0, info: bits });
+            return self.exception(Exception {
+                vector: Vector::Db,
+                code: 0,
+                info: bits,
+            });
         }
         let stepping = self.cpu.flag(flags::TF);
         let exceptions = self.counters.exceptions;
@@ -389,7 +403,8 @@ pub(crate) fn serve(peer: &Peer, tlb: &mut Tlb) {
 impl Vcpu for InterpVcpu {
     fn run(&mut self, board: &dyn CpuBoard, budget: Option<u64>) -> Result<Stop, EngineError> {
         // SAFETY: only the lifetime is erased; the pointer is taken back before the borrow ends.
-        let board = unsafe { std::mem::transmute::<NonNull<dyn CpuBoard + '_>, NonNull<dyn CpuBoard>>(NonNull::from(board)) };
+        let board =
+            unsafe { std::mem::transmute::<NonNull<dyn CpuBoard + '_>, NonNull<dyn CpuBoard>>(NonNull::from(board)) };
         self.cpu.board = Some(board);
         self.peer.running.store(true, Ordering::SeqCst);
         if self.peer.is_asked() {

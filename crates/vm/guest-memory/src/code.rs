@@ -23,7 +23,10 @@ impl CodePage {
     /// A page without code.
     #[must_use]
     pub const fn new() -> Self {
-        Self { granules: AtomicU64::new(0), version: AtomicU32::new(0) }
+        Self {
+            granules: AtomicU64::new(0),
+            version: AtomicU32::new(0),
+        }
     }
 
     /// Whether any code of this page is held; if so, writes must be noted.

@@ -1,3 +1,5 @@
+//! Gates, faults while delivering, double faults, windows.
+
 use cpu_model::Signal;
 use cpu_model::Stop;
 use iced_x86::code_asm::*;

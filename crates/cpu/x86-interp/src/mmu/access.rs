@@ -19,7 +19,11 @@ use crate::mmu::walk::Privilege;
 /// Where an access that lies within one page goes.
 enum Place {
     /// Host memory; writes must be noted when the page holds code.
-    Memory { host: *mut u8, code: *const CodePage, rom: bool },
+    Memory {
+        host: *mut u8,
+        code: *const CodePage,
+        rom: bool,
+    },
     /// A device at a guest physical address.
     Mmio(u64),
 }
@@ -126,7 +130,10 @@ impl Cpu {
         // Across pages, or on a device: one vCPU at a time; other vCPUs' plain accesses may slip between, as they may
         // between the bus cycles of a device.
         let shared = self.shared.clone();
-        let _split = shared.split_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _split = shared
+            .split_lock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let old = self.read_for_write(seg, lin, T::BYTES)?;
         let new = f(self, T::from_u64(old));
         self.write_slow(seg, lin, new.u64(), T::BYTES, self.bank)
@@ -217,7 +224,8 @@ impl Cpu {
                 }
                 Place::Mmio(gpa) => {
                     for (i, byte) in data[done..done + n].iter().enumerate() {
-                        self.board().mmio_write(self.id, gpa + i as u64, Width::Byte, (*byte).into());
+                        self.board()
+                            .mmio_write(self.id, gpa + i as u64, Width::Byte, (*byte).into());
                     }
                 }
             }
@@ -271,12 +279,16 @@ impl Cpu {
                     2 => u16::load_mem(host).into(),
                     4 => u32::load_mem(host).into(),
                     8 => u64::load_mem(host),
-                    _ => (0..n as usize).map(|i| u64::from(u8::load_mem(host.add(i))) << (i * 8)).sum(),
+                    _ => (0..n as usize)
+                        .map(|i| u64::from(u8::load_mem(host.add(i))) << (i * 8))
+                        .sum(),
                 }
             },
             Place::Mmio(gpa) => match Width::from_bytes(n) {
                 Some(width) => self.board().mmio_read(self.id, gpa, width),
-                None => (0..n).map(|i| self.board().mmio_read(self.id, gpa + i, Width::Byte) << (i * 8)).sum(),
+                None => (0..n)
+                    .map(|i| self.board().mmio_read(self.id, gpa + i, Width::Byte) << (i * 8))
+                    .sum(),
             },
         })
     }
@@ -318,10 +330,11 @@ impl Cpu {
                 match Width::from_bytes(n) {
                     Some(width) => self.board().mmio_write(self.id, gpa, width, value & width.ones()),
                     None => (0..n).for_each(|i| {
-                        self.board().mmio_write(self.id, gpa + i, Width::Byte, value >> (i * 8) & 0xff);
+                        self.board()
+                            .mmio_write(self.id, gpa + i, Width::Byte, value >> (i * 8) & 0xff);
                     }),
                 }
-            },
+            }
         }
         Ok(())
     }
@@ -359,13 +372,23 @@ impl Cpu {
         if hit {
             let host = lin.wrapping_add(e.addend) as *mut u8;
             // A page that may be written through the TLB holds no code and is not ROM.
-            return Ok(Place::Memory { host, code: std::ptr::null(), rom: false });
+            return Ok(Place::Memory {
+                host,
+                code: std::ptr::null(),
+                rom: false,
+            });
         }
         if access == Access::Write && e.read == page && e.info & info::NOTED_WRITE != 0 {
-            let Some(found) = self.mem.page(e.info & !4095) else { return Ok(Place::Mmio(e.info & !4095 | lin & 4095)) };
+            let Some(found) = self.mem.page(e.info & !4095) else {
+                return Ok(Place::Mmio(e.info & !4095 | lin & 4095));
+            };
             if found.code.is_code() {
                 let host = lin.wrapping_add(e.addend) as *mut u8;
-                return Ok(Place::Memory { host, code: found.code, rom: false });
+                return Ok(Place::Memory {
+                    host,
+                    code: found.code,
+                    rom: false,
+                });
             }
         }
         self.place_by_walk(lin, access, bank)
@@ -378,7 +401,9 @@ impl Cpu {
         };
         let gpa = walk.gpa | lin & 4095;
         let mem = self.mem.clone();
-        let Some(page) = mem.page(gpa) else { return Ok(Place::Mmio(gpa)) };
+        let Some(page) = mem.page(gpa) else {
+            return Ok(Place::Mmio(gpa));
+        };
         let rom = page.kind == Kind::Rom;
         let host = page.host.as_ptr();
         if !self.watched_page(lin) {
@@ -396,7 +421,11 @@ impl Cpu {
         }
         // SAFETY: the offset stays inside the page.
         let host = unsafe { host.add((lin & 4095) as usize) };
-        Ok(Place::Memory { host, code: page.code, rom })
+        Ok(Place::Memory {
+            host,
+            code: page.code,
+            rom,
+        })
     }
 
     /// Linear addresses must be canonical (64-bit mode; system accesses in long mode).

@@ -18,8 +18,12 @@ impl Cpu {
     pub(crate) fn ea(&self, d: &DInsn) -> u64 {
         debug_assert!(d.base < 18 && d.index < 18);
         // SAFETY: the decoder only makes register numbers inside the file.
-        let (base, index) =
-            unsafe { (*self.regs.get_unchecked(d.base as usize), *self.regs.get_unchecked(d.index as usize)) };
+        let (base, index) = unsafe {
+            (
+                *self.regs.get_unchecked(d.base as usize),
+                *self.regs.get_unchecked(d.index as usize),
+            )
+        };
         let ea = base.wrapping_add(index << d.scale).wrapping_add(d.disp as i64 as u64);
         ea << d.cut >> d.cut
     }
@@ -80,7 +84,9 @@ impl Cpu {
                 return false;
             }
         }
-        let Some(last) = off.checked_add(size - 1) else { return false };
+        let Some(last) = off.checked_add(size - 1) else {
+            return false;
+        };
         let expand_down = a & (attr::CODE | attr::CONFORMING) == attr::CONFORMING;
         if expand_down {
             let top = if a & attr::DB != 0 { 0xffff_ffff } else { 0xffff };

@@ -31,7 +31,12 @@ pub(crate) mod info {
     pub(crate) const GLOBAL: u64 = 4;
 }
 
-const EMPTY: DataEntry = DataEntry { read: INVALID, write: INVALID, addend: 0, info: 0 };
+const EMPTY: DataEntry = DataEntry {
+    read: INVALID,
+    write: INVALID,
+    addend: 0,
+    info: 0,
+};
 
 /// A code translation.
 #[derive(Clone, Copy)]
@@ -45,8 +50,14 @@ pub(crate) struct ExecEntry {
     large: bool,
 }
 
-const EMPTY_EXEC: ExecEntry =
-    ExecEntry { tag: INVALID, gpa: 0, host: null(), code: null(), global: false, large: false };
+const EMPTY_EXEC: ExecEntry = ExecEntry {
+    tag: INVALID,
+    gpa: 0,
+    host: null(),
+    code: null(),
+    global: false,
+    large: false,
+};
 
 pub(crate) struct Tlb {
     data: [[DataEntry; DATA_ENTRIES]; 3],
@@ -224,7 +235,9 @@ impl Tlb {
         }
         for bank in &mut self.exec {
             if large {
-                bank.iter_mut().filter(|e| same(e.tag, e.large)).for_each(|e| *e = EMPTY_EXEC);
+                bank.iter_mut()
+                    .filter(|e| same(e.tag, e.large))
+                    .for_each(|e| *e = EMPTY_EXEC);
             } else {
                 bank[slot & (EXEC_ENTRIES - 1)] = EMPTY_EXEC;
             }

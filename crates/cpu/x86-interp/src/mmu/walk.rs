@@ -35,7 +35,10 @@ pub(crate) struct Privilege {
 impl Privilege {
     /// Of an access through a data TLB bank.
     pub(crate) fn of_bank(bank: usize) -> Self {
-        Self { user: bank == Tlb::USER, ac: bank == Tlb::SUPERVISOR_AC }
+        Self {
+            user: bank == Tlb::USER,
+            ac: bank == Tlb::SUPERVISOR_AC,
+        }
     }
 }
 
@@ -66,7 +69,7 @@ mod pf {
 pub(crate) const PHYS_BITS: u32 = 40;
 const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
 /// Address bits of an entry beyond the physical address width.
-const PHYS_RESERVED: u64 = (1 << 52) - 1 & !PHYS_MASK;
+const PHYS_RESERVED: u64 = ((1 << 52) - 1) & !PHYS_MASK;
 
 /// A page-table entry in use: where it is and what it held.
 #[derive(Clone, Copy)]
@@ -77,7 +80,11 @@ struct Used {
 }
 
 impl Used {
-    const NONE: Self = Self { host: None, value: 0, wide: true };
+    const NONE: Self = Self {
+        host: None,
+        value: 0,
+        wide: true,
+    };
 
     /// Sets `bits` if they are not set and the entry has not changed; false when it has.
     fn set(&self, bits: u64) -> bool {
@@ -90,10 +97,14 @@ impl Used {
         unsafe {
             if self.wide {
                 let entry = AtomicU64::from_ptr(host.as_ptr().cast());
-                entry.compare_exchange(self.value, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+                entry
+                    .compare_exchange(self.value, new, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
             } else {
                 let entry = AtomicU32::from_ptr(host.as_ptr().cast());
-                entry.compare_exchange(self.value as u32, new as u32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+                entry
+                    .compare_exchange(self.value as u32, new as u32, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
             }
         }
     }
@@ -117,16 +128,33 @@ impl Cpu {
     pub(crate) fn walk(&mut self, lin: u64, access: Access, who: Privilege) -> Result<Walk, u32> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = lin & 0xffff_f000;
-            return Ok(Walk { gpa, read: true, write: true, global: false, large: false });
+            return Ok(Walk {
+                gpa,
+                read: true,
+                write: true,
+                global: false,
+                large: false,
+            });
         }
         // Another vCPU may change an entry between our reading it and our setting its bits: then it counts anew.
         loop {
             let mut used = [Used::NONE; 5];
-            let leaf = self.levels(lin, &mut used).map_err(|code| code | self.access_code(access, who))?;
-            self.check(&leaf, access, who).map_err(|code| code | self.access_code(access, who))?;
-            let dirty = if access == Access::Write { pte::A | pte::D } else { pte::A };
+            let leaf = self
+                .levels(lin, &mut used)
+                .map_err(|code| code | self.access_code(access, who))?;
+            self.check(&leaf, access, who)
+                .map_err(|code| code | self.access_code(access, who))?;
+            let dirty = if access == Access::Write {
+                pte::A | pte::D
+            } else {
+                pte::A
+            };
             let last = used.iter().rposition(|u| u.host.is_some()).unwrap_or(0);
-            if used.iter().enumerate().all(|(i, u)| u.set(if i == last { dirty } else { pte::A })) {
+            if used
+                .iter()
+                .enumerate()
+                .all(|(i, u)| u.set(if i == last { dirty } else { pte::A }))
+            {
                 return Ok(self.finish(&leaf, access, who));
             }
         }
@@ -161,7 +189,14 @@ impl Cpu {
             return self.levels_32bit(lin, used);
         }
         let nx_reserved = if self.msrs.efer & efer::NXE == 0 { pte::NX } else { 0 };
-        let mut leaf = Leaf { value: 0, gpa: 0, user: true, writable: true, nx: false, large: false };
+        let mut leaf = Leaf {
+            value: 0,
+            gpa: 0,
+            user: true,
+            writable: true,
+            nx: false,
+            large: false,
+        };
         let (mut table, top, reserved) = if self.long_mode() {
             let top = if self.cr4 & cr4::LA57 != 0 { 4 } else { 3 };
             (self.cr3 & PHYS_MASK & !0xfff, top, PHYS_RESERVED | nx_reserved)
@@ -216,7 +251,14 @@ impl Cpu {
             }
             // PSE-36: bits 20-13 are address bits 39-32.
             let gpa = value & 0xffc0_0000 | (value >> 13 & 0xff) << 32 | lin & 0x3f_f000;
-            return Ok(Leaf { value, gpa, user, writable, nx: false, large: true });
+            return Ok(Leaf {
+                value,
+                gpa,
+                user,
+                writable,
+                nx: false,
+                large: true,
+            });
         }
         let entry = self.read_entry((value & 0xffff_f000) + (lin >> 12 & 1023) * 4, false);
         used[1] = entry;
@@ -226,13 +268,24 @@ impl Cpu {
         }
         user &= value & pte::US != 0;
         writable &= value & pte::RW != 0;
-        Ok(Leaf { value, gpa: value & 0xffff_f000, user, writable, nx: false, large: false })
+        Ok(Leaf {
+            value,
+            gpa: value & 0xffff_f000,
+            user,
+            writable,
+            nx: false,
+            large: false,
+        })
     }
 
     fn read_entry(&self, gpa: u64, wide: bool) -> Used {
         let Some(page) = self.mem.page(gpa) else {
             // Page tables outside memory read as an unclaimed bus does.
-            return Used { host: None, value: if wide { u64::MAX } else { 0xffff_ffff }, wide };
+            return Used {
+                host: None,
+                value: if wide { u64::MAX } else { 0xffff_ffff },
+                wide,
+            };
         };
         // SAFETY: the offset stays inside the page, and the address is aligned to the entry's size.
         unsafe {
@@ -243,7 +296,11 @@ impl Cpu {
                 AtomicU32::from_ptr(host.as_ptr().cast()).load(Ordering::Acquire).into()
             };
             let ram = page.kind == guest_memory::Kind::Ram;
-            Used { host: ram.then_some(host), value, wide }
+            Used {
+                host: ram.then_some(host),
+                value,
+                wide,
+            }
         }
     }
 

@@ -301,7 +301,11 @@ fn xadd_mr<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
         old = a;
         Add::run(cpu, a, b)
     };
-    if d.flags & F_LOCK != 0 { cpu.modify_m_locked(d, f) } else { cpu.modify_m(d, f) }?;
+    if d.flags & F_LOCK != 0 {
+        cpu.modify_m_locked(d, f)
+    } else {
+        cpu.modify_m(d, f)
+    }?;
     cpu.w(d.src, old);
     Ok(())
 }
@@ -326,7 +330,11 @@ fn cmpxchg_mr<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
         target = a;
         if a == accumulator { source } else { a }
     };
-    if d.flags & F_LOCK != 0 { cpu.modify_m_locked(d, f) } else { cpu.modify_m(d, f) }?;
+    if d.flags & F_LOCK != 0 {
+        cpu.modify_m_locked(d, f)
+    } else {
+        cpu.modify_m(d, f)
+    }?;
     Sub::run(cpu, accumulator, target);
     if accumulator != target {
         cpu.set_gpr(RAX, target);
@@ -374,7 +382,11 @@ fn carry_chain<const OVERFLOW: bool>(x: &Dec<'_>, d: &mut DInsn) -> Select {
     Some(match x.op(1) {
         Op::Reg(source) => {
             d.src = source;
-            if OVERFLOW { by_size_wide!(x.size(0), adox_r) } else { by_size_wide!(x.size(0), adcx_r) }
+            if OVERFLOW {
+                by_size_wide!(x.size(0), adox_r)
+            } else {
+                by_size_wide!(x.size(0), adcx_r)
+            }
         }
         Op::Mem if OVERFLOW => by_size_wide!(x.size(0), adox_m),
         _ => by_size_wide!(x.size(0), adcx_m),

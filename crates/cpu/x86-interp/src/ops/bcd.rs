@@ -101,7 +101,9 @@ fn daa(cpu: &mut Cpu, _d: &DInsn) -> R {
     let (old, old_cf) = (cpu.gpr::<u8>(RAX), cpu.lazy.cf());
     let af = old & 15 > 9 || cpu.lazy.af();
     let cf = old > 0x99 || old_cf;
-    let al = old.wrapping_add(if af { 6 } else { 0 }).wrapping_add(if cf { 0x60 } else { 0 });
+    let al = old
+        .wrapping_add(if af { 6 } else { 0 })
+        .wrapping_add(if cf { 0x60 } else { 0 });
     cpu.set_gpr(RAX, al);
     set(cpu, al, cf, af);
     Ok(())
@@ -112,7 +114,9 @@ fn das(cpu: &mut Cpu, _d: &DInsn) -> R {
     let af = old & 15 > 9 || cpu.lazy.af();
     let high = old > 0x99 || old_cf;
     let borrow = af && old < 6;
-    let al = old.wrapping_sub(if af { 6 } else { 0 }).wrapping_sub(if high { 0x60 } else { 0 });
+    let al = old
+        .wrapping_sub(if af { 6 } else { 0 })
+        .wrapping_sub(if high { 0x60 } else { 0 });
     cpu.set_gpr(RAX, al);
     set(cpu, al, high || old_cf || borrow, af);
     Ok(())
@@ -165,7 +169,9 @@ fn xlat(cpu: &mut Cpu, d: &DInsn) -> R {
 fn bound<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let ea = cpu.ea(d);
     let low = cpu.read_seg::<T>(d.seg as usize, ea)?.i64();
-    let high = cpu.read_seg::<T>(d.seg as usize, ea.wrapping_add(T::BYTES) << d.cut >> d.cut)?.i64();
+    let high = cpu
+        .read_seg::<T>(d.seg as usize, ea.wrapping_add(T::BYTES) << d.cut >> d.cut)?
+        .i64();
     let index = cpu.r::<T>(d.src).i64();
     if index < low || index > high {
         return cpu.raise(Exception::new(Vector::Br));

@@ -136,7 +136,11 @@ fn test_memory<C: Change, T: Int>(cpu: &mut Cpu, d: &DInsn, ea: u64, bit: u64) -
             old = value.u64();
             T::from_u64(C::apply(old, mask))
         };
-        if d.flags & F_LOCK != 0 { cpu.modify_lin_locked(d.seg, lin, f) } else { cpu.modify_lin(d.seg, lin, f) }?;
+        if d.flags & F_LOCK != 0 {
+            cpu.modify_lin_locked(d.seg, lin, f)
+        } else {
+            cpu.modify_lin(d.seg, lin, f)
+        }?;
     } else {
         old = cpu.read_seg::<T>(d.seg as usize, ea)?.u64();
     }
@@ -288,7 +292,9 @@ trait Three {
 
 /// `register` and `memory` are the numbers of the operand that is always a register and of the one that may be memory.
 fn three<O: Three>(x: &Dec<'_>, d: &mut DInsn, register: u32, memory: u32) -> Select {
-    let (Op::Reg(target), Op::Reg(source)) = (x.op(0), x.op(register)) else { return None };
+    let (Op::Reg(target), Op::Reg(source)) = (x.op(0), x.op(register)) else {
+        return None;
+    };
     (d.dst, d.aux) = (target, source);
     match x.op(memory) {
         Op::Reg(source) => {
@@ -374,7 +380,11 @@ impl Three for Bzhi {
     fn run<T: Int>(cpu: &mut Cpu, register: T, operand: T) -> T {
         let index = register.u64() & 0xff;
         let beyond = index >= u64::from(T::BITS);
-        let result = if beyond { operand } else { T::from_u64(operand.u64() & ((1 << index) - 1)) };
+        let result = if beyond {
+            operand
+        } else {
+            T::from_u64(operand.u64() & ((1 << index) - 1))
+        };
         cpu.lazy.result_cf_of(result, beyond, false);
         result
     }
@@ -420,7 +430,11 @@ fn crc32_m<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 /// The 16-bit form is undefined; Intel processors clear the register's low word.
 fn bswap<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let value = cpu.r::<T>(d.dst).u64();
-    let swapped = if T::BITS == 16 { 0 } else { value.swap_bytes() >> (64 - T::BITS) };
+    let swapped = if T::BITS == 16 {
+        0
+    } else {
+        value.swap_bytes() >> (64 - T::BITS)
+    };
     cpu.w(d.dst, T::from_u64(swapped));
     Ok(())
 }

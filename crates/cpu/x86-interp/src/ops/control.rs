@@ -27,21 +27,29 @@ pub(crate) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
             branch(x, d);
             jmp
         }
-        Mnemonic::Jmp if ins.is_jmp_near_indirect() => indirect(x, d, [jmp_r::<u16>, jmp_r::<u32>, jmp_r::<u64>], [
-            jmp_m::<u16>,
-            jmp_m::<u32>,
-            jmp_m::<u64>,
-        ])?,
+        Mnemonic::Jmp if ins.is_jmp_near_indirect() => indirect(
+            x,
+            d,
+            [jmp_r::<u16>, jmp_r::<u32>, jmp_r::<u64>],
+            [jmp_m::<u16>, jmp_m::<u32>, jmp_m::<u64>],
+        )?,
         Mnemonic::Call if ins.is_call_near() => {
             branch(x, d);
             by_size_wide!(d.size, call)
         }
-        Mnemonic::Call if ins.is_call_near_indirect() => {
-            indirect(x, d, [call_r::<u16>, call_r::<u32>, call_r::<u64>], [call_m::<u16>, call_m::<u32>, call_m::<u64>])?
-        }
+        Mnemonic::Call if ins.is_call_near_indirect() => indirect(
+            x,
+            d,
+            [call_r::<u16>, call_r::<u32>, call_r::<u64>],
+            [call_m::<u16>, call_m::<u32>, call_m::<u64>],
+        )?,
         Mnemonic::Ret => {
             d.size = ret_size(x);
-            d.imm = if ins.op_count() > 0 { ins.immediate16().into() } else { 0 };
+            d.imm = if ins.op_count() > 0 {
+                ins.immediate16().into()
+            } else {
+                0
+            };
             by_size_wide!(d.size, ret)
         }
         Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz | Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => {
@@ -62,7 +70,12 @@ fn branch(x: &Dec<'_>, d: &mut DInsn) {
 }
 
 fn ret_size(x: &Dec<'_>) -> u8 {
-    match x.ins.stack_pointer_increment() - if x.ins.op_count() > 0 { i32::from(x.ins.immediate16()) } else { 0 } {
+    match x.ins.stack_pointer_increment()
+        - if x.ins.op_count() > 0 {
+            i32::from(x.ins.immediate16())
+        } else {
+            0
+        } {
         2 => 2,
         4 => 4,
         _ => 8,
@@ -94,7 +107,11 @@ impl Cpu {
     /// Checks a near branch target: canonical, or inside the code segment.
     #[inline(always)]
     pub(crate) fn check_target(&mut self, target: u64) -> R {
-        let good = if self.is64() { self.canonical(target) } else { target <= self.segs[CS].limit.into() };
+        let good = if self.is64() {
+            self.canonical(target)
+        } else {
+            target <= self.segs[CS].limit.into()
+        };
         if good { Ok(()) } else { self.gp(0) }
     }
 
@@ -228,7 +245,11 @@ fn counted(x: &Dec<'_>, d: &mut DInsn) -> Exec {
 }
 
 fn jcxz<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
-    if cpu.gpr::<T>(RCX).u64() == 0 { jmp(cpu, d) } else { Ok(()) }
+    if cpu.gpr::<T>(RCX).u64() == 0 {
+        jmp(cpu, d)
+    } else {
+        Ok(())
+    }
 }
 
 fn count_down<T: Int>(cpu: &mut Cpu, d: &DInsn, condition: bool) -> R {

@@ -73,7 +73,11 @@ fn width<T: Int>() -> Width {
 impl Cpu {
     /// SDM vol. 1 §19.5: IOPL, then the I/O permission bitmap of the TSS.
     fn check_port<T: Int>(&mut self, d: &DInsn) -> R<u16> {
-        let port = if d.aux == PORT_DX { self.gpr::<u16>(RDX) } else { d.imm as u16 };
+        let port = if d.aux == PORT_DX {
+            self.gpr::<u16>(RDX)
+        } else {
+            d.imm as u16
+        };
         if self.protected() && (self.cpl > self.iopl() || self.v86()) && !self.port_in_bitmap(port, T::BYTES)? {
             return self.gp(0);
         }

@@ -37,8 +37,22 @@ fn is_cmov(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Cmovo | M::Cmovno | M::Cmovb | M::Cmovae | M::Cmove | M::Cmovne | M::Cmovbe | M::Cmova | M::Cmovs | M::Cmovns
-            | M::Cmovp | M::Cmovnp | M::Cmovl | M::Cmovge | M::Cmovle | M::Cmovg
+        M::Cmovo
+            | M::Cmovno
+            | M::Cmovb
+            | M::Cmovae
+            | M::Cmove
+            | M::Cmovne
+            | M::Cmovbe
+            | M::Cmova
+            | M::Cmovs
+            | M::Cmovns
+            | M::Cmovp
+            | M::Cmovnp
+            | M::Cmovl
+            | M::Cmovge
+            | M::Cmovle
+            | M::Cmovg
     )
 }
 
@@ -46,8 +60,22 @@ fn is_set(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Seto | M::Setno | M::Setb | M::Setae | M::Sete | M::Setne | M::Setbe | M::Seta | M::Sets | M::Setns | M::Setp
-            | M::Setnp | M::Setl | M::Setge | M::Setle | M::Setg
+        M::Seto
+            | M::Setno
+            | M::Setb
+            | M::Setae
+            | M::Sete
+            | M::Setne
+            | M::Setbe
+            | M::Seta
+            | M::Sets
+            | M::Setns
+            | M::Setp
+            | M::Setnp
+            | M::Setl
+            | M::Setge
+            | M::Setle
+            | M::Setg
     )
 }
 
@@ -64,11 +92,19 @@ fn mov(x: &Dec<'_>, d: &mut DInsn) -> Select {
         }
         (Op::Reg(a), Op::Mem) => {
             d.dst = a;
-            if absolute(x, d) { by_size!(size, mov_ra) } else { by_size!(size, mov_rm) }
+            if absolute(x, d) {
+                by_size!(size, mov_ra)
+            } else {
+                by_size!(size, mov_rm)
+            }
         }
         (Op::Mem, Op::Reg(b)) => {
             d.src = b;
-            if absolute(x, d) { by_size!(size, mov_ar) } else { by_size!(size, mov_mr) }
+            if absolute(x, d) {
+                by_size!(size, mov_ar)
+            } else {
+                by_size!(size, mov_mr)
+            }
         }
         (Op::Mem, Op::Imm) => {
             d.imm = x.imm(1);
@@ -81,7 +117,8 @@ fn mov(x: &Dec<'_>, d: &mut DInsn) -> Select {
 
 /// The forms with a full-width address in the instruction (A0-A3 in 64-bit mode): it does not fit `disp`.
 fn absolute(x: &Dec<'_>, d: &mut DInsn) -> bool {
-    if x.ins.memory_displ_size() != 8 || x.ins.memory_base() != iced_x86::Register::None || d.index != crate::insn::ZERO {
+    if x.ins.memory_displ_size() != 8 || x.ins.memory_base() != iced_x86::Register::None || d.index != crate::insn::ZERO
+    {
         return false;
     }
     d.imm = x.ins.memory_displacement64();
@@ -213,7 +250,11 @@ fn xchg(x: &Dec<'_>, d: &mut DInsn) -> Select {
         (Op::Reg(a), Op::Reg(b)) => {
             // XCHG EAX, EAX as encoded by 87h clears the upper half; 90h is decoded as NOP.
             (d.dst, d.src) = (a, b);
-            if a == b && size != 4 { nop } else { by_size!(size, xchg_rr) }
+            if a == b && size != 4 {
+                nop
+            } else {
+                by_size!(size, xchg_rr)
+            }
         }
         (Op::Mem, Op::Reg(b)) | (Op::Reg(b), Op::Mem) => {
             d.src = b;
@@ -265,7 +306,11 @@ fn cmov_rr<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 
 fn cmov_rm<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let loaded = cpu.read_m::<T>(d)?;
-    let value = if cpu.lazy.condition(d.aux) { loaded } else { cpu.r::<T>(d.dst) };
+    let value = if cpu.lazy.condition(d.aux) {
+        loaded
+    } else {
+        cpu.r::<T>(d.dst)
+    };
     cpu.w(d.dst, value);
     Ok(())
 }

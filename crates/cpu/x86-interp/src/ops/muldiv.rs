@@ -68,7 +68,11 @@ fn set_pair<T: Int>(cpu: &mut Cpu, low: T, high: T) {
 
 /// The accumulator pair as one number.
 fn pair<T: Int>(cpu: &Cpu) -> u128 {
-    let high = if T::BITS == 8 { cpu.r::<T>(AH) } else { cpu.gpr::<T>(RDX) };
+    let high = if T::BITS == 8 {
+        cpu.r::<T>(AH)
+    } else {
+        cpu.gpr::<T>(RDX)
+    };
     u128::from(high.u64()) << T::BITS | u128::from(cpu.gpr::<T>(RAX).u64())
 }
 
@@ -199,7 +203,9 @@ fn imul_rmi<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 
 /// MULX: RDX times the operand into two registers, flags untouched.
 fn mulx(x: &Dec<'_>, d: &mut DInsn) -> Select {
-    let (Op::Reg(high), Op::Reg(low)) = (x.op(0), x.op(1)) else { return None };
+    let (Op::Reg(high), Op::Reg(low)) = (x.op(0), x.op(1)) else {
+        return None;
+    };
     (d.dst, d.aux) = (high, low);
     match x.op(2) {
         Op::Reg(source) => {

@@ -92,7 +92,10 @@ fn rc<S: Shift, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 }
 
 fn in_memory<S: Shift, T: Int>(cpu: &mut Cpu, d: &DInsn, count: u32) -> R {
-    cpu.modify_m(d, |cpu, value: T| if count == 0 { value } else { S::run(cpu, value, count) })
+    cpu.modify_m(
+        d,
+        |cpu, value: T| if count == 0 { value } else { S::run(cpu, value, count) },
+    )
 }
 
 fn mi<S: Shift, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
@@ -154,7 +157,11 @@ impl Shift for Rol {
     #[inline(always)]
     fn run<T: Int>(cpu: &mut Cpu, value: T, count: u32) -> T {
         let (v, n) = (value.u64(), count % T::BITS);
-        let result = if n == 0 { value } else { T::from_u64(v << n | v >> (T::BITS - n)) };
+        let result = if n == 0 {
+            value
+        } else {
+            T::from_u64(v << n | v >> (T::BITS - n))
+        };
         let carry = result.u64() & 1 != 0;
         cpu.lazy.set_cf_of(carry, top(result) != carry);
         result
@@ -165,9 +172,14 @@ impl Shift for Ror {
     #[inline(always)]
     fn run<T: Int>(cpu: &mut Cpu, value: T, count: u32) -> T {
         let (v, n) = (value.u64(), count % T::BITS);
-        let result = if n == 0 { value } else { T::from_u64(v >> n | v << (T::BITS - n)) };
+        let result = if n == 0 {
+            value
+        } else {
+            T::from_u64(v >> n | v << (T::BITS - n))
+        };
         let r = result.u64();
-        cpu.lazy.set_cf_of(top(result), (r >> (T::BITS - 1) ^ r >> (T::BITS - 2)) & 1 != 0);
+        cpu.lazy
+            .set_cf_of(top(result), (r >> (T::BITS - 1) ^ r >> (T::BITS - 2)) & 1 != 0);
         result
     }
 }
@@ -198,7 +210,10 @@ impl Shift for Rcr {
         let turned = ring >> n | ring << (T::BITS + 1 - n);
         let result = T::from_u64(turned as u64);
         let r = result.u64();
-        cpu.lazy.set_cf_of(turned >> T::BITS & 1 != 0, (r >> (T::BITS - 1) ^ r >> (T::BITS - 2)) & 1 != 0);
+        cpu.lazy.set_cf_of(
+            turned >> T::BITS & 1 != 0,
+            (r >> (T::BITS - 1) ^ r >> (T::BITS - 2)) & 1 != 0,
+        );
         result
     }
 }
@@ -221,7 +236,10 @@ impl Double for Left {
             (T::from_u64((wide >> 32) as u64), wide >> 48 & 1 != 0)
         } else {
             let wide = v << bits | f;
-            (T::from_u64((wide << count >> bits) as u64), wide >> (2 * bits - count) & 1 != 0)
+            (
+                T::from_u64((wide << count >> bits) as u64),
+                wide >> (2 * bits - count) & 1 != 0,
+            )
         };
         cpu.lazy.result_cf_of(result, carry, top(result) != top(value));
         result
@@ -232,9 +250,14 @@ impl Double for Right {
     fn run<T: Int>(cpu: &mut Cpu, value: T, filler: T, count: u32) -> T {
         let bits = T::BITS;
         let (v, f) = (u128::from(value.u64()), u128::from(filler.u64()));
-        let wide = if bits == 16 { v << 32 | f << 16 | v } else { f << bits | v };
+        let wide = if bits == 16 {
+            v << 32 | f << 16 | v
+        } else {
+            f << bits | v
+        };
         let result = T::from_u64((wide >> count) as u64);
-        cpu.lazy.result_cf_of(result, wide >> (count - 1) & 1 != 0, top(result) != top(value));
+        cpu.lazy
+            .result_cf_of(result, wide >> (count - 1) & 1 != 0, top(result) != top(value));
         result
     }
 }
@@ -267,7 +290,11 @@ fn double_count<T: Int>(cpu: &Cpu, d: &DInsn) -> u32 {
 fn double_r<D: Double, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let count = double_count::<T>(cpu, d);
     let (value, filler) = (cpu.r::<T>(d.dst), cpu.r::<T>(d.src));
-    let result = if count == 0 { value } else { D::run(cpu, value, filler, count) };
+    let result = if count == 0 {
+        value
+    } else {
+        D::run(cpu, value, filler, count)
+    };
     cpu.w(d.dst, result);
     Ok(())
 }
@@ -275,7 +302,13 @@ fn double_r<D: Double, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 fn double_m<D: Double, T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let count = double_count::<T>(cpu, d);
     let filler = cpu.r::<T>(d.src);
-    cpu.modify_m(d, |cpu, value: T| if count == 0 { value } else { D::run(cpu, value, filler, count) })
+    cpu.modify_m(d, |cpu, value: T| {
+        if count == 0 {
+            value
+        } else {
+            D::run(cpu, value, filler, count)
+        }
+    })
 }
 
 /// SHLX, SHRX, SARX, RORX: the count is the third operand.

@@ -41,10 +41,18 @@ pub(crate) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
             _ => return None,
         },
         Mnemonic::Pusha | Mnemonic::Pushad => {
-            if step == 16 { pusha::<u16> } else { pusha::<u32> }
+            if step == 16 {
+                pusha::<u16>
+            } else {
+                pusha::<u32>
+            }
         }
         Mnemonic::Popa | Mnemonic::Popad => {
-            if step == 16 { popa::<u16> } else { popa::<u32> }
+            if step == 16 {
+                popa::<u16>
+            } else {
+                popa::<u32>
+            }
         }
         Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => by_size_wide!(step, pushf),
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => by_size_wide!(step, popf),
@@ -172,7 +180,11 @@ fn enter<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
         cpu.write_seg(SS, slot(1 + i) & cpu.sp_mask, link)?;
     }
     if depth > 0 {
-        cpu.write_seg(SS, slot(1 + depth) & cpu.sp_mask, T::from_u64(frame_pointer & cpu.sp_mask))?;
+        cpu.write_seg(
+            SS,
+            slot(1 + depth) & cpu.sp_mask,
+            T::from_u64(frame_pointer & cpu.sp_mask),
+        )?;
     }
     let new = slot(1 + depth).wrapping_sub(frame) & cpu.sp_mask;
     // The processor checks that the new top of the stack can be written.

@@ -1,3 +1,5 @@
+//! Far transfers, gates, returns, system calls.
+
 use cpu_model::Stop;
 use iced_x86::code_asm::*;
 use x86_isa::flags;

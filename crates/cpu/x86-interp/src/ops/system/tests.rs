@@ -1,3 +1,5 @@
+//! Control registers, MSRs, privilege of system instructions.
+
 use cpu_model::Stop;
 use iced_x86::code_asm::*;
 use x86_isa::cr0;
