@@ -77,7 +77,7 @@ pub fn run(data: &[u8]) {
 
 /// Whether RDRAND or RDSEED is in the code: no two runs of it are alike.
 fn is_random(code: &[u8]) -> bool {
-    code.windows(3).any(|bytes| matches!(bytes, [0x0f, 0xc7, 0xf0..]))
+    code.windows(3).any(|bytes| matches!(bytes, [0x0f, 0xc7, 0xf0..=0xff]))
 }
 
 /// Compares as a whole first: what is compared byte by byte is slow when it is watched for coverage.
