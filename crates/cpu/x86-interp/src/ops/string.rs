@@ -103,7 +103,11 @@ impl Cpu {
     /// Distance from one element to the next.
     #[inline(always)]
     pub(crate) fn string_step(&self, bytes: u64) -> u64 {
-        if self.sysflags & flags::DF != 0 { bytes.wrapping_neg() } else { bytes }
+        if self.sysflags & flags::DF != 0 {
+            bytes.wrapping_neg()
+        } else {
+            bytes
+        }
     }
 
     #[inline(always)]
@@ -125,7 +129,11 @@ impl Cpu {
         if d.flags & (F_REP | F_REPNE) == 0 {
             return element(self).map(|_| ());
         }
-        let mut left = if self.sysflags & flags::TF != 0 { 1 } else { SLOW_ELEMENTS };
+        let mut left = if self.sysflags & flags::TF != 0 {
+            1
+        } else {
+            SLOW_ELEMENTS
+        };
         let before = self.lazy;
         loop {
             let count = self.string_reg(d, RCX);
@@ -148,7 +156,7 @@ impl Cpu {
 
 fn movs<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     if d.flags & (F_REP | F_REPNE) != 0 && cpu.sysflags & (flags::DF | flags::TF) == 0 {
-        return rep_movs::<T>(cpu, d);
+        return rep_upwards::<T>(cpu, d, movs_run::<T>, movs_element::<T>);
     }
     let step = cpu.string_step(T::BYTES);
     cpu.repeat(d, |cpu| movs_element::<T>(cpu, d, step))
@@ -168,8 +176,13 @@ fn elements_before_wrap(d: &DInsn, offset: u64, bytes: u64) -> u64 {
     ((last - offset) / bytes).saturating_add(1)
 }
 
-/// REP MOVS upwards: page by page where both sides are plain memory.
-fn rep_movs<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
+/// A part of a repeated instruction that works on up to that many elements at once, and says how many it did.
+type Bulk = fn(&mut Cpu, &DInsn, u64) -> R<u64>;
+/// One element of an instruction; the step to the next is given.
+type Element = fn(&mut Cpu, &DInsn, u64) -> R<bool>;
+
+/// REP MOVS and REP STOS upwards: in bulk where there is plain memory, one by one elsewhere.
+fn rep_upwards<T: Int>(cpu: &mut Cpu, d: &DInsn, bulk: Bulk, element: Element) -> R {
     let mut budget = BULK_BYTES;
     let mut slow = SLOW_ELEMENTS;
     loop {
@@ -180,12 +193,12 @@ fn rep_movs<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
         if budget == 0 || slow == 0 {
             return cpu.come_back(d);
         }
-        let moved = movs_run::<T>(cpu, d, count)?;
-        if moved > 0 {
-            budget = budget.saturating_sub(moved * T::BYTES);
+        let done = bulk(cpu, d, count)?;
+        if done > 0 {
+            budget = budget.saturating_sub(done * T::BYTES);
             continue;
         }
-        movs_element::<T>(cpu, d, T::BYTES)?;
+        element(cpu, d, T::BYTES)?;
         cpu.set_string_reg(d, RCX, count - 1);
         slow -= 1;
     }
@@ -203,8 +216,12 @@ fn movs_run<T: Int>(cpu: &mut Cpu, d: &DInsn, count: u64) -> R<u64> {
     if bytes == 0 || !cpu.flat_for_bulk(d.seg) {
         return Ok(0);
     }
-    let Some((source, _)) = cpu.host_run(d.seg, from, bytes, Access::Read)? else { return Ok(0) };
-    let Some((target, _)) = cpu.host_run(ES as u8, to, bytes, Access::Write)? else { return Ok(0) };
+    let Some((source, _)) = cpu.host_run(d.seg, from, bytes, Access::Read)? else {
+        return Ok(0);
+    };
+    let Some((target, _)) = cpu.host_run(ES as u8, to, bytes, Access::Write)? else {
+        return Ok(0);
+    };
     let distance = (target as usize).wrapping_sub(source as usize);
     // SAFETY: both runs lie inside one page of guest memory each.
     unsafe {
@@ -232,7 +249,7 @@ impl Cpu {
 
 fn stos<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     if d.flags & (F_REP | F_REPNE) != 0 && cpu.sysflags & (flags::DF | flags::TF) == 0 {
-        return rep_stos::<T>(cpu, d);
+        return rep_upwards::<T>(cpu, d, stos_run::<T>, stos_element::<T>);
     }
     let step = cpu.string_step(T::BYTES);
     cpu.repeat(d, |cpu| stos_element::<T>(cpu, d, step))
@@ -245,28 +262,6 @@ fn stos_element<T: Int>(cpu: &mut Cpu, d: &DInsn, step: u64) -> R<bool> {
     Ok(true)
 }
 
-fn rep_stos<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
-    let mut budget = BULK_BYTES;
-    let mut slow = SLOW_ELEMENTS;
-    loop {
-        let count = cpu.string_reg(d, RCX);
-        if count == 0 {
-            return Ok(());
-        }
-        if budget == 0 || slow == 0 {
-            return cpu.come_back(d);
-        }
-        let stored = stos_run::<T>(cpu, d, count)?;
-        if stored > 0 {
-            budget = budget.saturating_sub(stored * T::BYTES);
-            continue;
-        }
-        stos_element::<T>(cpu, d, T::BYTES)?;
-        cpu.set_string_reg(d, RCX, count - 1);
-        slow -= 1;
-    }
-}
-
 /// Stores as many elements as lie in one page.
 fn stos_run<T: Int>(cpu: &mut Cpu, d: &DInsn, count: u64) -> R<u64> {
     let di = cpu.string_reg(d, RDI);
@@ -276,9 +271,11 @@ fn stos_run<T: Int>(cpu: &mut Cpu, d: &DInsn, count: u64) -> R<u64> {
     if bytes == 0 || !cpu.flat_for_bulk(ES as u8) {
         return Ok(0);
     }
-    let Some((target, _)) = cpu.host_run(ES as u8, to, bytes, Access::Write)? else { return Ok(0) };
+    let Some((target, _)) = cpu.host_run(ES as u8, to, bytes, Access::Write)? else {
+        return Ok(0);
+    };
     let value = cpu.gpr::<T>(RAX);
-    let pattern = (0..8 / T::BYTES).fold(0, |all, i| all | value.u64() << (i * u64::from(T::BITS) & 63));
+    let pattern = (0..8 / T::BYTES).fold(0, |all, i| all | value.u64() << ((i * u64::from(T::BITS)) & 63));
     let words = bytes as usize / 8;
     // SAFETY: the run lies inside one page of guest memory.
     unsafe {
@@ -323,8 +320,9 @@ fn scas<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
 fn cmps<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
     let step = cpu.string_step(T::BYTES);
     cpu.repeat(d, |cpu| {
-        let left = cpu.read_seg::<T>(d.seg as usize, cpu.string_reg(d, RSI))?;
+        // The order in which processors read shows in CR2 when both fault.
         let right = cpu.read_seg::<T>(ES, cpu.string_reg(d, RDI))?;
+        let left = cpu.read_seg::<T>(d.seg as usize, cpu.string_reg(d, RSI))?;
         Sub::run(cpu, left, right);
         cpu.advance(d, RSI, step);
         cpu.advance(d, RDI, step);
