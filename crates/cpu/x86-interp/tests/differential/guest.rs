@@ -82,6 +82,7 @@ impl CpuBoard for NoBoard {
 
 pub(crate) struct Guest {
     memory: Arc<GuestMemory>,
+    ram: Arc<MemoryRegion>,
     vcpu: Box<dyn Vcpu>,
     base: CpuState,
 }
@@ -89,8 +90,8 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new() -> Self {
         let mut memory = GuestMemory::new();
-        let ram = MemoryRegion::new("ram", Kind::Ram, 16 << 20).expect("16 MiB are there");
-        memory.add(0, Arc::new(ram)).expect("the map is empty");
+        let ram = Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).expect("16 MiB are there"));
+        memory.add(0, Arc::clone(&ram)).expect("the map is empty");
         build(&memory);
         let memory = Arc::new(memory);
         let policy = Arc::new(CpuPolicy::new(Model::Host).expect("the host model fits the host"));
@@ -98,6 +99,7 @@ impl Guest {
         let vcpu = engine.new_vcpu(0).expect("a first vCPU");
         Self {
             memory,
+            ram,
             vcpu,
             base: base_state(),
         }
@@ -105,13 +107,13 @@ impl Guest {
 
     /// Executes a case in the interpreter.
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
-        let mut data = [0; DATA_LEN];
+        let data = self.data();
+        data.fill(0);
         let mut at = 0;
         for (start, len) in WINDOWS {
             data[start..start + len].copy_from_slice(&case.before.window[at..at + len]);
             at += len;
         }
-        self.memory.write(DATA_FRAME, &data).expect("inside RAM");
         self.memory
             .write(CODE_FRAME + (CODE & 4095), &case.bytes)
             .expect("inside RAM");
@@ -123,6 +125,12 @@ impl Guest {
         self.vcpu.set_state(&state).expect("a state of user mode");
         self.step();
         self.outcome(case)
+    }
+
+    /// The pages of data.
+    fn data(&mut self) -> &mut [u8] {
+        // SAFETY: the range lies inside the region, and the vCPU does not run while the slice lives.
+        unsafe { std::slice::from_raw_parts_mut(self.ram.host().as_ptr().add(DATA_FRAME as usize), DATA_LEN) }
     }
 
     /// One instruction; a repeated string instruction may come back in the middle.
@@ -160,8 +168,7 @@ impl Guest {
         if rip != right {
             vector = 0x1000;
         }
-        let mut data = [0; DATA_LEN];
-        self.memory.read(DATA_FRAME, &mut data).expect("inside RAM");
+        let data = self.data();
         let mut regs = case.before;
         (regs.gpr, regs.flags) = (state.gpr, state.rflags);
         let f = &state.fpu;
@@ -173,7 +180,7 @@ impl Guest {
         }
         Outcome {
             regs,
-            data: checksum(&data),
+            data: checksum(data),
             vector,
             error,
             cr2: if vector == 14 { state.cr2 } else { 0 },
@@ -195,7 +202,7 @@ fn build(memory: &GuestMemory) {
     for page in 0..DATA_LEN as u64 / 4096 {
         put(
             PT_DATA + ((DATA >> 12 & 511) + page) * 8,
-            DATA_FRAME + page * 4096 | USER,
+            (DATA_FRAME + page * 4096) | USER,
         );
     }
     put(GDT + 8, 0x00af_9b00_0000_ffff);

@@ -35,7 +35,7 @@ use crate::host::BATCH;
 use crate::host::Host;
 
 /// Cases unless `OXBOW_DIFF_CASES` says otherwise.
-const CASES: usize = 300_000;
+const CASES: usize = 100_000;
 /// Instruction forms whose failures are printed.
 const PRINTED: usize = 40;
 
