@@ -59,11 +59,23 @@ fn state(memory: &GuestMemory) -> CpuState {
     for i in 0..8u64 {
         memory.write_obj(0x3000 + i * 8, &(i << 21 | 0x83)).unwrap();
     }
-    let mut state = CpuState { rip: CODE, rflags: 2, cr0: 0x8001_0033, cr3: 0x1000, cr4: 0x6a0, ..CpuState::default() };
+    let mut state = CpuState {
+        rip: CODE,
+        rflags: 2,
+        cr0: 0x8001_0033,
+        cr3: 0x1000,
+        cr4: 0x6a0,
+        ..CpuState::default()
+    };
     state.msrs.efer = 0x500;
     state.xcr0 = 1;
     for segment in &mut state.segments {
-        *segment = SegmentState { selector: 0x10, base: 0, limit: u32::MAX, attr: 0xc93 };
+        *segment = SegmentState {
+            selector: 0x10,
+            base: 0,
+            limit: u32::MAX,
+            attr: 0xc93,
+        };
     }
     state.segments[1].attr = 0xa9b;
     state.gpr[4] = DATA + 0x8000;
@@ -73,7 +85,9 @@ fn state(memory: &GuestMemory) -> CpuState {
 
 fn measure(name: &str, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) {
     let mut memory = GuestMemory::new();
-    memory.add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap())).unwrap();
+    memory
+        .add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap()))
+        .unwrap();
     let mut asm = CodeAssembler::new(64).unwrap();
     build(&mut asm).unwrap();
     memory.write(CODE, &asm.assemble(CODE).unwrap()).unwrap();

@@ -22,6 +22,7 @@ use cpu_model::CpuPolicy;
 use cpu_model::Feature;
 use iced_x86::CpuidFeature;
 use iced_x86::Instruction;
+use iced_x86::Mnemonic;
 
 use crate::cpu::Cpu;
 use crate::decode::Dec;
@@ -62,6 +63,10 @@ pub(crate) fn nop(_cpu: &mut Cpu, _d: &DInsn) -> R {
 
 /// Whether the CPU model has the instruction.
 pub(crate) fn known(ins: &Instruction, policy: &CpuPolicy) -> bool {
+    // Without their features these are BSF and BSR with a prefix that means nothing, and compilers rely on that.
+    if matches!(ins.mnemonic(), Mnemonic::Tzcnt | Mnemonic::Lzcnt) {
+        return true;
+    }
     ins.cpuid_features().iter().all(|&feature| match required(feature) {
         Need::Nothing => true,
         Need::Feature(f) => policy.has(f),
