@@ -119,7 +119,7 @@ fn older_processor_model_boots(lab: &Lab) -> anyhow::Result<()> {
     lab.watch(&boot, |seen| {
         ends_well(seen)?;
         no_complaints(seen)?;
-        let flags = seen.line("flags").context("no flags in /proc/cpuinfo")?;
+        let flags = seen.line("flags\t").context("no flags in /proc/cpuinfo")?;
         let has = |name| flags.text.split(' ').any(|flag| flag == name);
         ensure!(has("sse4_2") && has("popcnt"), "x86-64-v2 has SSE4.2 and POPCNT");
         ensure!(!has("avx") && !has("avx2"), "x86-64-v2 has no AVX");
