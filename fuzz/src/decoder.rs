@@ -5,7 +5,7 @@
 //!   byte 1       bit 0 ring 3, 1 second page of code absent, 2 TF, 3 IF, 4 AC, 5 CR0.TS, 6 NMI pending, 7 NT
 //!   byte 2       bytes of code before the end of the page, and after how many instructions the run is split
 //!   byte 3       bits of CR4
-//!   byte 4       floating point: exceptions unmasked, rounding, registers filled
+//!   byte 4       floating point: exceptions unmasked, rounding, registers filled; bit 6 port writes kick the processor
 //!   byte 5       vector of the one external interrupt; 0 for none
 //!   bytes 6-21   general registers, each a value of a table and an offset
 //!   rest         code
@@ -47,6 +47,7 @@ struct Case {
     before: u64,
     split: u64,
     nmi: bool,
+    kicks: bool,
     vector: u8,
     state: CpuState,
 }
@@ -59,8 +60,14 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let case = case(&mut input);
     let code = input.bytes(CODE_MAX);
-    let whole = once(&case, code, BUDGET);
-    let parts = once(&case, code, case.split);
+    let (whole, parts) = if case.kicks {
+        // How far a kicked processor came is not told: both runs come back at the same places, and one goes on elsewhere.
+        let slices = vec![case.split; (BUDGET / case.split) as usize];
+        (once(&case, code, &slices, false), once(&case, code, &slices, true))
+    } else {
+        let slices = [case.split, BUDGET - case.split];
+        (once(&case, code, &[BUDGET], false), once(&case, code, &slices, true))
+    };
     if is_random(code) {
         return;
     }
@@ -89,23 +96,31 @@ fn assert_memory(whole: &[u8], parts: &[u8]) {
     }
 }
 
-/// Runs up to `split` instructions on one processor and the others on another one.
-fn once(case: &Case, code: &[u8], split: u64) -> (Stop, CpuState, Vec<u8>) {
+/// Runs for some instructions at a time, on one processor or each time on another one.
+fn once(case: &Case, code: &[u8], slices: &[u64], restore: bool) -> (Stop, CpuState, Vec<u8>) {
     let memory = machine::memory(case.mode, case.second_page);
     memory
         .write(machine::CODE_END - case.before, code)
         .expect("code is in RAM");
-    let board = Board::new(case.vector, u8::from(case.vector != 0));
+    let mut board = Board::new(case.vector, u8::from(case.vector != 0));
     let mut vcpu = restored(&memory, &case.state);
     if case.nmi {
         vcpu.signals().raise(Signal::Nmi);
     }
-    let mut stop = vcpu.run(&board, Some(split)).expect("the engine goes on");
-    if stop == Stop::Budget && split < BUDGET {
-        let state = vcpu.state();
-        drop(vcpu);
-        vcpu = restored(&memory, &state);
-        stop = vcpu.run(&board, Some(BUDGET - split)).expect("the engine goes on");
+    let mut stop = Stop::Budget;
+    for (index, slice) in slices.iter().enumerate() {
+        if restore && index != 0 {
+            let state = vcpu.state();
+            drop(vcpu);
+            vcpu = restored(&memory, &state);
+        }
+        if case.kicks {
+            board.kick(vcpu.signals());
+        }
+        stop = vcpu.run(&board, Some(*slice)).expect("the engine goes on");
+        if !matches!(stop, Stop::Budget | Stop::Kicked) {
+            break;
+        }
     }
     let state = vcpu.state();
     let _ = vcpu.inspect();
@@ -157,7 +172,8 @@ fn case(input: &mut Input<'_>) -> Case {
             state.cr4 |= flag;
         }
     }
-    floating_point(input.byte(), &mut state);
+    let fill = input.byte();
+    floating_point(fill, &mut state);
     let vector = input.byte();
     for (index, byte) in (0usize..).zip(input.bytes(16)) {
         // The stack stays where it is unless the input wants another.
@@ -171,6 +187,7 @@ fn case(input: &mut Input<'_>) -> Case {
         before,
         split: u64::from(place >> 5) * 3 + 1,
         nmi: option(6),
+        kicks: fill & 0x40 != 0,
         vector,
         state,
     }

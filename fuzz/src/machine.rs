@@ -24,6 +24,8 @@ use cpu_model::Engine;
 use cpu_model::Model;
 use cpu_model::MsrFault;
 use cpu_model::SegmentState;
+use cpu_model::Signal;
+use cpu_model::Signals;
 use cpu_model::Vcpu;
 use device_model::VmTime;
 use device_model::Width;
@@ -397,6 +399,8 @@ pub(crate) struct Board {
     vector: u8,
     /// Interrupts that are still to come.
     interrupts: AtomicU8,
+    /// Who is kicked by every port write, so that the processor comes back amid what the instruction left to be done.
+    kicked: Option<Arc<Signals>>,
 }
 
 impl Board {
@@ -406,7 +410,13 @@ impl Board {
             cr8: AtomicU8::new(0),
             vector,
             interrupts: AtomicU8::new(interrupts),
+            kicked: None,
         }
+    }
+
+    /// Kicks the processor with these signals on every port write from now on.
+    pub(crate) fn kick(&mut self, signals: Arc<Signals>) {
+        self.kicked = Some(signals);
     }
 
     fn answer(&self) -> u64 {
@@ -417,7 +427,7 @@ impl Board {
         };
         let value = next(self.answers.load(Ordering::Relaxed));
         self.answers.store(value, Ordering::Relaxed);
-        value >> 32 | value << 32
+        value.rotate_left(32)
     }
 }
 
@@ -428,6 +438,9 @@ impl CpuBoard for Board {
 
     fn pio_write(&self, _cpu: u32, _port: u16, _width: Width, _value: u32) {
         self.answer();
+        if let Some(signals) = &self.kicked {
+            signals.raise(Signal::Kick);
+        }
     }
 
     fn mmio_read(&self, _cpu: u32, gpa: u64, width: Width) -> u64 {

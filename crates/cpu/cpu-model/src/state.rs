@@ -145,6 +145,8 @@ pub struct PendingEvent {
     pub sti_shadow: bool,
     /// Interrupts and debug traps are inhibited for one instruction (MOV SS, POP SS).
     pub mov_ss_shadow: bool,
+    /// DR6 bits of a debug trap that has arisen and is not yet delivered.
+    pub debug_trap: u64,
 }
 
 /// The architectural state of a vCPU at an instruction boundary.

@@ -71,8 +71,6 @@ pub(crate) struct FpuGate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Boundary {
     pub(crate) event: PendingEvent,
-    /// DR6 bits of a debug trap to deliver before the next instruction.
-    pub(crate) debug_trap: u64,
     /// The instruction just executed does not raise the single-step trap though TF was set before it.
     pub(crate) no_step: bool,
 }

@@ -120,7 +120,7 @@ impl Cpu {
     pub(crate) fn deliver(&mut self, exception: Exception) {
         self.last_exception = Some((exception, self.rip()));
         // What an instruction that did not finish has watched is not reported.
-        self.boundary.debug_trap = 0;
+        self.boundary.event.debug_trap = 0;
         let mut current = exception;
         for _ in 0..MAX_NESTED {
             self.delivering = Some(current);

@@ -12,6 +12,9 @@ use x86_isa::flags;
 use crate::cpu::Boundary;
 use crate::cpu::Cpu;
 
+/// DR6 bits of traps: data and I/O breakpoints, single step, task switch.
+const DR6_TRAPS: u64 = 0xc00f;
+
 /// The state after power-on (SDM vol. 3 table 9-1). EDX holds the processor's signature.
 pub(crate) fn reset_state(bsp: bool, signature: u32) -> CpuState {
     let mut state = CpuState::default();
@@ -77,7 +80,6 @@ impl Cpu {
             cr4: self.cr4,
             xcr0: self.xcr0,
             pdptr: self.pdptr,
-            // A debug trap that waits shows in DR6 already: its delivery only sets the same bits again.
             dr: self.dr,
             pkru: self.pkru,
             fpu: (*self.fpu).clone(),
@@ -110,7 +112,6 @@ impl Cpu {
         self.activity = state.activity;
         self.boundary = Boundary {
             event: state.pending,
-            debug_trap: 0,
             no_step: false,
         };
         self.delivering = None;
@@ -149,6 +150,9 @@ fn check(state: &CpuState) -> Result<(), EngineError> {
     }
     if state.fpu.mxcsr & !0xffff != 0 {
         return refuse("reserved bits in MXCSR");
+    }
+    if state.pending.debug_trap & !DR6_TRAPS != 0 {
+        return refuse("a pending debug trap that is none");
     }
     if state.rflags & flags::FIXED == 0 || state.rflags & !flags::ALL != 0 {
         return refuse("reserved bits in RFLAGS");

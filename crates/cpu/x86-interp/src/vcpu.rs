@@ -162,7 +162,7 @@ impl InterpVcpu {
         let c = &self.cpu;
         let event = c.boundary.event;
         !(event.nmi | event.sti_shadow | event.mov_ss_shadow)
-            && c.boundary.debug_trap == 0
+            && event.debug_trap == 0
             && c.sysflags & (flags::TF | flags::RF) == 0
             && c.dr[5] & DR7_ENABLED == 0
     }
@@ -180,7 +180,7 @@ impl InterpVcpu {
             Activity::Shutdown => return Some(Stop::TripleFault),
             Activity::Halted => {
                 let nmi = self.cpu.boundary.event.nmi && !self.cpu.boundary.event.nmi_blocked;
-                if !(nmi || self.cpu.boundary.debug_trap != 0 || self.take_interrupt(true)) {
+                if !(nmi || self.cpu.boundary.event.debug_trap != 0 || self.take_interrupt(true)) {
                     self.counters.halts += 1;
                     return Some(Stop::Halted);
                 }
@@ -193,8 +193,8 @@ impl InterpVcpu {
         if event.mov_ss_shadow {
             return None;
         }
-        if self.cpu.boundary.debug_trap != 0 {
-            let bits = std::mem::take(&mut self.cpu.boundary.debug_trap);
+        if self.cpu.boundary.event.debug_trap != 0 {
+            let bits = std::mem::take(&mut self.cpu.boundary.event.debug_trap);
             self.exception(Exception {
                 vector: Vector::Db,
                 code: 0,
@@ -319,7 +319,7 @@ impl InterpVcpu {
         }
         let faulted = self.counters.exceptions != exceptions;
         if stepping && !faulted && !std::mem::take(&mut self.cpu.boundary.no_step) {
-            self.cpu.boundary.debug_trap |= DR6_BS;
+            self.cpu.boundary.event.debug_trap |= DR6_BS;
         }
     }
 

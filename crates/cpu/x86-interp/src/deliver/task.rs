@@ -184,7 +184,7 @@ impl Cpu {
             None => Ok(()),
         });
         if task.trap {
-            self.boundary.debug_trap |= DR6_BT;
+            self.boundary.event.debug_trap |= DR6_BT;
         }
         self.end_block();
         let instruction = event.is_none_or(|event| event.source.is_software());

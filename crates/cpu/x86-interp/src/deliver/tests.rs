@@ -219,6 +219,23 @@ fn sti_holds_interrupts_for_one_instruction() {
 }
 
 #[test]
+fn debug_trap_that_waits_behind_mov_ss_survives_save_and_restore() {
+    let mut m = Machine::new(Mode::Protected);
+    m.write(0xe000, DATA);
+    m.edit(|s| (s.dr[0], s.dr[5], s.gpr[3]) = (0xe000, 1 | 7 << 16 | 0x400, 0xe000));
+    m.code(|a| {
+        a.mov(ss, word_ptr(ebx))?;
+        a.nop()?;
+        a.ud2()
+    });
+    m.steps(1);
+    assert_eq!(m.state().pending.debug_trap, 1);
+    m.edit(|_| ());
+    assert_eq!(m.vector(), 1);
+    assert_eq!((m.stack(0), m.state().dr[4]), (CODE + 3, 0xffff_0ff1));
+}
+
+#[test]
 fn single_step_traps_after_each_instruction_but_not_behind_mov_ss() {
     let mut m = Machine::new(Mode::Long);
     m.edit(|s| s.rflags |= flags::TF);

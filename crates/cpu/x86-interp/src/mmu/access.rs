@@ -457,7 +457,7 @@ impl Cpu {
             let len = [1, 2, 8, 4][(control >> 2) as usize];
             let start = self.dr[i] & !(len - 1) & self.lin_mask;
             if lin < start.wrapping_add(len) && start < lin.wrapping_add(n) {
-                self.boundary.debug_trap |= 1 << i;
+                self.boundary.event.debug_trap |= 1 << i;
                 self.end_block();
             }
         }

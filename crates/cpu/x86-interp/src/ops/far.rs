@@ -121,7 +121,7 @@ fn into(cpu: &mut Cpu, _d: &DInsn) -> R {
 /// INT1 takes a debug trap along that MOV SS has held back.
 fn int1(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.software_interrupt(1, Source::Icebp)?;
-    cpu.dr[4] |= std::mem::take(&mut cpu.boundary.debug_trap);
+    cpu.dr[4] |= std::mem::take(&mut cpu.boundary.event.debug_trap);
     Ok(())
 }
 

@@ -98,7 +98,7 @@ fn sysret<const WIDE: bool>(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.set_rip(if WIDE { rip } else { rip & 0xffff_ffff });
     cpu.set_rflags(image & flags::ALL & !(flags::RF | flags::VM) | flags::FIXED);
     if cpu.flag(flags::TF) {
-        cpu.boundary.debug_trap |= DR6_BS;
+        cpu.boundary.event.debug_trap |= DR6_BS;
     }
     cpu.update_mode();
     Ok(())
