@@ -48,7 +48,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub(crate) cpu: String,
 
-    /// What executes the guest's instructions: auto or interp
+    /// What executes the guest's instructions: auto, jit or interp
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: EngineKind,
 

@@ -70,6 +70,12 @@ impl Signals {
         self.pending.load(Ordering::Relaxed)
     }
 
+    /// Where the pending signals are, for generated code. Only to be read.
+    #[must_use]
+    pub fn pending_cell(&self) -> &AtomicU32 {
+        &self.pending
+    }
+
     /// Takes `signal` back; true if it was pending.
     pub fn take(&self, signal: Signal) -> bool {
         self.pending.fetch_and(!(signal as u32), Ordering::SeqCst) & signal as u32 != 0

@@ -92,7 +92,7 @@ pub(crate) struct Cpu {
     pub(crate) sp_mask: u64,
     /// Which bank of the data TLB the current privilege uses.
     pub(crate) bank: usize,
-    pub(crate) tlb: Box<Tlb>,
+    pub(crate) tlb: Tlb,
     pub(crate) cpl: u8,
     /// Code size: 16, 32 or 64.
     pub(crate) bits: u8,

@@ -115,16 +115,32 @@ impl InterpEngine {
     }
 }
 
+impl InterpEngine {
+    /// As [`Engine::new_vcpu`], as what it is.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] when the host refuses.
+    pub fn vcpu(&self, id: u32) -> Result<InterpVcpu, EngineError> {
+        let signals = Arc::new(Signals::new());
+        let peer = self.shared.join(Arc::clone(&signals));
+        let (memory, policy, shared) = (self.memory.clone(), self.policy.clone(), self.shared.clone());
+        InterpVcpu::new(id, memory, policy, shared, peer)
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+}
+
 impl Engine for InterpEngine {
     fn caps(&self) -> &EngineCaps {
         &self.caps
     }
 
     fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
-        let signals = Arc::new(Signals::new());
-        let peer = self.shared.join(Arc::clone(&signals));
-        let (memory, policy, shared) = (self.memory.clone(), self.policy.clone(), self.shared.clone());
-        Ok(Box::new(InterpVcpu::new(id, memory, policy, shared, peer)?))
+        Ok(Box::new(self.vcpu(id)?))
     }
 }
 

@@ -203,7 +203,7 @@ impl InterpVcpu {
     }
 
     /// Tells the code map, and the other vCPUs, that code of this page is held. Returns the page's version.
-    fn hold_code(&mut self, entry: &ExecEntry, first: u64, last: u64) -> u32 {
+    pub(crate) fn hold_code(&mut self, entry: &ExecEntry, first: u64, last: u64) -> u32 {
         // SAFETY: code pages belong to guest memory, which outlives the vCPU.
         let code = unsafe { &*entry.code };
         let version = code.version();
@@ -251,7 +251,7 @@ impl Cpu {
     }
 
     /// Reads code bytes of one page.
-    fn fetch_bytes(&mut self, entry: &ExecEntry, lin: u64, buf: &mut [u8]) {
+    pub(crate) fn fetch_bytes(&mut self, entry: &ExecEntry, lin: u64, buf: &mut [u8]) {
         let offset = lin & 4095;
         if entry.host.is_null() {
             // One instruction at a time is decoded from device memory: more than its bytes would be read in vain.

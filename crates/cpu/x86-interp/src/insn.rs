@@ -32,9 +32,10 @@ pub(crate) const F_REP: u8 = 2;
 /// REPNE prefix.
 pub(crate) const F_REPNE: u8 = 4;
 
+/// A decoded instruction.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct DInsn {
+pub struct DInsn {
     pub(crate) exec: Exec,
     /// Immediate (sign-extended), relative branch displacement, or a pointer to further data of the form.
     pub(crate) imm: u64,

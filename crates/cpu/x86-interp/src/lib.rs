@@ -7,6 +7,7 @@
 //!  ops/*       one file per instruction group: how it decodes to a handler, and the handlers
 //!  mmu/*       segmentation, software TLB, page walk, guest memory access
 //!  native/*    x87, MMX, SSE and AVX arithmetic on the host's own units, one generated stub per instruction form
+//!  seam.rs     what a translating engine uses of all this
 //!  deliver.rs  exceptions and interrupts through IVT, IDT and task gates
 //! ```
 //!
@@ -25,9 +26,12 @@ mod int;
 mod mmu;
 mod native;
 mod ops;
+pub mod seam;
 mod state;
 #[cfg(test)]
 mod testing;
 mod vcpu;
 
 pub use engine::InterpEngine;
+pub use insn::DInsn;
+pub use vcpu::InterpVcpu;

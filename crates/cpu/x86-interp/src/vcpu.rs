@@ -40,7 +40,7 @@ const DR6_BS: u64 = 1 << 14;
 const DR7_ENABLED: u64 = 0xff;
 
 /// An interpreted vCPU.
-pub(crate) struct InterpVcpu {
+pub struct InterpVcpu {
     pub(crate) cpu: Cpu,
     pub(crate) cache: Cache,
     pub(crate) peer: Arc<Peer>,
@@ -146,19 +146,19 @@ impl InterpVcpu {
 
     /// The board has signalled an interrupt, and RFLAGS.IF lets it in.
     #[inline(always)]
-    fn interrupt_open(&self) -> bool {
+    pub(crate) fn interrupt_open(&self) -> bool {
         self.interrupt && self.cpu.sysflags & flags::IF != 0
     }
 
     /// Nothing is to be done before the next instruction but to look at the signals.
     #[inline(always)]
-    fn quiet(&self) -> bool {
+    pub(crate) fn quiet(&self) -> bool {
         self.plain() && self.cpu.activity == Activity::Active
     }
 
     /// Whole blocks may run: no shadow, no trap, no single step, no breakpoint.
     #[inline(always)]
-    fn plain(&self) -> bool {
+    pub(crate) fn plain(&self) -> bool {
         let c = &self.cpu;
         let event = c.boundary.event;
         !(event.nmi | event.sti_shadow | event.mov_ss_shadow)
@@ -169,7 +169,7 @@ impl InterpVcpu {
 
     /// Takes what is pending at an instruction boundary, in the order of SDM vol. 3 table 6-2. `Some` when `run` must
     /// come back.
-    fn between(&mut self) -> Option<Stop> {
+    pub(crate) fn between(&mut self) -> Option<Stop> {
         self.take_signals();
         if self.cpu.signals.take(Signal::Kick) {
             return Some(Stop::Kicked);
@@ -281,7 +281,7 @@ impl InterpVcpu {
 
     /// Delivers the fault in `cpu.exc`; RIP is at the faulting instruction.
     #[cold]
-    fn deliver_fault(&mut self) {
+    pub(crate) fn deliver_fault(&mut self) {
         // A fault counts as an instruction, so that a budget also bounds a loop of nothing but faults.
         self.cpu.executed += 1;
         let exception = self.cpu.exc;
@@ -290,7 +290,7 @@ impl InterpVcpu {
 
     /// One instruction with everything that a plain run leaves out: shadows, instruction breakpoints, TF, RF.
     #[cold]
-    fn single_step(&mut self) {
+    pub(crate) fn single_step(&mut self) {
         let event = &mut self.cpu.boundary.event;
         let behind_mov_ss = std::mem::take(&mut event.mov_ss_shadow);
         event.sti_shadow = false;
@@ -341,7 +341,7 @@ impl InterpVcpu {
     }
 
     #[inline(always)]
-    fn run_block(&mut self, block: Run, limit: u64) {
+    pub(crate) fn run_block(&mut self, block: Run, limit: u64) {
         self.run_block_from(block, limit, false);
     }
 
@@ -385,6 +385,25 @@ impl InterpVcpu {
         }
     }
 
+    /// Begins a `run`: from here on other vCPUs wait for this one when they ask something of it.
+    pub(crate) fn enter(&mut self, board: &dyn CpuBoard) {
+        // SAFETY: only the lifetime is erased; `leave` takes the pointer back before the borrow ends.
+        let board =
+            unsafe { std::mem::transmute::<NonNull<dyn CpuBoard + '_>, NonNull<dyn CpuBoard>>(NonNull::from(board)) };
+        self.cpu.board = Some(board);
+        self.peer.running.store(true, Ordering::SeqCst);
+        if self.peer.is_asked() {
+            self.serve();
+        }
+    }
+
+    /// Ends a `run`.
+    pub(crate) fn leave(&mut self) {
+        self.peer.running.store(false, Ordering::SeqCst);
+        self.cpu.sync_x87();
+        self.cpu.board = None;
+    }
+
     /// Serves a request of another vCPU to forget write translations.
     fn serve(&mut self) {
         serve(&self.peer, &mut self.cpu.tlb);
@@ -402,18 +421,9 @@ pub(crate) fn serve(peer: &Peer, tlb: &mut Tlb) {
 
 impl Vcpu for InterpVcpu {
     fn run(&mut self, board: &dyn CpuBoard, budget: Option<u64>) -> Result<Stop, EngineError> {
-        // SAFETY: only the lifetime is erased; the pointer is taken back before the borrow ends.
-        let board =
-            unsafe { std::mem::transmute::<NonNull<dyn CpuBoard + '_>, NonNull<dyn CpuBoard>>(NonNull::from(board)) };
-        self.cpu.board = Some(board);
-        self.peer.running.store(true, Ordering::SeqCst);
-        if self.peer.is_asked() {
-            self.serve();
-        }
+        self.enter(board);
         let stop = self.run_loop(budget);
-        self.peer.running.store(false, Ordering::SeqCst);
-        self.cpu.sync_x87();
-        self.cpu.board = None;
+        self.leave();
         Ok(stop)
     }
 

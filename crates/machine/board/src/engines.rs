@@ -8,6 +8,7 @@ use cpu_model::EngineError;
 use guest_memory::GuestMemory;
 use spec::EngineKind;
 use x86_interp::InterpEngine;
+use x86_jit::JitEngine;
 
 /// Makes the engine of one machine.
 pub type EngineFactory<'a> = dyn Fn(Arc<GuestMemory>, Arc<CpuPolicy>) -> Result<Arc<dyn Engine>, EngineError> + 'a;
@@ -19,6 +20,8 @@ pub(crate) fn make(
     policy: Arc<CpuPolicy>,
 ) -> Result<Arc<dyn Engine>, EngineError> {
     match kind {
-        EngineKind::Auto | EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
+        EngineKind::Jit => Ok(Arc::new(JitEngine::new(memory, policy)?)),
+        EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
+        EngineKind::Auto => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
     }
 }

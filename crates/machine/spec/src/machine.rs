@@ -19,11 +19,13 @@ pub enum EngineKind {
     Auto,
     /// The interpreter.
     Interp,
+    /// The translator.
+    Jit,
 }
 
 impl EngineKind {
     /// What may be written.
-    pub const NAMES: [&str; 2] = ["auto", "interp"];
+    pub const NAMES: [&str; 3] = ["auto", "jit", "interp"];
 }
 
 impl FromStr for EngineKind {
@@ -33,9 +35,10 @@ impl FromStr for EngineKind {
         match text {
             "auto" => Ok(Self::Auto),
             "interp" => Ok(Self::Interp),
+            "jit" => Ok(Self::Jit),
             _ => Err(format!(
                 "unknown engine `{text}`; there are {}",
-                Self::NAMES.join(" and ")
+                Self::NAMES.join(", ")
             )),
         }
     }
@@ -46,6 +49,7 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Interp => "interp",
+            Self::Jit => "jit",
         })
     }
 }

@@ -7,6 +7,9 @@
 //! Ordering: an engine marks, then reads the bytes; a writer writes the bytes, then looks at the marks. With both sides
 //! sequentially consistent, either the engine sees the new bytes or the writer sees the mark.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -68,10 +71,22 @@ fn granules(first: u64, last: u64) -> u64 {
     (u64::MAX << low) & (u64::MAX >> (63 - high))
 }
 
+/// Who wants to know at once that held code was overwritten, before the writer does anything else.
+pub trait CodeWatch: Send + Sync {
+    /// Held code of this page was overwritten: whatever was made of the page's code must not be entered again.
+    fn overwritten(&self, page: &CodePage);
+}
+
 /// The code state of every page of a region.
-#[derive(Debug)]
 pub struct CodeMap {
     pages: Box<[CodePage]>,
+    watch: OnceLock<Arc<dyn CodeWatch>>,
+}
+
+impl fmt::Debug for CodeMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeMap").field("pages", &self.pages.len()).finish()
+    }
 }
 
 impl CodeMap {
@@ -80,7 +95,14 @@ impl CodeMap {
     pub fn new(pages: usize) -> Self {
         Self {
             pages: (0..pages).map(|_| CodePage::default()).collect(),
+            watch: OnceLock::new(),
         }
+    }
+
+    /// Tells `watch` of all overwritten code from now on. The first watch stays.
+    pub fn set_watch(&self, watch: Arc<dyn CodeWatch>) {
+        // A region serves one machine, and a machine has one engine.
+        let _ = self.watch.set(watch);
     }
 
     /// The state of page number `index` of the region.
@@ -98,7 +120,10 @@ impl CodeMap {
         for index in offset / 4096..=last / 4096 {
             if let Some(page) = self.pages.get(index as usize) {
                 let start = index * 4096;
-                page.note_write(offset.max(start) - start, last.min(start + 4095) - start);
+                let hit = page.note_write(offset.max(start) - start, last.min(start + 4095) - start);
+                if hit && let Some(watch) = self.watch.get() {
+                    watch.overwritten(page);
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ mod region;
 
 pub use code::CodeMap;
 pub use code::CodePage;
+pub use code::CodeWatch;
 pub use map::GuestMemory;
 pub use map::MemoryError;
 pub use map::PageRef;

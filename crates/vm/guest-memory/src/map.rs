@@ -2,12 +2,14 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
 use crate::CodePage;
+use crate::CodeWatch;
 use crate::Kind;
 use crate::MemoryRegion;
 use crate::PAGE_MASK;
@@ -52,9 +54,16 @@ pub struct PageRef<'a> {
 }
 
 /// The address map. Built once, then shared; every address without a region is a hole (MMIO).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct GuestMemory {
     slots: Vec<(u64, Arc<MemoryRegion>)>,
+    watch: OnceLock<Arc<dyn CodeWatch>>,
+}
+
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestMemory").field("slots", &self.slots).finish_non_exhaustive()
+    }
 }
 
 impl GuestMemory {
@@ -77,6 +86,22 @@ impl GuestMemory {
         let at = self.slots.partition_point(|(base, _)| *base < gpa);
         self.slots.insert(at, (gpa, region));
         Ok(())
+    }
+
+    /// Tells `watch` of all overwritten code from now on, whoever writes. The first watch stays.
+    pub fn watch_code(&self, watch: &Arc<dyn CodeWatch>) {
+        for (_, region) in &self.slots {
+            region.code().set_watch(Arc::clone(watch));
+        }
+        // A map serves one machine, and a machine has one engine.
+        let _ = self.watch.set(Arc::clone(watch));
+    }
+
+    /// A CPU engine has noted a write of its own, which hit held code of `page`.
+    pub fn code_overwritten(&self, page: &CodePage) {
+        if let Some(watch) = self.watch.get() {
+            watch.overwritten(page);
+        }
     }
 
     /// The regions by address.

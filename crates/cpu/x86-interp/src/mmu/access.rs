@@ -350,7 +350,9 @@ impl Cpu {
             return;
         }
         // SAFETY: as in `is_code`.
-        if unsafe { &*code }.note_write(lin & 4095, (lin & 4095) + len - 1) {
+        let code = unsafe { &*code };
+        if code.note_write(lin & 4095, (lin & 4095) + len - 1) {
+            self.mem.code_overwritten(code);
             self.end_block();
         }
     }

@@ -38,8 +38,23 @@ const EMPTY: DataEntry = DataEntry {
     info: 0,
 };
 
+/// The page that translated code last had its stack on: it may be read and written without noting.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackPage {
+    /// Virtual address, or [`INVALID`].
+    pub(crate) page: u64,
+    /// Host address minus virtual address.
+    pub(crate) addend: u64,
+}
+
+const NO_STACK: StackPage = StackPage {
+    page: INVALID,
+    addend: 0,
+};
+
 /// A code translation.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct ExecEntry {
     pub(crate) tag: u64,
     pub(crate) gpa: u64,
@@ -71,7 +86,24 @@ pub(crate) struct Tlb {
     pub(crate) code_gen: [u32; 2],
     /// A code translation of the upper half is not global.
     local_high_code: bool,
+    /// The page of each bank's stack as translated code knows it.
+    pub(crate) stack: [StackPage; 3],
     pub(crate) flushes: u64,
+}
+
+/// Where translated code finds things.
+pub(crate) mod layout {
+    use std::mem::offset_of;
+
+    use super::DataEntry;
+    use super::Tlb;
+
+    pub(crate) const DATA: usize = offset_of!(Tlb, data);
+    pub(crate) const ENTRIES: usize = super::DATA_ENTRIES;
+    pub(crate) const ENTRY: usize = size_of::<DataEntry>();
+    pub(crate) const READ: usize = offset_of!(DataEntry, read);
+    pub(crate) const WRITE: usize = offset_of!(DataEntry, write);
+    pub(crate) const ADDEND: usize = offset_of!(DataEntry, addend);
 }
 
 /// What a walk found, as the TLB wants it.
@@ -100,16 +132,17 @@ impl Tlb {
     /// Bank of CPL 0-2 with SMAP and RFLAGS.AC.
     pub(crate) const SUPERVISOR_AC: usize = 2;
 
-    pub(crate) fn new() -> Box<Self> {
-        Box::new(Self {
+    pub(crate) fn new() -> Self {
+        Self {
             data: [[EMPTY; DATA_ENTRIES]; 3],
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
             local: Default::default(),
             large: [false; 2],
             code_gen: [0; 2],
             local_high_code: false,
+            stack: [NO_STACK; 3],
             flushes: 0,
-        })
+        }
     }
 
     #[inline(always)]
@@ -170,6 +203,7 @@ impl Tlb {
 
     /// Drops everything.
     pub(crate) fn flush_all(&mut self) {
+        self.stack = [NO_STACK; 3];
         self.flushes += 1;
         for bank in &mut self.data {
             bank.fill(EMPTY);
@@ -185,6 +219,7 @@ impl Tlb {
 
     /// Drops all that is not global.
     pub(crate) fn flush_local(&mut self) {
+        self.stack = [NO_STACK; 3];
         self.flushes += 1;
         for bank in 0..3 {
             if self.local[bank].len() > DATA_ENTRIES {
@@ -216,6 +251,7 @@ impl Tlb {
 
     /// Drops the translations of the page that holds `address`, of whatever size.
     pub(crate) fn flush_page(&mut self, address: u64) {
+        self.stack = [NO_STACK; 3];
         let page = address & !0xfff;
         let slot = (address >> 12) as usize;
         let large = self.large[half(address)];
@@ -246,8 +282,23 @@ impl Tlb {
         *gen_ = gen_.wrapping_add(1);
     }
 
+    /// Makes the page at `address` the stack page of `bank`, if it may be written without noting.
+    pub(crate) fn set_stack(&mut self, bank: usize, address: u64) -> bool {
+        let entry = *self.data(bank, address);
+        let page = address & !0xfff;
+        let usable = entry.read == page && entry.write == page;
+        if usable {
+            self.stack[bank] = StackPage {
+                page,
+                addend: entry.addend,
+            };
+        }
+        usable
+    }
+
     /// Takes away the right to write to the page at `gpa` without noting it, in every bank.
     pub(crate) fn protect_code(&mut self, gpa: u64) {
+        self.stack = [NO_STACK; 3];
         for entry in self.data.iter_mut().flatten() {
             if entry.info & !0xfff == gpa && entry.write != INVALID {
                 entry.write = INVALID;
@@ -258,6 +309,7 @@ impl Tlb {
 
     /// Takes away all rights to write without a look at the page's code state.
     pub(crate) fn drop_writes(&mut self) {
+        self.stack = [NO_STACK; 3];
         for entry in self.data.iter_mut().flatten() {
             entry.write = INVALID;
         }

@@ -1,0 +1,139 @@
+//! The vCPU as translated code sees it: `gs` points at its start, and everything has a fixed offset.
+
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+use x86_interp::InterpVcpu;
+use x86_interp::seam::layout;
+
+/// Slots of a jump cache.
+pub(crate) const JUMPS: usize = 4096;
+
+/// Targets of indirect jumps, by a hash of their address: the address, and where its code begins.
+#[repr(C)]
+pub(crate) struct JumpCache {
+    pub(crate) address: [u64; JUMPS],
+    pub(crate) host: [u64; JUMPS],
+}
+
+/// An address that no jump goes to: not canonical.
+pub(crate) const NOWHERE: u64 = 1 << 62;
+
+/// What the code and the thunks keep beside the processor's state.
+#[repr(C)]
+pub(crate) struct Area {
+    pub(crate) host_rsp: u64,
+    /// Where to go on.
+    pub(crate) resume: u64,
+    /// Arithmetic flags as LAHF and SETO leave them in AX.
+    pub(crate) flags: u64,
+    pub(crate) scratch: [u64; 4],
+    /// Virtual address of the page that the running block is on.
+    pub(crate) page: u64,
+    /// The vCPU's pending signals.
+    pub(crate) pending: *const AtomicU32,
+    /// T2 while translated code is left.
+    pub(crate) t2: u64,
+    /// STK for the bank in use.
+    pub(crate) stk: u64,
+    /// Why translated code was left, and the record or the address that goes with it.
+    pub(crate) why: u64,
+    pub(crate) what: u64,
+    /// `JUMPS - 1`.
+    pub(crate) jump_mask: u64,
+    /// MXCSR as Rust code expects it.
+    pub(crate) host_mxcsr: u32,
+    /// The vCPU's own address.
+    pub(crate) this: *mut Frame,
+    /// By privilege: level 3, others.
+    pub(crate) jumps: [JumpCache; 2],
+}
+
+/// What `gs` points at.
+#[repr(C)]
+pub(crate) struct Frame {
+    pub(crate) interp: InterpVcpu,
+    pub(crate) area: Area,
+    pub(crate) rest: crate::vcpu::Rest,
+}
+
+const INTERP: usize = offset_of!(Frame, interp);
+
+macro_rules! area {
+    ($($name:ident = $field:ident),* $(,)?) => {
+        $(pub(crate) const $name: u32 = offset_of!(Frame, area.$field) as u32;)*
+    };
+}
+
+area! {
+    HOST_RSP = host_rsp,
+    RESUME = resume,
+    FLAGS = flags,
+    SCRATCH = scratch,
+    PAGE = page,
+    PENDING = pending,
+    SAVED_T2 = t2,
+    SAVED_STK = stk,
+    WHY = why,
+    WHAT = what,
+    JUMP_MASK = jump_mask,
+    HOST_MXCSR = host_mxcsr,
+    THIS = this,
+    JUMP_CACHES = jumps,
+}
+
+pub(crate) const FPU: u32 = (INTERP + layout::FPU) as u32;
+pub(crate) const SYSFLAGS: u32 = (INTERP + layout::SYSFLAGS) as u32;
+pub(crate) const STACK: u32 = (INTERP + layout::STACK) as u32;
+
+/// GPR number `n`.
+pub(crate) const fn gpr(n: u8) -> u32 {
+    (INTERP + layout::REGS) as u32 + n as u32 * 8
+}
+
+/// Base of segment `n`.
+pub(crate) const fn segment_base(n: u8) -> u32 {
+    (INTERP + layout::EA_BASE) as u32 + n as u32 * 8
+}
+
+/// Data translations of `bank`.
+pub(crate) const fn tlb(bank: u8) -> u32 {
+    (INTERP + layout::TLB_DATA + layout::TLB_BANK * bank as usize) as u32
+}
+
+/// Stack page of `bank`; its addend is 8 bytes further.
+pub(crate) const fn stack(bank: u8) -> u32 {
+    STACK + 16 * bank as u32
+}
+
+/// Addresses of the jump cache of a privilege level.
+pub(crate) const fn jump_address(cpl: u8) -> u32 {
+    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(JumpCache, address) as u32
+}
+
+/// Code of the jump cache of a privilege level.
+pub(crate) const fn jump_host(cpl: u8) -> u32 {
+    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(JumpCache, host) as u32
+}
+
+pub(crate) const fn cache_of(cpl: u8) -> u32 {
+    if cpl == 3 { 0 } else { 1 }
+}
+
+/// Slot of an address, as the code computes it.
+pub(crate) fn jump_slot(address: u64) -> usize {
+    address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
+}
+
+impl JumpCache {
+    /// Forgets all targets; empty slots lead to `miss`.
+    pub(crate) fn clear(&mut self) {
+        self.address.fill(NOWHERE);
+    }
+
+    /// The first state: every slot has code to go to.
+    pub(crate) fn init(&mut self, miss: u64) {
+        self.clear();
+        self.host.fill(miss);
+    }
+}

@@ -1,0 +1,88 @@
+//! A translated block, and what is known about it.
+
+use guest_memory::CodePage;
+use x86_interp::DInsn;
+
+/// What a block is found by: the address of its first byte in guest physical memory, and [`ModeKey`].
+pub(crate) type Key = (u64, u32);
+
+/// An instruction of a block.
+pub(crate) struct Insn {
+    /// Offset of its first byte in the guest's page; beyond the page never.
+    pub(crate) offset: u16,
+    /// Its code, from the start of the block's.
+    pub(crate) host: u32,
+    /// For the interpreter.
+    pub(crate) decoded: DInsn,
+}
+
+/// What the stack check of an instruction covers: the bytes `low..high` from a register.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Span {
+    pub(crate) register: u8,
+    pub(crate) low: i32,
+    pub(crate) high: i32,
+}
+
+/// A direct jump out of a block, to the same page.
+pub(crate) struct Exit {
+    /// Offset of the target in the guest's page.
+    pub(crate) target: u16,
+    /// Where the displacement of the jump is, from the start of the block's code.
+    pub(crate) place: u32,
+    /// Where the jump leads while it is not linked, likewise.
+    pub(crate) stub: u32,
+    /// Jumps backwards: signals are looked at on the way.
+    pub(crate) backward: bool,
+}
+
+pub(crate) struct Block {
+    pub(crate) id: u32,
+    pub(crate) key: Key,
+    /// Address of the code.
+    pub(crate) host: u64,
+    /// Bytes of code.
+    pub(crate) len: u32,
+    /// Entry that looks at signals, from the start of the code (which is the entry through the jump cache).
+    pub(crate) poll: u32,
+    /// Entry that does not.
+    pub(crate) body: u32,
+    pub(crate) insns: Box<[Insn]>,
+    pub(crate) spans: Box<[(u8, Span)]>,
+    pub(crate) exits: Box<[Exit]>,
+    pub(crate) code: *const CodePage,
+    /// The page after, when the block's one instruction goes on there.
+    pub(crate) second: Option<Second>,
+}
+
+/// The second page of an instruction that crosses pages.
+#[derive(Clone, Copy)]
+pub(crate) struct Second {
+    pub(crate) gpa: u64,
+    pub(crate) code: *const CodePage,
+}
+
+// SAFETY: the pointers lead to code pages, which have atomic fields and live as long as guest memory.
+unsafe impl Send for Block {}
+// SAFETY: as above; a block never changes.
+unsafe impl Sync for Block {}
+
+/// What a stub hands over: a block, and the number of an instruction or an exit of it.
+#[repr(C)]
+pub(crate) struct Record {
+    pub(crate) block: *const Block,
+    pub(crate) index: u64,
+}
+
+impl Block {
+    /// The instruction whose code holds host address `at`.
+    pub(crate) fn insn_at(&self, at: u64) -> usize {
+        let offset = (at - self.host) as u32;
+        self.insns.partition_point(|i| i.host <= offset).saturating_sub(1)
+    }
+
+    /// The stack check at instruction `index`.
+    pub(crate) fn span(&self, index: usize) -> Option<Span> {
+        self.spans.iter().find(|(i, _)| usize::from(*i) == index).map(|(_, s)| *s)
+    }
+}

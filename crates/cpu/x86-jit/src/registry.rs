@@ -1,0 +1,208 @@
+//! All translated blocks of a machine: found by physical address, linked to each other, thrown away when their code is
+//! overwritten.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use guest_memory::CodePage;
+use guest_memory::CodeWatch;
+use rustc_hash::FxHashMap;
+
+use crate::block::Block;
+use crate::block::Key;
+use crate::block::Record;
+use crate::block::Second;
+use crate::memory::CodeMemory;
+use crate::thunk::Thunks;
+use crate::thunk::Why;
+use crate::translate::Draft;
+
+/// A jump that leads into a block.
+#[derive(Clone, Copy)]
+struct Link {
+    /// Address of its displacement.
+    place: u64,
+    /// Where it led before it was linked.
+    stub: u64,
+}
+
+struct State {
+    block: Box<Block>,
+    links: Vec<Link>,
+    dead: bool,
+}
+
+/// Blocks and their code.
+pub(crate) struct Registry {
+    memory: CodeMemory,
+    thunks: Thunks,
+    blocks: Vec<State>,
+    by_key: FxHashMap<Key, u32>,
+    by_page: FxHashMap<usize, Vec<u32>>,
+    by_host: BTreeMap<u64, u32>,
+    pub(crate) translated: u64,
+    pub(crate) overwritten: u64,
+    pub(crate) flushes: u64,
+}
+
+/// The registry, shared by the vCPUs and whoever writes to guest memory.
+pub(crate) struct SharedRegistry(Mutex<Registry>);
+
+impl SharedRegistry {
+    pub(crate) fn new(memory: CodeMemory, thunks: Thunks) -> Self {
+        Self(Mutex::new(Registry {
+            memory,
+            thunks,
+            blocks: Vec::new(),
+            by_key: FxHashMap::default(),
+            by_page: FxHashMap::default(),
+            by_host: BTreeMap::new(),
+            translated: 0,
+            overwritten: 0,
+            flushes: 0,
+        }))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl CodeWatch for SharedRegistry {
+    fn overwritten(&self, page: &CodePage) {
+        self.lock().kill_page(page);
+    }
+}
+
+/// What a block is made of, beside its draft.
+pub(crate) struct Origin {
+    pub(crate) key: Key,
+    pub(crate) code: *const CodePage,
+    pub(crate) second: Option<Second>,
+}
+
+impl Registry {
+    /// The block of `key`. It lives until the next flush.
+    pub(crate) fn find(&self, key: Key) -> Option<*const Block> {
+        let id = *self.by_key.get(&key)?;
+        Some(&raw const *self.blocks[id as usize].block)
+    }
+
+    /// The block whose code holds host address `at`.
+    pub(crate) fn find_host(&self, at: u64) -> Option<*const Block> {
+        let (_, id) = self.by_host.range(..=at).next_back()?;
+        let block = &self.blocks[*id as usize].block;
+        (at < block.host + u64::from(block.len)).then_some(&raw const **block)
+    }
+
+    /// Bytes of code, and blocks.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.memory.used(), self.blocks.len())
+    }
+
+    /// Takes in a block; `None` when the code memory is full.
+    pub(crate) fn insert(&mut self, mut draft: Draft, origin: &Origin) -> Option<*const Block> {
+        let mut place: Box<MaybeUninit<Block>> = Box::new_uninit();
+        let pointer: *const Block = place.as_ptr();
+        for (at, index) in &draft.records {
+            let record = Record {
+                block: pointer,
+                index: *index,
+            };
+            draft.code[*at..*at + 8].copy_from_slice(&(record.block as u64).to_le_bytes());
+            draft.code[*at + 8..*at + 16].copy_from_slice(&record.index.to_le_bytes());
+        }
+        let base = self.memory.next();
+        for (at, why) in &draft.thunks {
+            let thunk = self.thunks.leave[*why as usize];
+            let displacement = thunk.wrapping_sub(base + *at as u64 + 4) as u32;
+            draft.code[*at..*at + 4].copy_from_slice(&displacement.to_le_bytes());
+        }
+        let host = self.memory.add(&draft.code)?;
+        let id = self.blocks.len() as u32;
+        place.write(Block {
+            id,
+            key: origin.key,
+            host,
+            len: draft.code.len() as u32,
+            poll: draft.poll,
+            body: draft.body,
+            insns: draft.insns.into(),
+            spans: draft.spans.into(),
+            exits: draft.exits.into(),
+            code: origin.code,
+            second: origin.second,
+        });
+        // SAFETY: just written.
+        let block = unsafe { place.assume_init() };
+        self.by_key.insert(origin.key, id);
+        self.by_page.entry(origin.code as usize).or_default().push(id);
+        if let Some(second) = origin.second {
+            self.by_page.entry(second.code as usize).or_default().push(id);
+        }
+        self.by_host.insert(host, id);
+        self.translated += 1;
+        self.blocks.push(State {
+            block,
+            links: Vec::new(),
+            dead: false,
+        });
+        Some(pointer)
+    }
+
+    /// Lets exit `exit` of `from` lead into `to` from now on.
+    pub(crate) fn link(&mut self, from: &Block, exit: usize, to: &Block) {
+        if self.blocks[from.id as usize].dead || self.blocks[to.id as usize].dead {
+            return;
+        }
+        let exit = &from.exits[exit];
+        let link = Link {
+            place: from.host + u64::from(exit.place),
+            stub: from.host + u64::from(exit.stub),
+        };
+        let entry = to.host + u64::from(if exit.backward { to.poll } else { to.body });
+        self.memory.patch_jump(link.place, entry);
+        self.blocks[to.id as usize].links.push(link);
+    }
+
+    /// Throws away the blocks of a page.
+    fn kill_page(&mut self, page: &CodePage) {
+        let Some(ids) = self.by_page.remove(&(std::ptr::from_ref(page) as usize)) else {
+            return;
+        };
+        self.overwritten += 1;
+        ids.into_iter().for_each(|id| self.kill(id));
+    }
+
+    /// Throws away one block: nothing enters it any more.
+    pub(crate) fn kill(&mut self, id: u32) {
+        let state = &mut self.blocks[id as usize];
+        if std::mem::replace(&mut state.dead, true) {
+            return;
+        }
+        let block = &state.block;
+        self.memory
+            .patch_entry(block.host, self.thunks.leave[Why::Miss as usize]);
+        for link in std::mem::take(&mut state.links) {
+            self.memory.patch_jump(link.place, link.stub);
+        }
+        if self.by_key.get(&block.key) == Some(&id) {
+            self.by_key.remove(&block.key);
+        }
+    }
+
+    /// Forgets everything.
+    ///
+    /// No vCPU may be in translated code or hold a block.
+    pub(crate) fn flush(&mut self) {
+        self.flushes += 1;
+        self.blocks.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+        self.by_host.clear();
+        self.memory.clear();
+    }
+}

@@ -1,0 +1,173 @@
+//! The ways into and out of translated code.
+//!
+//! On the way out all guest state goes to its places in memory, so that Rust code sees a processor between two
+//! instructions; on the way in it comes back. Vector registers travel whole, since Rust code and the C library may use
+//! any of them.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+use crate::area;
+use crate::memory::CodeMemory;
+
+/// Why translated code was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(crate) enum Why {
+    /// One instruction is to be interpreted; WHAT is its record.
+    Slow,
+    /// The page of the stack is not the known one; WHAT is the instruction's record.
+    Stack,
+    /// A direct jump without a link; WHAT is the exit's record.
+    Exit,
+    /// The jump cache does not know the target; WHAT is its address.
+    Miss,
+    /// A signal is pending; WHAT is the record of the block's first instruction.
+    Poll,
+    /// The host raised a signal; WHAT is the address of the host's instruction.
+    Fault,
+}
+
+impl Why {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Slow,
+        Self::Stack,
+        Self::Exit,
+        Self::Miss,
+        Self::Poll,
+        Self::Fault,
+    ];
+}
+
+/// Addresses of the thunks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thunks {
+    /// `extern "C" fn()`: continues at RESUME until the helper returns zero.
+    pub(crate) enter: u64,
+    /// By [`Why`]. What goes with it is expected in T0 (Fault: in WHAT).
+    pub(crate) leave: [u64; Why::ALL.len()],
+}
+
+fn at(offset: u32) -> AsmMemoryOperand {
+    ptr(offset).gs()
+}
+
+/// Guest registers that live in the host's register of the same number.
+fn kept() -> [(AsmRegister64, u8); 11] {
+    [
+        (rcx, 1),
+        (rdx, 2),
+        (rbx, 3),
+        (rsp, 4),
+        (rbp, 5),
+        (rsi, 6),
+        (rdi, 7),
+        (r12, 12),
+        (r13, 13),
+        (r14, 14),
+        (r15, 15),
+    ]
+}
+
+fn vectors() -> [AsmRegisterYmm; 16] {
+    [
+        ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+    ]
+}
+
+const YMM: usize = std::mem::offset_of!(cpu_model::FpuState, ymm);
+const MXCSR: usize = std::mem::offset_of!(cpu_model::FpuState, mxcsr);
+
+/// What the host's callee keeps for its caller.
+const HOST: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
+
+fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(r10, at(area::FPU))?;
+    a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
+    for (i, ymm) in vectors().into_iter().enumerate() {
+        a.vmovdqu(ymm, ymmword_ptr(r10 + YMM + i * 32))?;
+    }
+    a.mov(rax, at(area::FLAGS))?;
+    a.add(al, 127)?;
+    a.sahf()?;
+    a.mov(rax, at(area::gpr(0)))?;
+    for (register, n) in kept() {
+        a.mov(register, at(area::gpr(n)))?;
+    }
+    a.mov(r8, at(area::SAVED_STK))?;
+    a.mov(r9, at(area::SAVED_T2))?;
+    a.mov(r10, at(area::WHAT))?;
+    a.jmp(qword_ptr(area::RESUME).gs())
+}
+
+fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(at(area::gpr(0)), rax)?;
+    a.lahf()?;
+    a.seto(al)?;
+    a.mov(at(area::FLAGS), rax)?;
+    for (register, n) in kept() {
+        a.mov(at(area::gpr(n)), register)?;
+    }
+    a.mov(at(area::SAVED_T2), r9)?;
+    a.mov(rsp, at(area::HOST_RSP))?;
+    a.mov(r10, at(area::FPU))?;
+    a.stmxcsr(dword_ptr(r10 + MXCSR))?;
+    a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
+    for (i, ymm) in vectors().into_iter().enumerate() {
+        a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
+    }
+    a.vzeroupper()
+}
+
+/// Makes the thunks; `helper` decides where to go on, or returns zero to leave.
+pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    let mut load = a.create_label();
+    let mut save = a.create_label();
+    let mut leave = a.create_label();
+    for register in HOST {
+        a.push(register)?;
+    }
+    a.sub(rsp, 8)?;
+    a.mov(at(area::HOST_RSP), rsp)?;
+    a.set_label(&mut load)?;
+    load_guest(&mut a)?;
+    a.set_label(&mut save)?;
+    save_guest(&mut a)?;
+    a.mov(rdi, at(area::THIS))?;
+    a.mov(rax, helper)?;
+    a.call(rax)?;
+    a.test(rax, rax)?;
+    a.jz(leave)?;
+    a.mov(at(area::RESUME), rax)?;
+    a.jmp(load)?;
+    a.set_label(&mut leave)?;
+    a.add(rsp, 8)?;
+    for register in HOST.into_iter().rev() {
+        a.pop(register)?;
+    }
+    a.ret()?;
+    let mut ways = Vec::new();
+    for why in Why::ALL {
+        let mut label = a.create_label();
+        a.set_label(&mut label)?;
+        ways.push(label);
+        if why != Why::Fault {
+            a.mov(at(area::WHAT), r10)?;
+        }
+        a.mov(qword_ptr(area::WHY).gs(), why as i32)?;
+        a.jmp(save)?;
+    }
+    let base = memory.next();
+    let result = a.assemble_options(base, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    memory.add(&result.inner.code_buffer).expect("the memory is empty");
+    memory.keep();
+    let mut thunks = Thunks {
+        enter: base,
+        leave: [0; Why::ALL.len()],
+    };
+    for (slot, label) in thunks.leave.iter_mut().zip(&ways) {
+        *slot = result.label_ip(label)?;
+    }
+    Ok(thunks)
+}

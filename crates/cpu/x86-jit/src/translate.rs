@@ -1,0 +1,348 @@
+//! From guest code to host code, a block at a time.
+//!
+//! ```text
+//!  host register                     holds
+//!  rax rcx rdx rbx rbp rsi rdi r12-r15   the guest's register of that name
+//!  rsp                               the guest's stack pointer, as a number: nothing here pushes
+//!  r8 (STK)                          host address minus guest address of the stack's page
+//!  r9 r10 r11 (T2 T0 T1)             temporaries; the guest's r8 to r11 are in memory
+//!  flags, vector and x87 registers   the guest's
+//! ```
+//!
+//! A block is a run of instructions on one page that is entered at its start and left at its jumps. Conditional jumps
+//! that are not taken go on inside it. All guest registers are in their homes at every instruction boundary, so that any
+//! instruction can be given to the interpreter instead.
+
+mod classify;
+mod encode;
+mod flags;
+mod flow;
+mod memory;
+mod stack;
+
+use iced_x86::Decoder;
+use iced_x86::DecoderOptions;
+use iced_x86::Encoder;
+use iced_x86::Instruction;
+use iced_x86::InstructionInfoFactory;
+use x86_interp::DInsn;
+use x86_interp::InterpVcpu;
+use x86_interp::seam::Mode;
+
+use crate::asm::Asm;
+use crate::asm::Fix;
+use crate::block::Exit;
+use crate::block::Insn;
+use crate::block::Span;
+use crate::thunk::Why;
+use classify::Class;
+
+/// Instructions of a block at most.
+pub(crate) const MAX_INSNS: usize = 64;
+
+/// Mode bits beside those of the processor.
+pub(crate) const EXACT_STACK: u32 = 1 << 31;
+/// The block is left at its end for good: it is neither linked nor goes on through the jump cache.
+pub(crate) const SINGLE: u32 = 1 << 30;
+
+/// What tells translations of the same bytes apart. `None` when blocks cannot be translated in this mode.
+pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
+    if mode.bits != 64 || mode.align_checks {
+        return None;
+    }
+    let bit = |on: bool, n: u32| u32::from(on) << n;
+    Some(
+        u32::from(mode.cpl)
+            | u32::from(mode.bank) << 2
+            | bit(mode.no_x87, 4)
+            | bit(mode.no_mmx, 5)
+            | bit(mode.no_sse, 6)
+            | bit(mode.no_avx, 7),
+    )
+}
+
+/// A guest instruction on its way.
+pub(crate) struct Item {
+    pub(crate) ins: Instruction,
+    pub(crate) class: Class,
+    pub(crate) offset: u16,
+    pub(crate) decoded: DInsn,
+    /// Flags wanted before and after.
+    pub(crate) wanted: u32,
+    pub(crate) wanted_after: u32,
+    /// Its stack accesses are covered by a check before it.
+    pub(crate) on_stack: bool,
+    /// The check that begins here.
+    pub(crate) check: Option<Span>,
+}
+
+/// Code that lies beside the way of normal execution.
+enum Cold {
+    /// Hands an instruction over.
+    Slow { fixes: Vec<Fix>, why: Why, index: usize, restore: bool },
+    /// Leaves through an exit.
+    Exit { exit: usize },
+    /// Goes to another page.
+    Far { fix: Fix, offset: i64 },
+}
+
+/// A block that is translated but has no place yet.
+pub(crate) struct Draft {
+    pub(crate) code: Vec<u8>,
+    pub(crate) poll: u32,
+    pub(crate) body: u32,
+    pub(crate) insns: Vec<Insn>,
+    pub(crate) spans: Vec<(u8, Span)>,
+    pub(crate) exits: Vec<Exit>,
+    /// Displacements that lead to thunks.
+    pub(crate) thunks: Vec<(usize, Why)>,
+    /// Places of records, and the number that each holds.
+    pub(crate) records: Vec<(usize, u64)>,
+}
+
+/// Translates one block.
+pub(crate) struct Translator {
+    pub(crate) asm: Asm,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    cpl: u8,
+    bank: u8,
+    single: bool,
+    items: Vec<Item>,
+    cold: Vec<Cold>,
+    exits: Vec<Exit>,
+    hosts: Vec<u32>,
+    thunks: Vec<(Fix, Why)>,
+    /// Displacements that lead to the record of an instruction or an exit.
+    records: Vec<(Fix, u64)>,
+}
+
+/// Decodes a block from `bytes`, which lie at `at` and end with the page.
+pub(crate) fn scan(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32) -> Vec<Item> {
+    scan_some(vcpu, mode, bytes, at, key, MAX_INSNS)
+}
+
+/// The one instruction at `at`.
+pub(crate) fn scan_one(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32) -> Vec<Item> {
+    scan_some(vcpu, mode, bytes, at, key, 1)
+}
+
+fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, max: usize) -> Vec<Item> {
+    let mut decoder = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE);
+    let mut items = Vec::with_capacity(16);
+    let mut ins = Instruction::default();
+    while items.len() < max && decoder.can_decode() {
+        let offset = (decoder.ip() & 0xfff) as u16;
+        decoder.decode_out(&mut ins);
+        if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+            break;
+        }
+        let decoded = vcpu.decode(&ins);
+        let class = if ins.is_invalid() || decoded.is_invalid() {
+            Class::Last
+        } else if renamed_by_model(vcpu, &ins) {
+            Class::Interpret
+        } else {
+            classify::classify(&ins, mode)
+        };
+        items.push(Item {
+            ins,
+            class,
+            offset,
+            decoded,
+            wanted: flags::ALL,
+            wanted_after: flags::ALL,
+            on_stack: false,
+            check: None,
+        });
+        if class.ends_block() || class == Class::Jcc && key & SINGLE != 0 {
+            break;
+        }
+    }
+    if key & EXACT_STACK == 0 {
+        stack::plan(&mut items);
+    }
+    items
+}
+
+/// Instructions that are others on processors without a feature.
+fn renamed_by_model(vcpu: &InterpVcpu, ins: &Instruction) -> bool {
+    use iced_x86::Mnemonic;
+    match ins.mnemonic() {
+        Mnemonic::Tzcnt => !vcpu.has(cpu_model::Feature::Bmi1),
+        Mnemonic::Lzcnt => !vcpu.has(cpu_model::Feature::Abm),
+        _ => false,
+    }
+}
+
+impl Translator {
+    /// Translates `items`, decoded from `bytes` at `at`.
+    pub(crate) fn translate(mode: &Mode, key: u32, items: Vec<Item>, bytes: &[u8], at: u64) -> Draft {
+        let mut t = Self {
+            asm: Asm::new(),
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            cpl: mode.cpl,
+            bank: mode.bank,
+            single: key & SINGLE != 0,
+            items,
+            cold: Vec::new(),
+            exits: Vec::new(),
+            hosts: Vec::new(),
+            thunks: Vec::new(),
+            records: Vec::new(),
+        };
+        t.liveness(bytes, at);
+        let (poll, body) = t.header();
+        let ends = t.body(at);
+        if !ends {
+            let last = t.items.last().expect("a block has an instruction");
+            let next = u64::from(last.offset) + last.ins.len() as u64;
+            t.transfer(at & !0xfff, (at & !0xfff).wrapping_add(next), false);
+        }
+        t.cold_code();
+        t.finish(poll, body)
+    }
+
+    fn liveness(&mut self, bytes: &[u8], at: u64) {
+        let wanted_at = |target: u64| match target.wrapping_sub(at) {
+            back if (back as usize) < bytes.len() => flags::wanted_at(&bytes[back as usize..], target),
+            _ => flags::ALL,
+        };
+        let last = self.items.last().expect("a block has an instruction");
+        let mut after = match last.class {
+            Class::Jmp | Class::Call => wanted_at(last.ins.near_branch64()),
+            class if class.ends_block() => flags::ALL,
+            _ => wanted_at(last.ins.next_ip()),
+        };
+        for item in self.items.iter_mut().rev() {
+            if item.class == Class::Jcc {
+                after |= wanted_at(item.ins.near_branch64());
+            }
+            item.wanted_after = after;
+            item.wanted = match item.class {
+                Class::Last => flags::ALL,
+                Class::Nothing => after,
+                _ => flags::before(&item.ins, after),
+            };
+            after = item.wanted;
+        }
+    }
+
+    /// Code of all instructions; true when the block ends with a transfer.
+    fn body(&mut self, at: u64) -> bool {
+        let page = at & !0xfff;
+        for index in 0..self.items.len() {
+            self.hosts.push(self.asm.len() as u32);
+            if let Some(span) = self.items[index].check {
+                self.stack_check(index, span);
+            }
+            match self.items[index].class {
+                Class::Nothing => {}
+                Class::Same => self.same(index),
+                Class::Push => self.push(index),
+                Class::Pop => self.pop(index),
+                Class::Leave => self.leave(index),
+                Class::Jcc => self.conditional(index, page),
+                Class::Jmp => {
+                    let target = self.items[index].ins.near_branch64();
+                    self.transfer(page, target, target <= self.items[index].ins.ip());
+                }
+                Class::Call => self.call(index, page),
+                Class::CallIndirect | Class::JmpIndirect => self.indirect(index),
+                Class::Ret => self.ret(index),
+                Class::Interpret | Class::Last => self.hand_over(index),
+            }
+        }
+        self.items.last().is_some_and(|i| i.class.ends_block())
+    }
+
+    /// Gives the instruction to the interpreter.
+    fn hand_over(&mut self, index: usize) {
+        let fix = self.asm.lea_rip(crate::asm::T0);
+        self.records.push((fix, index as u64));
+        let jump = self.asm.jmp();
+        self.thunks.push((jump, Why::Slow));
+    }
+
+    fn cold_code(&mut self) {
+        for cold in std::mem::take(&mut self.cold) {
+            match cold {
+                Cold::Slow {
+                    fixes,
+                    why,
+                    index,
+                    restore,
+                } => {
+                    fixes.into_iter().for_each(|fix| self.asm.here(fix));
+                    if restore {
+                        self.restore_flags();
+                    }
+                    self.hand(why, index as u64);
+                }
+                Cold::Exit { exit } => {
+                    self.exits[exit].stub = self.asm.len() as u32;
+                    self.hand(Why::Exit, exit as u64);
+                }
+                Cold::Far { fix, offset } => {
+                    self.asm.here(fix);
+                    self.far(offset);
+                }
+            }
+        }
+    }
+
+    fn hand(&mut self, why: Why, index: u64) {
+        let fix = self.asm.lea_rip(crate::asm::T0);
+        self.records.push((fix, index));
+        let jump = self.asm.jmp();
+        self.thunks.push((jump, why));
+    }
+
+    fn finish(mut self, poll: u32, body: u32) -> Draft {
+        self.asm.align(8);
+        let mut places: Vec<(u64, usize)> = Vec::new();
+        for (fix, index) in std::mem::take(&mut self.records) {
+            let place = match places.iter().find(|(i, _)| *i == index) {
+                Some((_, place)) => *place,
+                None => {
+                    let place = self.asm.len();
+                    self.asm.bytes(&[0; size_of::<crate::block::Record>()]);
+                    places.push((index, place));
+                    place
+                }
+            };
+            self.asm.lead(fix, place as i64);
+        }
+        for exit in &self.exits {
+            self.asm.buf[exit.place as usize..exit.place as usize + 4]
+                .copy_from_slice(&(exit.stub.wrapping_sub(exit.place + 4)).to_le_bytes());
+        }
+        let spans = self
+            .items
+            .iter()
+            .enumerate()
+            .filter_map(|(i, item)| item.check.map(|span| (i as u8, span)))
+            .collect();
+        let insns = self
+            .items
+            .into_iter()
+            .zip(&self.hosts)
+            .map(|(item, host)| Insn {
+                offset: item.offset,
+                host: *host,
+                decoded: item.decoded,
+            })
+            .collect();
+        Draft {
+            code: self.asm.buf,
+            poll,
+            body,
+            insns,
+            spans,
+            exits: self.exits,
+            thunks: self.thunks.iter().map(|(fix, why)| (fix.place(), *why)).collect(),
+            records: places.into_iter().map(|(index, place)| (place, index)).collect(),
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What becomes of a guest instruction: its own form again, one of a few sequences, or the interpreter.
+
+use iced_x86::Code;
+use iced_x86::CpuidFeature;
+use iced_x86::FlowControl;
+use iced_x86::Instruction;
+use iced_x86::Mnemonic;
+use iced_x86::OpKind;
+use iced_x86::Register;
+use x86_interp::seam::Mode;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Itself, with operands renamed and its memory operand checked.
+    Same,
+    /// Nothing at all.
+    Nothing,
+    Push,
+    Pop,
+    Leave,
+    Call,
+    CallIndirect,
+    Ret,
+    Jmp,
+    JmpIndirect,
+    Jcc,
+    /// By the interpreter; what follows may be translated.
+    Interpret,
+    /// By the interpreter, and the block ends.
+    Last,
+}
+
+impl Class {
+    /// Nothing is reached by falling through it.
+    pub(crate) fn ends_block(self) -> bool {
+        matches!(
+            self,
+            Self::Call | Self::CallIndirect | Self::Ret | Self::Jmp | Self::JmpIndirect | Self::Last
+        )
+    }
+
+    /// The interpreter does it.
+    pub(crate) fn is_interpreted(self) -> bool {
+        matches!(self, Self::Interpret | Self::Last)
+    }
+}
+
+/// Chooses for a valid instruction of 64-bit code.
+pub(crate) fn classify(ins: &Instruction, mode: &Mode) -> Class {
+    if let Some(class) = control(ins) {
+        return class;
+    }
+    if ins.flow_control() != FlowControl::Next {
+        return Class::Last;
+    }
+    match ins.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
+        Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
+        Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
+        Mnemonic::Push if stack_operand(ins) => Class::Push,
+        Mnemonic::Pop if stack_operand(ins) && ins.op0_kind() == OpKind::Register && ins.op0_register() != Register::RSP => {
+            Class::Pop
+        }
+        Mnemonic::Leave if ins.code() == Code::Leaveq => Class::Leave,
+        _ if encodable(ins) && (integer(ins) || unit(ins, mode)) => Class::Same,
+        _ => Class::Interpret,
+    }
+}
+
+fn control(ins: &Instruction) -> Option<Class> {
+    Some(match ins.code() {
+        Code::Call_rel32_64 => Class::Call,
+        Code::Call_rm64 if operand_ok(ins) => Class::CallIndirect,
+        Code::Retnq | Code::Retnq_imm16 => Class::Ret,
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jmp,
+        Code::Jmp_rm64 if operand_ok(ins) => Class::JmpIndirect,
+        _ if ins.is_jcc_short_or_near() && ins.op0_kind() == OpKind::NearBranch64 => Class::Jcc,
+        _ => return None,
+    })
+}
+
+/// Push and pop of 64 bits: a register, an immediate, or memory.
+fn stack_operand(ins: &Instruction) -> bool {
+    ins.stack_pointer_increment().unsigned_abs() == 8
+        && !(ins.op0_kind() == OpKind::Register && ins.op0_register().is_segment_register())
+        && operand_ok(ins)
+}
+
+/// A memory operand, if any, is of a kind that can be checked.
+fn operand_ok(ins: &Instruction) -> bool {
+    let memory = (0..ins.op_count()).filter(|&i| ins.op_kind(i) == OpKind::Memory).count();
+    if memory == 0 {
+        return true;
+    }
+    let index = ins.memory_index();
+    // Absolute 64-bit addresses do not fit into an address computation.
+    memory == 1 && ins.memory_base() != Register::EIP && (index == Register::None || index.is_gpr()) && (ins.memory_displ_size() != 8 || has_base(ins) || fits(ins))
+}
+
+fn has_base(ins: &Instruction) -> bool {
+    ins.memory_base() != Register::None
+}
+
+fn fits(ins: &Instruction) -> bool {
+    ins.memory_index() != Register::None || i32::try_from(ins.memory_displacement64() as i64).is_ok()
+}
+
+/// MOV between the accumulator and an absolute address has no other address.
+fn absolute_form(ins: &Instruction) -> bool {
+    matches!(
+        ins.code(),
+        Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64
+            | Code::Mov_moffs8_AL | Code::Mov_moffs16_AX | Code::Mov_moffs32_EAX | Code::Mov_moffs64_RAX
+    )
+}
+
+/// Operands that the rewriting understands: registers, immediates, one plain memory operand.
+fn encodable(ins: &Instruction) -> bool {
+    let kinds = (0..ins.op_count()).all(|i| match ins.op_kind(i) {
+        OpKind::Register => {
+            let r = ins.op_register(i);
+            !(r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr() || r.is_zmm() || r.is_k())
+        }
+        OpKind::Memory => ins.mnemonic() == Mnemonic::Lea || (1..=32).contains(&ins.memory_size().size()),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => false,
+        OpKind::FarBranch16 | OpKind::FarBranch32 => false,
+        OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => false,
+        OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI => false,
+        OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => false,
+        _ => true,
+    });
+    kinds && operand_ok(ins) && !absolute_form(ins) && ins.memory_base() != Register::EIP
+}
+
+/// Unprivileged integer instructions without anything implicit but registers.
+fn integer(ins: &Instruction) -> bool {
+    use Mnemonic as M;
+    let bit_string = matches!(ins.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+        && ins.op0_kind() == OpKind::Memory
+        && ins.op1_kind() == OpKind::Register;
+    !bit_string
+        && matches!(
+            ins.mnemonic(),
+            M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Adc | M::Sub | M::Sbb | M::And | M::Or
+                | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not | M::Shl | M::Shr | M::Sar | M::Sal
+                | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Mul | M::Imul | M::Div | M::Idiv | M::Cbw
+                | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Bswap | M::Bt | M::Bts | M::Btr | M::Btc
+                | M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Xadd | M::Cmpxchg | M::Cmpxchg8b
+                | M::Cmpxchg16b | M::Cmc | M::Clc | M::Stc | M::Lahf | M::Sahf | M::Movbe | M::Crc32 | M::Movnti
+                | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx
+                | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Lfence | M::Mfence | M::Sfence
+                | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle | M::Setne
+                | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
+                | M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
+                | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
+        )
+}
+
+/// Floating-point and vector instructions that the present mode lets run.
+fn unit(ins: &Instruction, mode: &Mode) -> bool {
+    use CpuidFeature as C;
+    if has_more_to_it(ins) {
+        return false;
+    }
+    let mmx = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Register && ins.op_register(i).is_mm());
+    if mmx && mode.no_mmx {
+        return false;
+    }
+    ins.cpuid_features().iter().all(|feature| match feature {
+        C::FPU | C::FPU287 | C::FPU387 => !mode.no_x87,
+        C::MMX => !mode.no_mmx,
+        C::SSE | C::SSE2 | C::SSE3 | C::SSSE3 | C::SSE4_1 | C::SSE4_2 => !mode.no_sse,
+        C::AES | C::PCLMULQDQ | C::SHA => !mode.no_sse && !(ins_is_vex(ins) && mode.no_avx),
+        C::AVX | C::AVX2 | C::FMA | C::F16C => !mode.no_avx,
+        C::CMOV => true,
+        _ => false,
+    })
+}
+
+fn ins_is_vex(ins: &Instruction) -> bool {
+    ins.encoding() == iced_x86::EncodingKind::VEX
+}
+
+/// Implicit memory, faults that depend on a mask, or images that hold host addresses.
+fn has_more_to_it(ins: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        ins.mnemonic(),
+        M::Maskmovdqu | M::Maskmovq | M::Vmaskmovdqu | M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
+            | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Fnsave | M::Fsave | M::Frstor | M::Fldenv
+            | M::Fnstenv | M::Fstenv | M::Clflush | M::Ldmxcsr | M::Vldmxcsr | M::Emms | M::Fninit | M::Finit
+            | M::Vzeroall
+    ) || ins.is_vsib()
+        || ins.encoding() == iced_x86::EncodingKind::EVEX
+}

@@ -1,0 +1,231 @@
+//! Entries, direct and indirect jumps, calls and returns.
+//!
+//! Jumps within a page are linked: their displacement is changed to lead to the target's code. All others go through the
+//! jump cache of the vCPU, whose entry the target compares with its own address: `T0` holds the address on the way, `T1`
+//! the slot.
+
+use iced_x86::OpKind;
+
+use crate::area;
+use crate::asm::NE;
+use crate::asm::RSP;
+use crate::asm::STK;
+use crate::asm::T0;
+use crate::asm::T1;
+use crate::block::Exit;
+use crate::thunk::Why;
+use crate::translate::Class;
+use crate::translate::Cold;
+use crate::translate::Translator;
+
+impl Translator {
+    /// The entries through the jump cache and of backward jumps. Returns where the latter and the body begin.
+    pub(crate) fn header(&mut self) -> (u32, u32) {
+        let offset = i32::from(self.items[0].offset);
+        let wanted = self.items[0].wanted != 0;
+        if wanted {
+            // The first instruction has at least eight bytes either way: it may be overwritten by a jump.
+            self.save_flags();
+        }
+        self.asm.cmp_scaled(T0, T1, area::jump_address(self.cpl));
+        let miss = self.asm.jcc(NE);
+        self.asm.lea(T1, T0, -offset);
+        self.asm.store(area::PAGE, T1);
+        if wanted {
+            self.restore_flags();
+        }
+        let poll = self.asm.len() as u32;
+        self.poll(wanted);
+        if wanted {
+            let over = self.asm.jmp();
+            self.asm.here(miss);
+            self.restore_flags();
+            let jump = self.asm.jmp();
+            self.thunks.push((jump, Why::Miss));
+            self.asm.here(over);
+        } else {
+            self.thunks.push((miss, Why::Miss));
+        }
+        (poll, self.asm.len() as u32)
+    }
+
+    /// Leaves when a signal is pending.
+    fn poll(&mut self, flags: bool) {
+        if flags {
+            self.save_flags();
+        }
+        self.asm.load(T1, area::PENDING);
+        self.asm.cmp_dword_zero(T1);
+        let fix = self.asm.jcc(NE);
+        self.cold.push(Cold::Slow {
+            fixes: vec![fix],
+            why: Why::Poll,
+            index: 0,
+            restore: flags,
+        });
+        if flags {
+            self.restore_flags();
+        }
+    }
+
+    pub(crate) fn save_flags(&mut self) {
+        let a = &mut self.asm;
+        a.store(area::SCRATCH, 0);
+        a.flags_to_ax();
+        a.store(area::SCRATCH + 8, 0);
+        a.load(0, area::SCRATCH);
+    }
+
+    pub(crate) fn restore_flags(&mut self) {
+        let a = &mut self.asm;
+        a.store(area::SCRATCH, 0);
+        a.load(0, area::SCRATCH + 8);
+        a.flags_from_ax();
+        a.load(0, area::SCRATCH);
+    }
+
+    /// Goes to the address in T0.
+    pub(crate) fn through_cache(&mut self) {
+        if self.single {
+            let jump = self.asm.jmp();
+            self.thunks.push((jump, Why::Miss));
+            return;
+        }
+        let a = &mut self.asm;
+        a.rorx(T1, T0, 10);
+        a.lea_sum32(T1, T0, T1);
+        a.pext(T1, T1, area::JUMP_MASK);
+        a.jmp_scaled(T1, area::jump_host(self.cpl));
+    }
+
+    /// Goes to `offset` from the start of the running page.
+    pub(crate) fn far(&mut self, offset: i64) {
+        self.page_relative(offset);
+        self.through_cache();
+    }
+
+    /// T0 = start of the running page + `offset`.
+    pub(crate) fn page_relative(&mut self, offset: i64) {
+        self.asm.load(T0, area::PAGE);
+        match i32::try_from(offset) {
+            Ok(offset) => self.asm.lea(T0, T0, offset),
+            Err(_) => {
+                self.asm.mov_imm64(T1, offset as u64);
+                self.asm.bytes(&[0x4f, 0x8d, 0x14, 0x1a]);
+            }
+        }
+    }
+
+    /// A direct jump to `target`.
+    pub(crate) fn transfer(&mut self, page: u64, target: u64, backward: bool) {
+        let offset = target.wrapping_sub(page);
+        if offset < 4096 {
+            let fix = self.asm.jmp_aligned();
+            self.exit(offset as u16, fix, backward);
+        } else {
+            self.far(offset as i64);
+        }
+    }
+
+    fn exit(&mut self, target: u16, fix: crate::asm::Fix, backward: bool) {
+        let exit = self.exits.len();
+        self.exits.push(Exit {
+            target,
+            place: fix.place() as u32,
+            stub: 0,
+            backward,
+        });
+        self.cold.push(Cold::Exit { exit });
+    }
+
+    pub(crate) fn conditional(&mut self, index: usize, page: u64) {
+        let ins = self.items[index].ins;
+        let condition = ins.condition_code() as u8 - 1;
+        let target = ins.near_branch64();
+        let offset = target.wrapping_sub(page);
+        let backward = target <= ins.ip();
+        if offset < 4096 {
+            let fix = self.asm.jcc_aligned(condition);
+            self.exit(offset as u16, fix, backward);
+        } else {
+            let fix = self.asm.jcc(condition);
+            self.cold.push(Cold::Far {
+                fix,
+                offset: offset as i64,
+            });
+        }
+    }
+
+    pub(crate) fn call(&mut self, index: usize, page: u64) {
+        let ins = self.items[index].ins;
+        self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
+        self.push_t0(index);
+        let target = ins.near_branch64();
+        self.transfer(page, target, target <= ins.ip());
+    }
+
+    /// Pushes T0, the return address of a call.
+    fn push_t0(&mut self, index: usize) {
+        if self.items[index].on_stack {
+            self.asm.store_mem(RSP, STK, -8, T0);
+        } else {
+            self.asm.mov(crate::asm::T2, T0);
+            self.checked_push(index, crate::asm::T2);
+        }
+        self.asm.lea(RSP, RSP, -8);
+    }
+
+    pub(crate) fn indirect(&mut self, index: usize) {
+        let ins = self.items[index].ins;
+        let call = self.items[index].class == Class::CallIndirect;
+        if call && !self.items[index].on_stack && ins.op0_kind() == OpKind::Memory {
+            return self.hand_over_instead(index);
+        }
+        match ins.op0_kind() {
+            OpKind::Memory => self.load_operand(index),
+            _ => {
+                let value = self.value_of(ins.op0_register());
+                if value != T0 {
+                    self.asm.mov(T0, value);
+                }
+            }
+        }
+        if call {
+            let page = ins.ip() & !0xfff;
+            if self.items[index].on_stack {
+                self.asm.mov(crate::asm::T2, T0);
+                self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
+                self.asm.store_mem(RSP, STK, -8, T0);
+                self.asm.lea(RSP, RSP, -8);
+                self.asm.mov(T0, crate::asm::T2);
+            } else {
+                self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
+                self.asm.mov(crate::asm::T2, T0);
+                self.checked_push(index, crate::asm::T2);
+                self.asm.lea(RSP, RSP, -8);
+                let value = self.value_of(ins.op0_register());
+                // A call through RSP itself goes where it pointed before the push.
+                if value == RSP {
+                    self.asm.lea(T0, RSP, 8);
+                } else if value != T0 {
+                    self.asm.mov(T0, value);
+                }
+            }
+        }
+        self.through_cache();
+    }
+
+    pub(crate) fn ret(&mut self, index: usize) {
+        let ins = self.items[index].ins;
+        let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
+        self.pop_to_t0(index);
+        self.asm.lea(RSP, RSP, 8 + extra);
+        self.through_cache();
+    }
+
+    /// For forms that are too rare to be worth code: the interpreter does it after all.
+    pub(crate) fn hand_over_instead(&mut self, index: usize) {
+        // What was emitted for the instruction so far has changed nothing that the guest sees.
+        self.hand_over(index);
+    }
+}

@@ -1,0 +1,236 @@
+//! Memory operands: a look-up in the software TLB in front of the access.
+//!
+//! ```text
+//!  lea   T0, [base + disp]
+//!  rorx  T1, T0, 7                 page number * 32 in the bits above 4
+//!  and   T1d, (slots - 1) * 32
+//!  sub   T0, gs:[T1 + read|write]  offset in the page, on a hit
+//!  cmp   T0, 4096 - size           a miss, another page, and an access across pages are all above
+//!  ja    slow
+//!  mov   T1, gs:[T1 + addend]
+//! ```
+//!
+//! What misses goes to the interpreter for that one instruction, which fills the TLB.
+
+use iced_x86::OpAccess;
+use iced_x86::OpKind;
+use iced_x86::Register;
+use x86_interp::seam::layout;
+
+use crate::area;
+use crate::asm::A;
+use crate::asm::RSP;
+use crate::asm::Reg;
+use crate::asm::STK;
+use crate::asm::T0;
+use crate::asm::T1;
+use crate::asm::T2;
+use crate::thunk::Why;
+use crate::translate::Cold;
+use crate::translate::Translator;
+use crate::translate::stack::stack_operand;
+
+/// A memory operand as the host addresses it: `[base + index + disp]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) base: Reg,
+    pub(crate) index: Reg,
+    pub(crate) disp: i32,
+}
+
+const SLOT_MASK: u32 = (layout::TLB_ENTRIES as u32 - 1) << layout::TLB_ENTRY_SHIFT;
+const SLOT_ROTATE: u8 = 12 - layout::TLB_ENTRY_SHIFT as u8;
+
+/// Guest registers that are not in host registers.
+pub(crate) fn in_memory(n: Reg) -> bool {
+    (8..12).contains(&n)
+}
+
+pub(crate) fn writes(access: OpAccess) -> bool {
+    matches!(
+        access,
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
+impl Translator {
+    /// The host register that holds a 64-bit guest register; T2 after loading it, for those in memory.
+    pub(crate) fn value_of(&mut self, register: Register) -> Reg {
+        let n = register.number() as Reg;
+        if in_memory(n) {
+            self.asm.load(T2, area::gpr(n));
+            T2
+        } else {
+            n
+        }
+    }
+
+    /// Sets a 64-bit guest register.
+    pub(crate) fn set(&mut self, n: Reg, from: Reg) {
+        if in_memory(n) {
+            self.asm.store(area::gpr(n), from);
+        } else {
+            self.asm.mov(n, from);
+        }
+    }
+
+    /// Whether the memory operand of an instruction is written, and its size.
+    fn operand_access(&mut self, index: usize) -> (bool, u32) {
+        let ins = &self.items[index].ins;
+        let options = iced_x86::InstructionInfoOptions::NO_MEMORY_USAGE | iced_x86::InstructionInfoOptions::NO_REGISTER_USAGE;
+        let info = self.info.info_options(ins, options);
+        let operand = (0..ins.op_count()).find(|&i| ins.op_kind(i) == OpKind::Memory).unwrap_or(0);
+        (writes(info.op_access(operand)), ins.memory_size().size() as u32)
+    }
+
+    /// Checks the memory operand. On success the code goes on with the place; else the interpreter takes over.
+    pub(crate) fn operand(&mut self, index: usize) -> Place {
+        let item = &self.items[index];
+        if item.on_stack && let Some(disp) = stack_operand(item) {
+            return Place {
+                base: RSP,
+                index: STK,
+                disp,
+            };
+        }
+        let (write, size) = self.operand_access(index);
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        let simple = self.simple_base(index);
+        match simple {
+            Some((base, disp)) => self.asm.lea(T0, base, disp),
+            None => self.address(index),
+        }
+        let place = match simple {
+            Some((base, disp)) => {
+                self.look_up(index, T0, write, size, saved);
+                Place {
+                    base,
+                    index: T1,
+                    disp,
+                }
+            }
+            None => {
+                self.asm.mov(T2, T0);
+                self.look_up(index, T2, write, size, saved);
+                Place {
+                    base: T0,
+                    index: T1,
+                    disp: 0,
+                }
+            }
+        };
+        if saved {
+            self.restore_flags();
+        }
+        place
+    }
+
+    /// Leaves the addend of the page in T1. T0 holds the address, and so does `offset`, which is destroyed.
+    fn look_up(&mut self, index: usize, offset: Reg, write: bool, size: u32, saved: bool) {
+        let tlb = area::tlb(self.bank);
+        let tag = if write { layout::TLB_WRITE } else { layout::TLB_READ } as u32;
+        self.asm.rorx(T1, T0, SLOT_ROTATE);
+        self.asm.and32(T1, SLOT_MASK);
+        self.asm.sub_at(offset, T1, tlb + tag);
+        self.asm.cmp_imm(offset, 4096 - size);
+        let fix = self.asm.jcc(A);
+        self.asm.load_at(T1, T1, tlb + layout::TLB_ADDEND as u32);
+        self.cold.push(Cold::Slow {
+            fixes: vec![fix],
+            why: Why::Slow,
+            index,
+            restore: saved,
+        });
+    }
+
+    /// `[base + disp]` with a base that is in a host register.
+    fn simple_base(&self, index: usize) -> Option<(Reg, i32)> {
+        let ins = &self.items[index].ins;
+        let base = ins.memory_base();
+        let plain = base.is_gpr64() && ins.memory_index() == Register::None && segment(ins).is_none();
+        if !plain || in_memory(base.number() as Reg) {
+            return None;
+        }
+        Some((base.number() as Reg, ins.memory_displacement64() as i32))
+    }
+
+    /// The linear address of the memory operand into T0.
+    fn address(&mut self, index: usize) {
+        self.effective_address(index);
+        if let Some(n) = segment(&self.items[index].ins) {
+            self.asm.load(T1, area::segment_base(n));
+            self.asm.lea_sum(T0, T0, T1);
+        }
+    }
+
+    /// The effective address of the memory operand into T0.
+    pub(crate) fn effective_address(&mut self, index: usize) {
+        let ins = self.items[index].ins;
+        if ins.is_ip_rel_memory_operand() {
+            let page = ins.ip() & !0xfff;
+            return self.page_relative(ins.ip_rel_memory_address().wrapping_sub(page) as i64);
+        }
+        let host = |t: &mut Self, register: Register, temporary: Reg| {
+            let n = register.full_register().number() as Reg;
+            if in_memory(n) {
+                t.asm.load(temporary, area::gpr(n));
+                temporary
+            } else {
+                n
+            }
+        };
+        let (base, scaled) = (ins.memory_base(), ins.memory_index());
+        let wide = !(base.is_gpr32() || scaled.is_gpr32());
+        let base = (base != Register::None).then(|| host(self, base, T0));
+        let scaled = (scaled != Register::None).then(|| host(self, scaled, T1));
+        let scale = ins.memory_index_scale().trailing_zeros() as u8;
+        let disp = ins.memory_displacement64() as i32;
+        self.asm.lea_any(T0, base, scaled.map(|r| (r, scale)), disp, wide);
+    }
+
+    /// Reads the 64-bit memory operand into T0.
+    pub(crate) fn load_operand(&mut self, index: usize) {
+        let place = self.operand(index);
+        self.asm.load_mem(T0, place.base, place.index, place.disp);
+    }
+
+    /// Writes `value` below the top of the stack, which is not known to be on the stack's page.
+    pub(crate) fn checked_push(&mut self, index: usize, value: Reg) {
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        self.asm.lea(T0, RSP, -8);
+        self.look_up(index, T0, true, 8, saved);
+        if saved {
+            self.restore_flags();
+        }
+        self.asm.store_mem(RSP, T1, -8, value);
+    }
+
+    /// Reads the eight bytes at `base` into T0, likewise.
+    pub(crate) fn checked_stack_read(&mut self, index: usize, base: Reg) {
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        self.asm.mov(T0, base);
+        self.look_up(index, T0, false, 8, saved);
+        if saved {
+            self.restore_flags();
+        }
+        self.asm.load_mem(T0, base, T1, 0);
+    }
+}
+
+/// FS or GS, when the memory operand is relative to one of them.
+fn segment(ins: &iced_x86::Instruction) -> Option<u8> {
+    match ins.memory_segment() {
+        Register::FS => Some(4),
+        Register::GS => Some(5),
+        _ => None,
+    }
+}

@@ -1,0 +1,231 @@
+//! The stack: one check for all accesses relative to RSP that follow each other with known distances.
+//!
+//! A check that fails raises no fault: it may cover accesses that are never reached. The instruction it stands before is
+//! then executed by a translation that checks each access for itself.
+
+use iced_x86::Mnemonic;
+use iced_x86::OpKind;
+use iced_x86::Register;
+
+use crate::area;
+use crate::asm::A;
+use crate::asm::RSP;
+use crate::asm::STK;
+use crate::asm::T0;
+use crate::block::Span;
+use crate::thunk::Why;
+use crate::translate::Class;
+use crate::translate::Cold;
+use crate::translate::Item;
+use crate::translate::Translator;
+
+/// Bytes that one check covers at most.
+const REACH: i32 = 1024;
+const RBP: u8 = 5;
+
+/// What an instruction does with the stack pointer.
+enum Effect {
+    /// Accesses `low..high` from RSP, which then moves by `by`.
+    Access { low: i32, high: i32, by: i32 },
+    /// Moves RSP.
+    Move(i32),
+    /// As `mov rsp, rbp; pop rbp`.
+    Leave,
+    /// Nothing.
+    None,
+    /// Something else.
+    Unknown,
+}
+
+/// Displacement of a plain access relative to RSP.
+pub(crate) fn stack_operand(item: &Item) -> Option<i32> {
+    let ins = &item.ins;
+    let has = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
+    (has && ins.mnemonic() != Mnemonic::Lea
+        && ins.memory_base() == Register::RSP
+        && ins.memory_index() == Register::None
+        && !matches!(ins.memory_segment(), Register::FS | Register::GS))
+    .then(|| i32::try_from(ins.memory_displacement64() as i64).ok())
+    .flatten()
+}
+
+fn effect(item: &Item) -> Effect {
+    let ins = &item.ins;
+    let operand = stack_operand(item).map(|low| (low, low + ins.memory_size().size() as i32));
+    let (low, high) = operand.unwrap_or((0, 0));
+    let push = |by: i32| Effect::Access {
+        low: low.min(-8),
+        high,
+        by: by - 8,
+    };
+    match item.class {
+        Class::Nothing | Class::Jcc | Class::Jmp => Effect::None,
+        Class::Push | Class::Call | Class::CallIndirect => push(0),
+        Class::Pop => Effect::Access { low: 0, high: 8, by: 8 },
+        Class::Ret => Effect::Access { low: 0, high: 8, by: 8 },
+        Class::Leave => Effect::Leave,
+        Class::Interpret | Class::Last => Effect::Unknown,
+        Class::Same | Class::JmpIndirect => same(item, operand),
+    }
+}
+
+fn same(item: &Item, operand: Option<(i32, i32)>) -> Effect {
+    let ins = &item.ins;
+    let writes = ins.op_count() > 0
+        && ins.op0_kind() == OpKind::Register
+        && ins.op0_register().full_register() == Register::RSP
+        || ins.mnemonic() == Mnemonic::Xchg && ins.op1_register().full_register() == Register::RSP
+        || ins.mnemonic() == Mnemonic::Xadd && ins.op1_register().full_register() == Register::RSP;
+    let constant = || i32::try_from(ins.immediate(1) as i64).ok();
+    if !writes || matches!(ins.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
+        return operand.map_or(Effect::None, |(low, high)| Effect::Access { low, high, by: 0 });
+    }
+    let whole = ins.op0_register() == Register::RSP;
+    let immediate = ins.op_count() == 2 && whole && !matches!(ins.op1_kind(), OpKind::Register | OpKind::Memory);
+    match ins.mnemonic() {
+        Mnemonic::Add if immediate => constant().map_or(Effect::Unknown, Effect::Move),
+        Mnemonic::Sub if immediate => constant().map_or(Effect::Unknown, |by| Effect::Move(by.wrapping_neg())),
+        Mnemonic::Lea if whole && ins.memory_base() == Register::RSP && ins.memory_index() == Register::None => {
+            i32::try_from(ins.memory_displacement64() as i64).map_or(Effect::Unknown, Effect::Move)
+        }
+        _ => Effect::Unknown,
+    }
+}
+
+/// Decides which accesses share a check, and where the checks are.
+pub(crate) fn plan(items: &mut [Item]) {
+    // The open check: its instruction, what RSP has moved by since.
+    let mut open: Option<(usize, i32)> = None;
+    for index in 0..items.len() {
+        match effect(&items[index]) {
+            Effect::None => {}
+            Effect::Unknown => open = None,
+            Effect::Move(by) => {
+                open = open.and_then(|(first, moved)| Some((first, moved.checked_add(by)?)));
+            }
+            Effect::Access { low, high, by } => {
+                let (first, moved) = match open {
+                    Some((first, moved)) if widen(items, first, moved, low, high) => (first, moved),
+                    _ => {
+                        if high - low > REACH {
+                            open = None;
+                            continue;
+                        }
+                        items[index].check = Some(Span {
+                            register: RSP,
+                            low,
+                            high,
+                        });
+                        (index, 0)
+                    }
+                };
+                items[index].on_stack = true;
+                open = moved.checked_add(by).map(|moved| (first, moved));
+            }
+            Effect::Leave => {
+                items[index].on_stack = true;
+                items[index].check = Some(Span {
+                    register: RBP,
+                    low: 0,
+                    high: 8,
+                });
+                // RSP is where RBP was, and eight more.
+                open = Some((index, 8));
+            }
+        }
+    }
+}
+
+/// Lets the check at `first` cover another access.
+fn widen(items: &mut [Item], first: usize, moved: i32, low: i32, high: i32) -> bool {
+    let Some(span) = &mut items[first].check else { return false };
+    let (Some(low), Some(high)) = (low.checked_add(moved), high.checked_add(moved)) else {
+        return false;
+    };
+    let (low, high) = (span.low.min(low), span.high.max(high));
+    let fits = i64::from(high) - i64::from(low) <= i64::from(REACH);
+    if fits {
+        (span.low, span.high) = (low, high);
+    }
+    fits
+}
+
+impl Translator {
+    /// Checks that the bytes of `span` lie on the known stack page.
+    pub(crate) fn stack_check(&mut self, index: usize, span: Span) {
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        let page = area::stack(self.bank);
+        self.asm.lea(T0, span.register, span.low);
+        self.asm.sub(T0, page);
+        self.asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
+        let fix = self.asm.jcc(A);
+        self.cold.push(Cold::Slow {
+            fixes: vec![fix],
+            why: Why::Stack,
+            index,
+            restore: saved,
+        });
+        if saved {
+            self.restore_flags();
+        }
+    }
+
+    pub(crate) fn push(&mut self, index: usize) {
+        let ins = self.items[index].ins;
+        let covered = self.items[index].on_stack;
+        match ins.op0_kind() {
+            OpKind::Register => {
+                let value = self.value_of(ins.op0_register());
+                if covered {
+                    self.asm.store_mem(RSP, STK, -8, value);
+                } else {
+                    self.checked_push(index, value);
+                }
+            }
+            OpKind::Memory => {
+                self.load_operand(index);
+                if covered {
+                    self.asm.store_mem(RSP, STK, -8, T0);
+                } else {
+                    self.hand_over_instead(index);
+                    return;
+                }
+            }
+            _ if covered => self.asm.store_mem_imm(true, RSP, STK, -8, ins.immediate(0) as i32),
+            _ => {
+                self.asm.mov_imm64(crate::asm::T2, ins.immediate(0));
+                self.checked_push(index, crate::asm::T2);
+            }
+        }
+        self.asm.lea(RSP, RSP, -8);
+    }
+
+    pub(crate) fn pop(&mut self, index: usize) {
+        let register = self.items[index].ins.op0_register();
+        self.pop_to_t0(index);
+        self.asm.lea(RSP, RSP, 8);
+        self.set(register.number() as u8, T0);
+    }
+
+    /// Reads the top of the stack into T0.
+    pub(crate) fn pop_to_t0(&mut self, index: usize) {
+        if self.items[index].on_stack {
+            self.asm.load_mem(T0, RSP, STK, 0);
+        } else {
+            self.checked_stack_read(index, RSP);
+        }
+    }
+
+    pub(crate) fn leave(&mut self, index: usize) {
+        if self.items[index].on_stack {
+            self.asm.load_mem(T0, RBP, STK, 0);
+        } else {
+            self.checked_stack_read(index, RBP);
+        }
+        self.asm.lea(RSP, RBP, 8);
+        self.asm.mov(RBP, T0);
+    }
+}

@@ -1,0 +1,593 @@
+//! The run loop, and what happens when translated code is left.
+
+use std::sync::Arc;
+use std::sync::RwLockReadGuard;
+use std::sync::atomic::Ordering;
+
+use cpu_model::CpuBoard;
+use cpu_model::CpuState;
+use cpu_model::EngineError;
+use cpu_model::Signals;
+use cpu_model::Stop;
+use cpu_model::Vcpu;
+use device_model::Inspect;
+use device_model::Node;
+use x86_interp::InterpVcpu;
+use x86_interp::seam::Mode;
+use x86_interp::seam::Outcome;
+
+use crate::area;
+use crate::area::Area;
+use crate::area::Frame;
+use crate::area::JUMPS;
+use crate::block::Block;
+use crate::block::Record;
+use crate::block::Second;
+use crate::engine::Shared;
+use crate::registry::Origin;
+use crate::signals::Quiet;
+use crate::thunk::Why;
+use crate::translate;
+use crate::translate::EXACT_STACK;
+use crate::translate::SINGLE;
+use crate::translate::Translator;
+
+/// MXCSR after reset: all exceptions masked.
+const HOST_MXCSR: u32 = 0x1f80;
+/// Longest instruction.
+const MAX_LEN: usize = 15;
+
+/// What is not reached from translated code.
+pub(crate) struct Rest {
+    shared: Arc<Shared>,
+    /// Code generations and flushes that the jump caches are of.
+    generations: [u32; 2],
+    flushes: u64,
+    /// Modes that the jump caches are of.
+    modes: [u32; 2],
+    /// The kernel's jump cache has targets in the lower half.
+    low: bool,
+    /// Why `run` is to come back.
+    stop: Option<Stop>,
+    /// The budget of `run`, as a number of instructions executed: blocks run one at a time.
+    end: Option<u64>,
+    /// Of the running block, when blocks run one at a time: instructions that the interpreter has counted.
+    counted: u64,
+    /// The running block, when blocks run one at a time.
+    running: *const Block,
+    world: Option<RwLockReadGuard<'static, ()>>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    slow: u64,
+    stack: u64,
+    exits: u64,
+    misses: u64,
+    polls: u64,
+    faults: u64,
+    interpreted_blocks: u64,
+    translated: u64,
+}
+
+/// A translated vCPU.
+pub(crate) struct JitVcpu {
+    frame: Box<Frame>,
+}
+
+// SAFETY: the frame's pointers lead to itself, to memory shared with atomic access, and to blocks that are only used
+// inside `run`, on the one thread that runs the vCPU.
+unsafe impl Send for JitVcpu {}
+
+/// Where the next instruction is.
+enum Found {
+    Code(*const Block),
+    /// In no block: the interpreter goes on.
+    Interpret,
+    /// Its fetch faulted.
+    Fault,
+}
+
+/// Address of what the thunks call.
+pub(crate) fn helper_address() -> u64 {
+    let helper: extern "C" fn(*mut Frame) -> u64 = helper;
+    helper as usize as u64
+}
+
+extern "C" fn helper(frame: *mut Frame) -> u64 {
+    // SAFETY: the thunks pass the frame whose `run` is on the stack, and nobody else uses it meanwhile.
+    unsafe { &mut *frame }.left()
+}
+
+impl JitVcpu {
+    pub(crate) fn new(interp: InterpVcpu, shared: Arc<Shared>) -> Self {
+        let pending = std::ptr::from_ref(interp.inputs().pending_cell());
+        let miss = shared.thunks.leave[Why::Miss as usize];
+        let rest = Rest {
+            shared,
+            generations: [0; 2],
+            flushes: 0,
+            modes: [u32::MAX; 2],
+            low: false,
+            stop: None,
+            end: None,
+            counted: 0,
+            running: std::ptr::null(),
+            world: None,
+            counters: Counters::default(),
+        };
+        let mut frame = Frame::new(interp, rest);
+        frame.area.pending = pending;
+        frame.area.jump_mask = JUMPS as u64 - 1;
+        frame.area.host_mxcsr = HOST_MXCSR;
+        frame.area.this = &raw mut *frame;
+        frame.area.jumps.iter_mut().for_each(|j| j.init(miss));
+        Self { frame }
+    }
+}
+
+impl Frame {
+    #[expect(clippy::unnecessary_box_returns, reason = "translated code keeps its address")]
+    fn new(interp: InterpVcpu, rest: Rest) -> Box<Self> {
+        // SAFETY: numbers and raw pointers may be zero.
+        let area: Area = unsafe { std::mem::zeroed() };
+        Box::new(Self { interp, area, rest })
+    }
+
+    /// Translated code was left. Where to go on; zero to come back from `run`.
+    fn left(&mut self) -> u64 {
+        let flags = self.area.flags;
+        // AH has the low byte of the flags, AL is one with OF.
+        self.interp.set_arith_flags(flags >> 8 & 0xd5 | (flags & 1) << 11);
+        let what = self.area.what;
+        match self.area.why {
+            w if w == Why::Slow as u64 => {
+                let (block, index) = record(what);
+                self.rest.counters.slow += 1;
+                self.one(block, index)
+            }
+            w if w == Why::Stack as u64 => {
+                let (block, index) = record(what);
+                self.stack(block, index)
+            }
+            w if w == Why::Exit as u64 => {
+                let (block, exit) = record(what);
+                self.exit(block, exit)
+            }
+            w if w == Why::Poll as u64 => {
+                let (block, _) = record(what);
+                self.rest.counters.polls += 1;
+                self.at(block, 0);
+                self.dispatch()
+            }
+            w if w == Why::Fault as u64 => {
+                self.rest.counters.faults += 1;
+                let found = self.rest.shared.registry.lock().find_host(what);
+                // SAFETY: a block in which the host has faulted is held until the next flush.
+                let block = unsafe { &*found.expect("faults outside blocks are not ours") };
+                self.one(block, block.insn_at(what))
+            }
+            _ => {
+                self.rest.counters.misses += 1;
+                self.block_done();
+                self.interp.set_rip(what);
+                self.dispatch()
+            }
+        }
+    }
+
+    /// Sets RIP to an instruction of the running block.
+    fn at(&mut self, block: &Block, index: usize) {
+        let rip = self.area.page.wrapping_add(u64::from(block.insns[index].offset));
+        self.interp.set_rip(rip);
+    }
+
+    /// Has one instruction interpreted, and goes on behind it.
+    fn one(&mut self, block: &Block, index: usize) -> u64 {
+        self.at(block, index);
+        if self.rest.end.is_some() {
+            self.interp.count(index as u64 - self.rest.counted);
+            self.rest.counted = index as u64 + 1;
+        }
+        let outcome = self.interp.execute(&block.insns[index].decoded);
+        match block.insns.get(index + 1) {
+            Some(next) if outcome == Outcome::Next && !self.interp.needs_attention() => {
+                let host = block.host + u64::from(next.host);
+                self.enter(host)
+            }
+            _ => self.dispatch(),
+        }
+    }
+
+    /// The stack is not on the known page.
+    fn stack(&mut self, block: &Block, index: usize) -> u64 {
+        self.rest.counters.stack += 1;
+        self.at(block, index);
+        if let Some(span) = block.span(index) {
+            let low = self.interp.gpr(span.register.into()).wrapping_add(span.low as i64 as u64);
+            let high = low.wrapping_add((span.high - span.low - 1) as u64);
+            if low >> 12 == high >> 12 && self.interp.set_stack_page(low) {
+                let host = block.host + u64::from(block.insns[index].host);
+                return self.enter(host);
+            }
+        }
+        if self.rest.end.is_some() {
+            self.interp.count(index as u64 - self.rest.counted);
+        }
+        match self.find(EXACT_STACK) {
+            // SAFETY: found just now.
+            Found::Code(exact) if unsafe { &*exact }.insns.len() as u64 <= self.room() => self.go(exact, false),
+            _ => {
+                self.interp.interpret(1);
+                self.dispatch()
+            }
+        }
+    }
+
+    /// A direct jump inside a page.
+    fn exit(&mut self, block: &Block, exit: usize) -> u64 {
+        self.rest.counters.exits += 1;
+        self.block_done();
+        let target = &block.exits[exit];
+        self.interp.set_rip(self.area.page.wrapping_add(u64::from(target.target)));
+        if self.interp.needs_attention() || self.rest.end.is_some() {
+            return self.dispatch();
+        }
+        match self.find(0) {
+            Found::Code(to) => {
+                // SAFETY: found just now, and flushes only happen in `dispatch`.
+                let to_block = unsafe { &*to };
+                if to_block.second.is_none() {
+                    self.rest.shared.registry.lock().link(block, exit, to_block);
+                }
+                self.go(to, false)
+            }
+            _ => self.dispatch(),
+        }
+    }
+
+    /// Counts a block that has run to one of its ends, when blocks run one at a time.
+    fn block_done(&mut self) {
+        if self.rest.end.is_some() && !self.rest.running.is_null() {
+            // SAFETY: set when it was entered; flushes only happen in `dispatch`.
+            let len = unsafe { &*self.rest.running }.insns.len() as u64;
+            self.interp.count(len - self.rest.counted);
+        }
+    }
+
+    /// Does what is to be done between blocks. Where to go on; zero to come back from `run`.
+    fn dispatch(&mut self) -> u64 {
+        self.rest.running = std::ptr::null();
+        loop {
+            if self.interp.needs_attention() {
+                self.yield_world();
+                if let Some(stop) = self.interp.attend() {
+                    return self.come_back(stop);
+                }
+                if !self.interp.runs_plain() {
+                    if self.room() == 0 {
+                        return self.come_back(Stop::Budget);
+                    }
+                    self.interp.step();
+                    continue;
+                }
+            }
+            let room = self.room();
+            if room == 0 {
+                return self.come_back(Stop::Budget);
+            }
+            match self.find(0) {
+                Found::Code(block) => {
+                    // SAFETY: found just now.
+                    if self.rest.end.is_none() || unsafe { &*block }.insns.len() as u64 <= room {
+                        return self.go(block, self.rest.end.is_none());
+                    }
+                    self.interp.interpret(room);
+                }
+                Found::Interpret => {
+                    self.rest.counters.interpreted_blocks += 1;
+                    self.interp.interpret(room);
+                }
+                Found::Fault => self.interp.fault(),
+            }
+        }
+    }
+
+    /// Instructions that may still be executed.
+    fn room(&self) -> u64 {
+        self.rest
+            .end
+            .map_or(u64::MAX, |end| end.saturating_sub(self.interp.executed()))
+    }
+
+    fn come_back(&mut self, stop: Stop) -> u64 {
+        self.rest.stop = Some(stop);
+        0
+    }
+
+    /// Lets somebody flush who waits for it.
+    fn yield_world(&mut self) {
+        if self.rest.shared.flush_wanted.load(Ordering::SeqCst) {
+            self.rest.world = None;
+            std::thread::yield_now();
+            self.take_world();
+        }
+    }
+
+    fn take_world(&mut self) {
+        let guard = self.rest.shared.world.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the lock is inside `shared`, which this vCPU holds longer than the guard.
+        self.rest.world = Some(unsafe { std::mem::transmute::<RwLockReadGuard<'_, ()>, RwLockReadGuard<'static, ()>>(guard) });
+    }
+
+    /// Enters a block at RIP, and lets jumps find it if they may.
+    fn go(&mut self, block: *const Block, remember: bool) -> u64 {
+        // SAFETY: the caller has found it since the last flush.
+        let found = unsafe { &*block };
+        let rip = self.interp.rip();
+        self.area.page = rip & !0xfff;
+        self.rest.running = block;
+        self.rest.counted = 0;
+        if remember {
+            let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
+            let slot = area::jump_slot(rip);
+            let jumps = &mut self.area.jumps[cache];
+            jumps.host[slot] = found.host;
+            jumps.address[slot] = rip;
+            self.rest.low |= cache == 1 && rip >> 63 == 0;
+        }
+        self.enter(found.host + u64::from(found.body))
+    }
+
+    /// Goes on at a host address, in the present state.
+    fn enter(&mut self, host: u64) -> u64 {
+        self.interp.load_x87();
+        let flags = self.interp.arith_flags();
+        self.area.flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
+        self.area.stk = self.interp.stack_addend();
+        host
+    }
+
+    /// Forgets jump targets that may no longer hold.
+    fn check_jumps(&mut self, key: u32) {
+        let generations = self.interp.code_generations();
+        let flushes = self.rest.shared.flushes.load(Ordering::SeqCst);
+        let all = flushes != self.rest.flushes;
+        if all || generations != self.rest.generations {
+            let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
+            if all || low || high {
+                self.area.jumps[0].clear();
+            }
+            if all || high || low && self.rest.low {
+                self.area.jumps[1].clear();
+                self.rest.low = false;
+            }
+            self.rest.generations = generations;
+            self.rest.flushes = flushes;
+        }
+        let cache = area::cache_of(key as u8 & 3) as usize;
+        if self.rest.modes[cache] != key {
+            self.area.jumps[cache].clear();
+            self.rest.modes[cache] = key;
+        }
+    }
+
+    /// The block at RIP, translated if need be.
+    fn find(&mut self, more: u32) -> Found {
+        let mode = self.interp.mode();
+        let Some(key) = translate::mode_key(&mode) else {
+            return Found::Interpret;
+        };
+        self.check_jumps(key);
+        let alone = if self.rest.end.is_some() { SINGLE } else { 0 };
+        let key = key | more | alone;
+        let rip = self.interp.rip();
+        let Some(source) = self.interp.source(rip) else {
+            return Found::Fault;
+        };
+        if source.host.is_null() {
+            return Found::Interpret;
+        }
+        let found = self.rest.shared.registry.lock().find((source.gpa | rip & 0xfff, key));
+        if let Some(block) = found {
+            // SAFETY: found just now.
+            match unsafe { &*block }.second {
+                None => return Found::Code(block),
+                Some(second) => match self.interp.source(next_page(rip)) {
+                    Some(next) if next.gpa == second.gpa => return Found::Code(block),
+                    Some(_) => return Found::Interpret,
+                    None => return Found::Fault,
+                },
+            }
+        }
+        self.translate(rip, &mode, key)
+    }
+
+    /// Translates the block at RIP.
+    fn translate(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        loop {
+            let Some(source) = self.interp.source(rip) else {
+                return Found::Fault;
+            };
+            // SAFETY: code pages live as long as guest memory.
+            let version = unsafe { &*source.code }.version();
+            let mut bytes = [0u8; 4096];
+            let len = 4096 - (rip & 0xfff) as usize;
+            let bytes = &mut bytes[..len];
+            self.interp.fetch(&source, rip, bytes);
+            let items = translate::scan(&self.interp, mode, bytes, rip, key);
+            let Some(last) = items.last() else {
+                return self.translate_crossing(rip, mode, key);
+            };
+            let end = u64::from(last.offset) + last.ins.len() as u64;
+            self.interp.hold(&source, rip & 0xfff, end - 1);
+            let mut again = [0u8; 4096];
+            let held = (end - (rip & 0xfff)) as usize;
+            self.interp.fetch(&source, rip, &mut again[..held]);
+            if again[..held] != bytes[..held] {
+                continue;
+            }
+            let draft = Translator::translate(mode, key, items, bytes, rip);
+            let origin = Origin {
+                key: (source.gpa | rip & 0xfff, key),
+                code: source.code,
+                second: None,
+            };
+            if let Some(found) = self.take_in(draft, &origin, version, None) {
+                return found;
+            }
+        }
+    }
+
+    /// Translates the instruction at RIP that goes on in the next page.
+    fn translate_crossing(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        let next = next_page(rip);
+        let (Some(source), Some(source2)) = (self.interp.source(rip), self.interp.source(next)) else {
+            return Found::Fault;
+        };
+        if source2.host.is_null() {
+            return Found::Interpret;
+        }
+        // SAFETY: code pages live as long as guest memory.
+        let versions = unsafe { ((*source.code).version(), (*source2.code).version()) };
+        let first = 4096 - (rip & 0xfff) as usize;
+        self.interp.hold(&source, rip & 0xfff, 4095);
+        self.interp.hold(&source2, 0, MAX_LEN as u64 - 1);
+        let mut bytes = [0u8; 2 * MAX_LEN];
+        self.interp.fetch(&source, rip, &mut bytes[..first]);
+        self.interp.fetch(&source2, next, &mut bytes[first..first + MAX_LEN]);
+        let items = translate::scan_one(&self.interp, mode, &bytes[..first + MAX_LEN], rip, key);
+        if items.is_empty() {
+            return Found::Interpret;
+        }
+        let draft = Translator::translate(mode, key, items, &[], rip);
+        let origin = Origin {
+            key: (source.gpa | rip & 0xfff, key),
+            code: source.code,
+            second: Some(Second {
+                gpa: source2.gpa,
+                code: source2.code,
+            }),
+        };
+        self.take_in(draft, &origin, versions.0, Some(versions.1))
+            .unwrap_or(Found::Interpret)
+    }
+
+    /// Takes a draft into the registry, unless its code was overwritten meanwhile.
+    fn take_in(&mut self, draft: translate::Draft, origin: &Origin, version: u32, version2: Option<u32>) -> Option<Found> {
+        self.rest.counters.translated += 1;
+        let shared = Arc::clone(&self.rest.shared);
+        let mut registry = shared.registry.lock();
+        // SAFETY: code pages live as long as guest memory.
+        let same = unsafe {
+            (*origin.code).version() == version
+                && origin.second.is_none_or(|s| Some((*s.code).version()) == version2)
+        };
+        if !same {
+            return None;
+        }
+        if let Some(block) = registry.find(origin.key) {
+            return Some(Found::Code(block));
+        }
+        if let Some(block) = registry.insert(draft, origin) {
+            return Some(Found::Code(block));
+        }
+        drop(registry);
+        self.flush();
+        None
+    }
+
+    /// Throws all translations away: the code memory is full.
+    fn flush(&mut self) {
+        let shared = Arc::clone(&self.rest.shared);
+        shared.flush_wanted.store(true, Ordering::SeqCst);
+        shared.call_all();
+        self.rest.world = None;
+        {
+            let _world = shared.world.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if shared.flush_wanted.swap(false, Ordering::SeqCst) {
+                shared.registry.lock().flush();
+                shared.flushes.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        self.take_world();
+        self.rest.running = std::ptr::null();
+        self.check_jumps(self.rest.modes[0]);
+    }
+}
+
+fn next_page(lin: u64) -> u64 {
+    (lin & !0xfff).wrapping_add(4096)
+}
+
+/// The block and the number that a stub has handed over.
+fn record(at: u64) -> (&'static Block, usize) {
+    // SAFETY: stubs hand over records in their own block's code, which is there until the next flush, and no reference
+    // is kept beyond that.
+    unsafe {
+        let record = &*(at as *const Record);
+        (&*record.block, record.index as usize)
+    }
+}
+
+/// Lets GS point at the frame.
+fn set_gs(frame: *const Frame) {
+    const ARCH_SET_GS: i32 = 0x1001;
+    // SAFETY: nothing else in the process uses GS.
+    let result = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, frame) };
+    assert_eq!(result, 0, "ARCH_SET_GS takes any address of the process");
+}
+
+impl Vcpu for JitVcpu {
+    fn run(&mut self, board: &dyn CpuBoard, budget: Option<u64>) -> Result<Stop, EngineError> {
+        let _quiet = Quiet::new();
+        let frame = &mut *self.frame;
+        set_gs(frame);
+        frame.interp.begin(board);
+        frame.take_world();
+        frame.rest.end = budget.map(|n| frame.interp.executed().saturating_add(n));
+        frame.rest.stop = None;
+        let start = frame.dispatch();
+        if start != 0 {
+            frame.area.resume = start;
+            // SAFETY: the thunk keeps to the C ABI; GS points at the frame, which nobody else uses until it returns.
+            unsafe {
+                let enter: extern "C" fn() = std::mem::transmute(frame.rest.shared.thunks.enter as usize);
+                enter();
+            }
+        }
+        let stop = self.frame.rest.stop.take();
+        self.frame.rest.world = None;
+        self.frame.interp.end();
+        Ok(stop.unwrap_or(Stop::Kicked))
+    }
+
+    fn state(&mut self) -> CpuState {
+        self.frame.interp.state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.frame.interp.set_state(state)
+    }
+
+    fn signals(&self) -> Arc<Signals> {
+        self.frame.interp.signals()
+    }
+}
+
+impl Inspect for JitVcpu {
+    fn inspect(&self) -> Node {
+        let c = &self.frame.rest.counters;
+        let translator = Node::tree()
+            .with("slow", c.slow)
+            .with("stack_misses", c.stack)
+            .with("exits", c.exits)
+            .with("jump_misses", c.misses)
+            .with("polls", c.polls)
+            .with("host_faults", c.faults)
+            .with("interpreted_blocks", c.interpreted_blocks)
+            .with("translated", c.translated);
+        self.frame.interp.inspect().with("translator", translator)
+    }
+}
