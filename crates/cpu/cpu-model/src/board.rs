@@ -44,6 +44,15 @@ pub trait CpuBoard: Sync {
     /// Writes CR8. An interrupt that becomes deliverable is signalled as usual.
     fn set_apic_cr8(&self, cpu: u32, value: u8);
 
+    /// A random number for RDRAND and RDSEED: from the host kernel's generator, which never runs dry. `None` when there is
+    /// none at the moment.
+    fn random(&self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let flags = rustix::rand::GetRandomFlags::NONBLOCK;
+        let good = rustix::rand::getrandom(&mut bytes, flags).is_ok_and(|n| n == bytes.len());
+        good.then(|| u64::from_le_bytes(bytes))
+    }
+
     /// Guest time. The TSC counts from here.
     fn now(&self) -> VmTime;
 }

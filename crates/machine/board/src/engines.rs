@@ -6,6 +6,7 @@ use cpu_model::CpuPolicy;
 use cpu_model::Engine;
 use cpu_model::EngineError;
 use guest_memory::GuestMemory;
+use lockstep::LockstepEngine;
 use spec::EngineKind;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
@@ -21,6 +22,7 @@ pub(crate) fn make(
 ) -> Result<Arc<dyn Engine>, EngineError> {
     match kind {
         EngineKind::Jit => Ok(Arc::new(JitEngine::new(memory, policy)?)),
+        EngineKind::Lockstep => Ok(Arc::new(LockstepEngine::new(memory, policy)?)),
         EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
         EngineKind::Auto => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
     }

@@ -21,11 +21,13 @@ pub enum EngineKind {
     Interp,
     /// The translator.
     Jit,
+    /// The translator, checked against the interpreter every few instructions.
+    Lockstep,
 }
 
 impl EngineKind {
     /// What may be written.
-    pub const NAMES: [&str; 3] = ["auto", "jit", "interp"];
+    pub const NAMES: [&str; 4] = ["auto", "jit", "interp", "lockstep"];
 }
 
 impl FromStr for EngineKind {
@@ -36,6 +38,7 @@ impl FromStr for EngineKind {
             "auto" => Ok(Self::Auto),
             "interp" => Ok(Self::Interp),
             "jit" => Ok(Self::Jit),
+            "lockstep" => Ok(Self::Lockstep),
             _ => Err(format!(
                 "unknown engine `{text}`; there are {}",
                 Self::NAMES.join(", ")
@@ -50,6 +53,7 @@ impl fmt::Display for EngineKind {
             Self::Auto => "auto",
             Self::Interp => "interp",
             Self::Jit => "jit",
+            Self::Lockstep => "lockstep",
         })
     }
 }

@@ -209,14 +209,12 @@ fn rdpmc(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.gp(0)
 }
 
-/// RDRAND and RDSEED: the host kernel's generator, which never runs dry.
+/// RDRAND and RDSEED.
 fn random<T: Int>(cpu: &mut Cpu, d: &DInsn) -> R {
-    let mut bytes = [0; 8];
-    let flags = rustix::rand::GetRandomFlags::NONBLOCK;
-    let good = rustix::rand::getrandom(&mut bytes, flags).is_ok_and(|n| n == bytes.len());
+    let number = cpu.board().random();
     // Without a number the target is zero and CF clear: the guest tries again.
-    cpu.w(d.dst, T::from_u64(if good { u64::from_le_bytes(bytes) } else { 0 }));
-    cpu.lazy.set_bits(if good { flags::CF } else { 0 });
+    cpu.w(d.dst, T::from_u64(number.unwrap_or(0)));
+    cpu.lazy.set_bits(if number.is_some() { flags::CF } else { 0 });
     Ok(())
 }
 
