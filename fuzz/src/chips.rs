@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chipset::acpi_pm::AcpiPm;
+use chipset::acpi_pm::AlarmLatch;
 use chipset::cmos_rtc::CmosRtc;
 use chipset::cmos_rtc::RtcConfig;
 use chipset::debug_exit::DebugExit;
@@ -52,7 +53,7 @@ impl Chip {
         let power = Arc::new(NoPower);
         match kind % 13 {
             0 => Self::Pit(Pit::new(time, line(0))),
-            1 => Self::Rtc(CmosRtc::new(time, line(8), &RTC)),
+            1 => Self::Rtc(CmosRtc::new(time, line(8), line(9), &RTC)),
             2 => Self::Hpet(Hpet::new(
                 time,
                 lines(),
@@ -61,7 +62,7 @@ impl Chip {
             )),
             3 => Self::I8042(I8042::new(time, line(1), line(12), power)),
             4 => Self::Uart(Uart16550::new(time, line(4), Box::new(Chatter { next: 0, room: 0 }))),
-            5 => Self::AcpiPm(AcpiPm::new(time, line(9), power)),
+            5 => Self::AcpiPm(AcpiPm::new(time, line(9), power, AlarmLatch::new(|| {}))),
             6 => Self::Reset(ResetControl::new(power)),
             7 => Self::FwCfg(fw_cfg()),
             8 => Self::DebugExit(DebugExit::new(power)),
@@ -96,9 +97,10 @@ impl Chip {
         match self {
             Self::I8042(chip) => i8042(chip, op, low, high),
             Self::Uart(chip) if op & 1 != 0 => chip.receive_break(),
-            Self::AcpiPm(chip) => match op % 3 {
+            Self::AcpiPm(chip) => match op % 4 {
                 0 => chip.press_power_button(),
                 1 => chip.press_sleep_button(),
+                2 => chip.alarm().line().pulse(),
                 _ => chip.raise_gpe(low.into()),
             },
             Self::Pic(chip) => match op % 3 {
@@ -175,6 +177,8 @@ struct NoPower;
 impl PowerControl for NoPower {
     fn power_off(&self) {}
     fn reset(&self) {}
+    fn suspend(&self) {}
+    fn wake(&self) {}
     fn debug_exit(&self, _code: u8) {}
 }
 

@@ -1,11 +1,13 @@
 //! ACPI power management block of a PC chipset: PM1 events and control, PM timer, GPE0, and the SMI command port.
 //!
 //! The machine powers on in ACPI mode (SCI_EN set), as firmware leaves it; the SMI command port still switches modes for
-//! firmware that wants to. Soft-off (S5) goes to the board's power switch. Other sleep types are refused harmlessly: the
-//! wake status is set at once, so that a guest which tries them finds itself awake. There is no system management mode, so
-//! in legacy mode events are recorded and interrupt nobody.
+//! firmware that wants to. Soft-off (S5) and suspend to RAM (S3) go to the board's power switch; the power button, the
+//! sleep button, the clock's alarm and general-purpose events end an S3 sleep. Other sleep types are refused harmlessly:
+//! the wake status is set at once, so that a guest which tries them finds itself awake. There is no system management
+//! mode, so in legacy mode events are recorded and interrupt nobody. The timer runs on through a sleep.
 //!
-//! Spec: ACPI 6.5 §4.8.3 (fixed hardware), §4.8.4 (general-purpose events); Intel 316972 (ICH9) §13.8.
+//! Spec: ACPI 6.5 §4.8.3 (fixed hardware), §4.8.4 (general-purpose events), §16.1 (sleeping states); Intel 316972 (ICH9)
+//! §13.8.
 
 use std::sync::Arc;
 
@@ -30,8 +32,11 @@ use device_model::Widths;
 use serde::Deserialize;
 use serde::Serialize;
 
+pub use self::alarm::AlarmLatch;
 use crate::lanes;
 use crate::reset_control::PowerControl;
+
+mod alarm;
 
 /// Usual port of the PM1 event block: FADT PM1a_EVT_BLK, 4 bytes.
 pub const PM1_EVENT_PORT: u64 = 0x600;
@@ -47,6 +52,8 @@ pub const SMI_COMMAND_PORT: u64 = 0xB2;
 pub const ACPI_ENABLE: u8 = 0xF1;
 /// FADT ACPI_DISABLE.
 pub const ACPI_DISABLE: u8 = 0xF0;
+/// Sleep type of suspend to RAM: the value of `\_S3`.
+pub const SLP_TYP_S3: u8 = 1;
 /// Sleep type of soft-off: the value of `\_S5`.
 pub const SLP_TYP_S5: u8 = 5;
 /// Frequency of the PM timer.
@@ -92,7 +99,7 @@ struct Pm1 {
     pwrbtn: bool,
     /// SLPBTN: the sleep button was pressed.
     slpbtn: bool,
-    /// RTC: the clock's alarm went off during sleep.
+    /// RTC: the clock's alarm went off.
     rtc: bool,
     #[bits(4)]
     __: u8,
@@ -103,6 +110,8 @@ struct Pm1 {
 impl Pm1 {
     const ENABLES: u16 = 0x0721;
     const STATUS: u16 = 0x8731;
+    /// On standby power: ICH9 §13.8.3.1 and §13.8.3.2, "Power Well".
+    const STANDBY: u16 = 0xFF00;
 }
 
 /// PM1_CNT, control.
@@ -131,6 +140,7 @@ pub struct AcpiPm {
     clock: Arc<dyn Clock>,
     sci: IrqLine,
     power: Arc<dyn PowerControl>,
+    alarm: Arc<AlarmLatch>,
     // State
     pm1_sts: Pm1,
     pm1_en: Pm1,
@@ -141,16 +151,20 @@ pub struct AcpiPm {
     smi_data: u8,
     /// Half periods of the PM timer that TMR_STS has accounted for.
     half_periods: u64,
+    /// In S3, until a wake event.
+    asleep: bool,
 }
 
 impl AcpiPm {
-    /// A block in ACPI mode whose events raise `sci` (level-triggered, active high).
-    pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, power: Arc<dyn PowerControl>) -> Self {
+    /// A block in ACPI mode whose events raise `sci` (level-triggered, active high), and which the clock's alarm reaches
+    /// through `alarm`.
+    pub fn new(clock: Arc<dyn Clock>, sci: IrqLine, power: Arc<dyn PowerControl>, alarm: Arc<AlarmLatch>) -> Self {
         let half_periods = half_periods(clock.now());
         Self {
             clock,
             sci,
             power,
+            alarm,
             pm1_sts: Pm1::new(),
             pm1_en: Pm1::new(),
             pm1_cnt: Pm1Cnt::new().with_sci_en(true),
@@ -159,25 +173,31 @@ impl AcpiPm {
             smi_command: 0,
             smi_data: 0,
             half_periods,
+            asleep: false,
         }
+    }
+
+    /// What the clock's alarm is wired to.
+    pub fn alarm(&self) -> &Arc<AlarmLatch> {
+        &self.alarm
     }
 
     /// The user pressed the power button: a request that the guest may act on.
     pub fn press_power_button(&mut self) {
         self.pm1_sts.set_pwrbtn(true);
-        self.update_sci();
+        self.notify();
     }
 
     /// The user pressed the sleep button.
     pub fn press_sleep_button(&mut self) {
         self.pm1_sts.set_slpbtn(true);
-        self.update_sci();
+        self.notify();
     }
 
     /// General-purpose event `number` (0-15) happened.
     pub fn raise_gpe(&mut self, number: u32) {
         self.gpe_sts |= 1u16.checked_shl(number).unwrap_or(0);
-        self.update_sci();
+        self.notify();
     }
 }
 
@@ -216,7 +236,7 @@ impl Registers for AcpiPm {
                 _ => {}
             }
         }
-        self.update_sci();
+        self.notify();
         Ok(())
     }
 }
@@ -246,8 +266,34 @@ impl AcpiPm {
         if half_periods != self.half_periods {
             self.half_periods = half_periods;
             self.pm1_sts.set_tmr(true);
-            self.update_sci();
         }
+        self.take_alarm();
+        self.notify();
+    }
+
+    fn take_alarm(&mut self) {
+        if self.alarm.take() {
+            self.pm1_sts.set_rtc(true);
+        }
+    }
+
+    /// After a change of events or enables: tells whom they concern.
+    fn notify(&mut self) {
+        if self.asleep && self.wakes() {
+            self.asleep = false;
+            self.pm1_sts.set_wak(true);
+            self.power.wake();
+        }
+        self.update_sci();
+    }
+
+    /// Whether there is a wake event. The power button needs no enable (ACPI 6.5 §4.8.3.1.1, PWRBTN_STS).
+    fn wakes(&self) -> bool {
+        let (status, enable) = (self.pm1_sts, self.pm1_en);
+        status.pwrbtn()
+            || status.slpbtn() && enable.slpbtn()
+            || status.rtc() && enable.rtc()
+            || self.gpe_sts & self.gpe_en != 0
     }
 
     fn update_sci(&self) {
@@ -279,10 +325,14 @@ impl AcpiPm {
     }
 
     fn sleep(&mut self, slp_typ: u8) {
-        if slp_typ == SLP_TYP_S5 {
-            self.power.power_off();
-        } else {
-            self.pm1_sts.set_wak(true);
+        match slp_typ {
+            SLP_TYP_S5 => self.power.power_off(),
+            // What has woken it already does so as soon as the write is over.
+            SLP_TYP_S3 => {
+                self.asleep = true;
+                self.power.suspend();
+            }
+            _ => self.pm1_sts.set_wak(true),
         }
     }
 
@@ -308,15 +358,25 @@ impl AcpiPm {
 }
 
 impl Device for AcpiPm {
-    fn reset(&mut self, _kind: Reset) {
-        self.pm1_sts = Pm1::new();
-        self.pm1_en = Pm1::new();
-        self.pm1_cnt = Pm1Cnt::new().with_sci_en(true);
-        self.gpe_sts = 0;
-        self.gpe_en = 0;
+    fn reset(&mut self, kind: Reset) {
+        if kind == Reset::Resume {
+            self.take_alarm();
+            self.pm1_sts = Pm1::from_bits(self.pm1_sts.into_bits() & Pm1::STANDBY);
+            self.pm1_en = Pm1::from_bits(self.pm1_en.into_bits() & Pm1::STANDBY);
+            self.pm1_cnt.set_bm_rld(false);
+            self.pm1_cnt.set_sci_en(true);
+        } else {
+            self.alarm.take();
+            self.pm1_sts = Pm1::new();
+            self.pm1_en = Pm1::new();
+            self.pm1_cnt = Pm1Cnt::new().with_sci_en(true);
+            self.gpe_sts = 0;
+            self.gpe_en = 0;
+        }
         self.smi_command = 0;
         self.smi_data = 0;
         self.half_periods = half_periods(self.clock.now());
+        self.asleep = false;
         self.update_sci();
     }
 
@@ -335,6 +395,7 @@ impl Snapshot for AcpiPm {
             clock: _,
             sci: _,
             power: _,
+            alarm,
             pm1_sts,
             pm1_en,
             pm1_cnt,
@@ -343,9 +404,10 @@ impl Snapshot for AcpiPm {
             smi_command,
             smi_data,
             half_periods,
+            asleep,
         } = self;
         AcpiPmV1 {
-            pm1_sts: pm1_sts.into_bits(),
+            pm1_sts: pm1_sts.with_rtc(pm1_sts.rtc() || alarm.rose()).into_bits(),
             pm1_en: pm1_en.into_bits(),
             pm1_cnt: pm1_cnt.into_bits(),
             gpe_sts: *gpe_sts,
@@ -353,6 +415,7 @@ impl Snapshot for AcpiPm {
             smi_command: *smi_command,
             smi_data: *smi_data,
             half_periods: *half_periods,
+            asleep: *asleep,
         }
     }
 
@@ -366,6 +429,7 @@ impl Snapshot for AcpiPm {
             smi_command,
             smi_data,
             half_periods,
+            asleep,
         } = state;
         // No instant of guest time has more: 2^64 ns are 2^34.2 s, of 3579545 ticks each.
         if half_periods > VmTime::from_ns(u64::MAX).to_ticks(PM_TIMER_HZ) >> 31 {
@@ -383,6 +447,9 @@ impl Snapshot for AcpiPm {
         self.smi_command = smi_command;
         self.smi_data = smi_data;
         self.half_periods = half_periods;
+        self.asleep = asleep;
+        // What the clock's restore did to the line is in the saved status.
+        self.alarm.take();
         self.update_sci();
         Ok(())
     }
@@ -398,6 +465,7 @@ impl Inspect for AcpiPm {
             .with("gpe_sts", self.gpe_sts)
             .with("gpe_en", self.gpe_en)
             .with("timer", timer)
+            .with("asleep", self.asleep)
             .with("sci", self.sci.level())
     }
 }
@@ -413,6 +481,7 @@ pub struct AcpiPmV1 {
     smi_command: u8,
     smi_data: u8,
     half_periods: u64,
+    asleep: bool,
 }
 
 impl Schema for AcpiPmV1 {
@@ -421,126 +490,4 @@ impl Schema for AcpiPmV1 {
 }
 
 #[cfg(test)]
-mod tests {
-    use device_model::TestClock;
-    use proptest::prelude::*;
-    use test_kit::contract;
-    use test_kit::fuzz_registers;
-
-    use super::*;
-    use crate::reset_control::PowerProbe;
-
-    struct Bench {
-        pm: AcpiPm,
-        clock: TestClock,
-        sci: IrqLine,
-        power: Arc<PowerProbe>,
-    }
-
-    fn bench() -> Bench {
-        let clock = TestClock::new();
-        let sci = IrqLine::detached();
-        let power = Arc::new(PowerProbe::default());
-        let pm = AcpiPm::new(Arc::new(clock.clone()), sci.clone(), power.clone());
-        Bench { pm, clock, sci, power }
-    }
-
-    fn at(region: usize, offset: u64) -> At {
-        At { region, offset }
-    }
-
-    #[test]
-    fn timer_counts_at_its_frequency_and_wraps() {
-        let mut b = bench();
-        b.clock.set(VmTime::from_ns(1_000_000_000));
-        assert_eq!(b.pm.read(at(PM_TIMER, 0), Width::Dword), Ok(PM_TIMER_HZ));
-        b.clock.set(VmTime::from_ticks((1 << 32) + 7, PM_TIMER_HZ));
-        assert_eq!(b.pm.read(at(PM_TIMER, 0), Width::Dword), Ok(7));
-        b.pm.write(at(PM_TIMER, 0), Width::Dword, 0).unwrap();
-        assert_eq!(b.pm.read(at(PM_TIMER, 0), Width::Dword), Ok(7));
-    }
-
-    #[test]
-    fn top_bit_change_raises_sci_when_enabled() {
-        let mut b = bench();
-        b.pm.write(at(PM1_EVENT, 2), Width::Word, 1).unwrap();
-        let due = b.pm.poll(VmTime::ZERO).unwrap();
-        assert_eq!(due, VmTime::from_ticks(1 << 31, PM_TIMER_HZ));
-        b.clock.set(due);
-        assert_eq!(b.pm.poll(due), Some(VmTime::from_ticks(2 << 31, PM_TIMER_HZ)));
-        assert!(b.sci.level());
-        b.pm.write(at(PM1_EVENT, 0), Width::Word, 1).unwrap();
-        assert!(!b.sci.level());
-        assert_eq!(b.pm.read(at(PM1_EVENT, 0), Width::Dword), Ok(0x0001_0000));
-    }
-
-    #[test]
-    fn power_button_needs_its_enable_and_clears_by_one() {
-        let mut b = bench();
-        b.pm.press_power_button();
-        assert!(!b.sci.level());
-        b.pm.write(at(PM1_EVENT, 0), Width::Dword, 0x0100_0000).unwrap();
-        assert!(b.sci.level());
-        b.pm.write(at(PM1_EVENT, 0), Width::Word, 0xFEFF).unwrap();
-        assert!(b.sci.level());
-        b.pm.write(at(PM1_EVENT, 1), Width::Byte, 1).unwrap();
-        assert!(!b.sci.level());
-    }
-
-    #[test]
-    fn s5_powers_off_and_other_sleeps_wake_at_once() {
-        let mut b = bench();
-        b.pm.write(at(PM1_CONTROL, 0), Width::Word, 1 << 13 | 1 << 10).unwrap();
-        assert!(b.power.take().is_empty());
-        assert_eq!(b.pm.read(at(PM1_EVENT, 0), Width::Word), Ok(0x8000));
-        b.pm.write(at(PM1_CONTROL, 0), Width::Word, 5 << 10).unwrap();
-        assert!(b.power.take().is_empty());
-        b.pm.write(at(PM1_CONTROL, 0), Width::Word, 1 << 13 | 5 << 10).unwrap();
-        assert_eq!(b.power.take(), ["power_off"]);
-        // SLP_EN reads as zero, SCI_EN stays.
-        assert_eq!(b.pm.read(at(PM1_CONTROL, 0), Width::Word), Ok(5 << 10 | 1));
-    }
-
-    #[test]
-    fn high_byte_alone_can_power_off() {
-        let mut b = bench();
-        b.pm.write(at(PM1_CONTROL, 1), Width::Byte, 0x34).unwrap();
-        assert_eq!(b.power.take(), ["power_off"]);
-    }
-
-    #[test]
-    fn smi_command_switches_acpi_mode() {
-        let mut b = bench();
-        b.pm.raise_gpe(3);
-        b.pm.write(at(GPE0, 2), Width::Byte, 0x08).unwrap();
-        assert!(b.sci.level());
-        b.pm.write(at(SMI_COMMAND, 0), Width::Byte, u64::from(ACPI_DISABLE))
-            .unwrap();
-        assert_eq!(b.pm.read(at(PM1_CONTROL, 0), Width::Word), Ok(0));
-        assert!(!b.sci.level());
-        b.pm.write(at(SMI_COMMAND, 0), Width::Byte, u64::from(ACPI_ENABLE))
-            .unwrap();
-        assert!(b.sci.level());
-        b.pm.write(at(GPE0, 0), Width::Byte, 0x08).unwrap();
-        assert!(!b.sci.level());
-    }
-
-    fn boxed(clock: &TestClock) -> Box<AcpiPm> {
-        let power = Arc::new(PowerProbe::default());
-        Box::new(AcpiPm::new(Arc::new(clock.clone()), IrqLine::detached(), power))
-    }
-
-    #[test]
-    fn keeps_the_contract() {
-        let clock = TestClock::new();
-        contract(&clock, || boxed(&clock));
-    }
-
-    proptest! {
-        #[test]
-        fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-            let clock = TestClock::new();
-            fuzz_registers(&mut *boxed(&clock), &clock, &bytes);
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,8 @@
 //! Time and calendar (BCD or binary, 12 or 24 hours, century byte), alarm with wildcards, periodic and update-ended
 //! interrupts, UIP and SET are modelled, and two banks of 128 bytes. The time is that of power-on plus guest time. An update
 //! takes no time: UIP announces it for 244 µs and it is done. Daylight saving and the square wave are stored only; periods
-//! that pass unread are not made up for. The NMI mask is kept for whoever raises NMIs.
+//! that pass unread are not made up for. The NMI mask is kept for whoever raises NMIs. The alarm's interrupt has a second
+//! line of its own, which power management wakes the machine by.
 //!
 //! Spec: Motorola MC146818A (1984); Intel 316972 (ICH9) §13.6.
 
@@ -87,6 +88,7 @@ pub struct CmosRtc {
     // Wiring
     clock: Arc<dyn Clock>,
     irq: IrqLine,
+    alarm: IrqLine,
     // State
     index: u8,
     upper_index: u8,
@@ -112,11 +114,12 @@ pub struct CmosRtc {
 }
 
 impl CmosRtc {
-    /// A clock that interrupts through `irq`.
-    pub fn new(clock: Arc<dyn Clock>, irq: IrqLine, config: &RtcConfig) -> Self {
+    /// A clock that interrupts through `irq`, and drives `alarm` while the alarm's interrupt is among those.
+    pub fn new(clock: Arc<dyn Clock>, irq: IrqLine, alarm: IrqLine, config: &RtcConfig) -> Self {
         let mut this = Self {
             clock,
             irq,
+            alarm,
             index: 0,
             upper_index: 0,
             nmi_masked: false,
@@ -399,6 +402,7 @@ impl CmosRtc {
 
     fn update_irq(&self) {
         self.irq.set(self.interrupts());
+        self.alarm.set(self.reg_c.af() && self.reg_b.aie());
     }
 
     fn take_flags(&mut self) -> u8 {
@@ -436,12 +440,16 @@ fn signed(seconds: u64) -> i64 {
 }
 
 impl Device for CmosRtc {
-    /// The battery keeps time and RAM; the RESET pin disables interrupts (MC146818A "Reset").
-    fn reset(&mut self, _kind: Reset) {
-        self.restart_flags(self.clock.now());
+    /// The battery keeps time and RAM; the RESET pin disables interrupts (MC146818A "Reset"). It is on standby power, so
+    /// that a sleep only costs what port 70h holds.
+    fn reset(&mut self, kind: Reset) {
         self.index = 0;
         self.upper_index = 0;
         self.nmi_masked = false;
+        if kind == Reset::Resume {
+            return;
+        }
+        self.restart_flags(self.clock.now());
         self.reg_b = self
             .reg_b
             .with_pie(false)
@@ -465,6 +473,7 @@ impl Snapshot for CmosRtc {
         let Self {
             clock: _,
             irq: _,
+            alarm: _,
             index,
             upper_index,
             nmi_masked,

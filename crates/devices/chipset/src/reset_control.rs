@@ -48,6 +48,10 @@ pub trait PowerControl: Send + Sync {
     fn power_off(&self);
     /// The reset line is asserted.
     fn reset(&self);
+    /// The machine goes to sleep with its memory kept (ACPI S3).
+    fn suspend(&self);
+    /// What ends the sleep has happened.
+    fn wake(&self);
     /// The guest ends the machine with a result of its own.
     fn debug_exit(&self, code: u8);
 }
@@ -178,6 +182,12 @@ impl PowerControl for PowerProbe {
     }
     fn reset(&self) {
         self.0.lock().unwrap().push("reset".into());
+    }
+    fn suspend(&self) {
+        self.0.lock().unwrap().push("suspend".into());
+    }
+    fn wake(&self) {
+        self.0.lock().unwrap().push("wake".into());
     }
     fn debug_exit(&self, code: u8) {
         self.0.lock().unwrap().push(format!("debug_exit {code}"));

@@ -48,7 +48,7 @@ pub fn contract<D: Device + ?Sized>(clock: &TestClock, mut make: impl FnMut() ->
 }
 
 fn check_reset<D: Device + ?Sized>(device: &mut D, clock: &TestClock) {
-    for kind in [Reset::Cold, Reset::Warm] {
+    for kind in [Reset::Cold, Reset::Warm, Reset::Resume] {
         device.reset(kind);
         let once = device.save_blob();
         device.reset(kind);

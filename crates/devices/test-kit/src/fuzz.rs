@@ -35,7 +35,11 @@ pub fn fuzz_accesses<D: Device + ?Sized>(device: &mut D, clock: &TestClock, byte
     while let Some(code) = input.next() {
         match code {
             0..=15 => {
-                device.reset(if code & 1 == 0 { Reset::Cold } else { Reset::Warm });
+                device.reset(match code {
+                    12.. => Reset::Resume,
+                    _ if code & 1 == 0 => Reset::Cold,
+                    _ => Reset::Warm,
+                });
             }
             16..=31 => take_back(device),
             32..=47 => {

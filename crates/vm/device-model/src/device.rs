@@ -22,6 +22,8 @@ pub enum Reset {
     Cold,
     /// The reset line was asserted: what survives a warm reset in hardware survives.
     Warm,
+    /// Power came back after a suspend to RAM: as a warm reset, but for what runs on standby power.
+    Resume,
 }
 
 /// A device model.

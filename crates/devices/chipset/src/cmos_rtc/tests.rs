@@ -18,19 +18,20 @@ struct Bench {
     rtc: CmosRtc,
     clock: TestClock,
     irq: IrqLine,
+    alarm: IrqLine,
 }
 
 impl Bench {
     fn new() -> Self {
-        let (clock, irq) = (TestClock::new(), IrqLine::detached());
+        let (clock, irq, alarm) = (TestClock::new(), IrqLine::detached(), IrqLine::detached());
         let config = RtcConfig {
             boot_unix_time: LEAP_NIGHT,
             ram_below_4g: 3 << 30,
             ram_above_4g: 5 << 30,
             cpus: 4,
         };
-        let rtc = CmosRtc::new(Arc::new(clock.clone()), irq.clone(), &config);
-        Self { rtc, clock, irq }
+        let rtc = CmosRtc::new(Arc::new(clock.clone()), irq.clone(), alarm.clone(), &config);
+        Self { rtc, clock, irq, alarm }
     }
 
     fn get(&mut self, index: u8) -> u8 {
@@ -240,9 +241,35 @@ fn reset_keeps_time_and_ram_and_disables_interrupts() {
     );
 }
 
+#[test]
+fn alarm_line_follows_the_alarm_interrupt_alone() {
+    let mut b = Bench::new();
+    b.set(spec::HOURS_ALARM, 0x00);
+    // The update-ended interrupt, and the alarm without its enable.
+    b.set(spec::REG_B, 0x12);
+    b.advance(2 * SECOND_NS);
+    assert!(b.irq.level() && !b.alarm.level());
+    b.set(spec::REG_B, 0x22);
+    assert!(b.alarm.level());
+    assert_eq!(b.get(spec::REG_C) & 0xA0, 0xA0);
+    assert!(!b.alarm.level());
+}
+
+#[test]
+fn resume_keeps_the_alarm_and_its_flag() {
+    let mut b = Bench::new();
+    b.set(spec::HOURS_ALARM, 0x00);
+    b.set(spec::REG_B, 0x22);
+    b.advance(2 * SECOND_NS);
+    b.rtc.reset(Reset::Resume);
+    assert!(b.irq.level() && b.alarm.level());
+    assert_eq!((b.get(spec::REG_B), b.get(spec::REG_C) & 0xA0), (0x22, 0xA0));
+}
+
 fn boxed(clock: &TestClock) -> Box<CmosRtc> {
     let config = RtcConfig::default();
-    Box::new(CmosRtc::new(Arc::new(clock.clone()), IrqLine::detached(), &config))
+    let line = IrqLine::detached;
+    Box::new(CmosRtc::new(Arc::new(clock.clone()), line(), line(), &config))
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn second_reset_of_every_device_changes_nothing() {
     let machine = idle(&everything());
     for device in machine.devices() {
         disturb(device);
-        for kind in [Reset::Warm, Reset::Cold] {
+        for kind in [Reset::Resume, Reset::Warm, Reset::Cold] {
             device.lock().reset(kind);
             let first = device.lock().save_blob();
             device.lock().reset(kind);
