@@ -78,6 +78,17 @@ impl BootSource {
     }
 }
 
+/// Sets the boot processor to the guest's waking vector, from the state that [`power_on_self`] left.
+pub(crate) fn wake(vcpus: &[Arc<VcpuCell>], vector: u32) -> Result<(), BuildError> {
+    tracing::info!(vector, "guest woken");
+    if let Some(boot_cpu) = vcpus.first() {
+        let mut vcpu = boot_cpu.lock();
+        let state = firmware::waking_state(vcpu.state(), vector);
+        vcpu.set_state(&state)?;
+    }
+    Ok(())
+}
+
 /// The kernel's entry state, completed by what the engine and the power-on have set.
 fn entry_state(loaded: CpuState, before: CpuState) -> CpuState {
     CpuState {

@@ -9,6 +9,9 @@
 //! Requests of the host and events of the guest come through one queue, so that no two transitions ever meet. A guest
 //! that resets its machine or turns it off is held at once, on the thread that noticed; the control thread then decides
 //! what follows.
+//!
+//! A guest that sleeps (ACPI S3) is one of a running machine: time goes on and devices are polled, but the gate stays
+//! held until power management wakes it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -43,6 +46,8 @@ pub enum RunState {
     Created,
     /// The guest executes.
     Running,
+    /// The guest sleeps with its memory kept (ACPI S3): its processors stand still, its time goes on.
+    Suspended,
     /// The guest stands still, and so does its time.
     Paused,
     /// The machine has come to its end.
@@ -54,6 +59,7 @@ impl fmt::Display for RunState {
         f.write_str(match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Suspended => "suspended",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
@@ -149,6 +155,7 @@ pub(crate) enum Request {
 pub(crate) enum GuestEvent {
     PowerOff,
     Reset,
+    Wake,
     DebugExit(u8),
     Vcpu(VcpuEvent),
 }
@@ -167,6 +174,10 @@ impl PowerPort {
     fn event(&self, event: GuestEvent) {
         // First the gate: not many instructions should follow the one that asked.
         self.gate.hold();
+        self.tell(event);
+    }
+
+    fn tell(&self, event: GuestEvent) {
         // The control thread is gone only when the machine is.
         let _ = self.requests.send(Request::Guest(event));
     }
@@ -179,6 +190,14 @@ impl PowerControl for PowerPort {
 
     fn reset(&self) {
         self.event(GuestEvent::Reset);
+    }
+
+    fn suspend(&self) {
+        self.gate.sleep();
+    }
+
+    fn wake(&self) {
+        self.tell(GuestEvent::Wake);
     }
 
     fn debug_exit(&self, code: u8) {
@@ -255,7 +274,7 @@ impl Controller {
                     self.stop(Outcome::Stopped);
                     drop(reply.send(Ok(())));
                 }
-                Request::State(reply) => drop(reply.send(Ok(self.state))),
+                Request::State(reply) => drop(reply.send(Ok(self.visible_state()))),
                 Request::Inspect(reply) => drop(reply.send(Ok(self.standing(Parts::inspect)))),
                 Request::Save(reply) => drop(reply.send(self.save())),
                 Request::Restore(state, reply) => drop(reply.send(self.restore(&state))),
@@ -266,13 +285,20 @@ impl Controller {
         self.stop(Outcome::Stopped);
     }
 
+    fn visible_state(&self) -> RunState {
+        match self.state {
+            RunState::Running if self.parts.gate.is_asleep() => RunState::Suspended,
+            state => state,
+        }
+    }
+
     fn expect(&self, what: &'static str, allowed: &[RunState]) -> Result<(), StateError> {
         if allowed.contains(&self.state) {
             return Ok(());
         }
         Err(StateError::Transition {
             what,
-            state: self.state,
+            state: self.visible_state(),
         })
     }
 
@@ -383,6 +409,20 @@ impl Controller {
         }
     }
 
+    /// Ends the guest's sleep, as firmware does; a paused machine stays paused. A guest that left no way back boots again.
+    fn wake(&mut self) {
+        // A reset may have come before.
+        if !self.parts.gate.is_asleep() {
+            return;
+        }
+        let Some(vector) = firmware::acpi::waking_vector(&self.parts.memory) else {
+            return self.guest_event(GuestEvent::Reset);
+        };
+        if let Err(error) = self.standing(|parts| parts.wake(vector)) {
+            self.stop(Outcome::Failed(format!("cannot wake: {error}")));
+        }
+    }
+
     fn stop(&mut self, outcome: Outcome) {
         if self.state == RunState::Stopped {
             return;
@@ -410,6 +450,7 @@ impl Controller {
             GuestEvent::DebugExit(code) => self.stop(Outcome::DebugExit(code)),
             GuestEvent::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
             GuestEvent::Reset => self.reset(),
+            GuestEvent::Wake => self.wake(),
             GuestEvent::Vcpu(VcpuEvent::Failed(error)) => self.stop(Outcome::Failed(error)),
             GuestEvent::Vcpu(VcpuEvent::TripleFault(fault)) => match self.parts.on_triple_fault {
                 OnTripleFault::Stop => self.stop(Outcome::TripleFault(fault)),

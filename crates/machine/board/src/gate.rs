@@ -6,12 +6,15 @@
 //!     ▲               │
 //!     └───── hold() ──┘
 //! ```
+//!
+//! While the guest sleeps (ACPI S3) the gate stays held, whoever opens it.
 
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +28,8 @@ const EXIT: u8 = 2;
 /// Who may execute guest code now.
 pub(crate) struct Gate {
     mode: AtomicU8,
+    /// The guest sleeps.
+    asleep: AtomicBool,
     /// Number of vCPU threads inside.
     inside: Mutex<usize>,
     changed: Condvar,
@@ -36,6 +41,7 @@ impl Gate {
     pub(crate) fn new(signals: Vec<Arc<Signals>>) -> Self {
         Self {
             mode: AtomicU8::new(HOLD),
+            asleep: AtomicBool::new(false),
             inside: Mutex::new(0),
             changed: Condvar::new(),
             signals,
@@ -79,9 +85,29 @@ impl Gate {
         }
     }
 
-    /// Opens the gate, unless it is closed for good.
+    /// Holds the gate until the guest is awake. Callable as [`Self::hold`] is.
+    pub(crate) fn sleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        self.hold();
+    }
+
+    /// Whether the guest sleeps.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
+    }
+
+    /// Says whether the guest sleeps, while the gate is held.
+    pub(crate) fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::SeqCst);
+    }
+
+    /// Opens the gate, unless the guest sleeps or the gate is closed for good. No vCPU is inside yet, so that none can
+    /// put the guest to sleep meanwhile.
     pub(crate) fn run(&self) {
         let _inside = self.lock();
+        if self.is_asleep() {
+            return;
+        }
         let _ = self
             .mode
             .compare_exchange(HOLD, RUN, Ordering::SeqCst, Ordering::SeqCst);
@@ -119,6 +145,19 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gate_of_a_sleeping_guest_does_not_open() {
+        let gate = Gate::new(Vec::new());
+        gate.run();
+        gate.sleep();
+        assert!(!gate.is_open());
+        gate.run();
+        assert!(!gate.is_open());
+        gate.set_asleep(false);
+        gate.run();
+        assert!(gate.is_open());
+    }
 
     #[test]
     fn hold_kicks_and_wait_empty_returns_when_the_thread_has_left() {

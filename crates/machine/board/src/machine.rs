@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use chipset::acpi_pm::AlarmLatch;
 use chipset::hpet::LegacyGate;
 use cpu_model::CpuPolicy;
 use cpu_model::CpuState;
@@ -50,6 +51,7 @@ use crate::control::StateError;
 use crate::cpu_board::Board;
 use crate::engines;
 use crate::events::Events;
+use crate::events::PollRequest;
 use crate::events::Watched;
 use crate::fabric::Fabric;
 use crate::gate::Gate;
@@ -138,6 +140,7 @@ impl Parts {
         for device in &self.devices {
             device.lock().reset(kind);
         }
+        self.gate.set_asleep(false);
         self.board.refresh_lapic_pages();
         for (cell, state) in self.vcpus.iter().zip(&self.reset_states) {
             // The engine takes back what it made itself.
@@ -151,6 +154,13 @@ impl Parts {
         self.reset_hardware(kind);
         boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
         self.boot.load(&self.memory, &self.plan, &self.vcpus)
+    }
+
+    /// Resets what lost power in the guest's sleep, and enters the guest at its waking vector.
+    pub(crate) fn wake(&self, vector: u32) -> Result<(), BuildError> {
+        self.reset_hardware(Reset::Resume);
+        boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
+        boot::wake(&self.vcpus, vector)
     }
 
     /// Sends out what serial ports still hold, and ends their wires. No vCPU runs any more.
@@ -378,6 +388,9 @@ fn assemble(
     let fabric = Fabric::new(signals.clone());
     let board = Arc::new(Board::new(Arc::clone(&fabric), Arc::clone(&clock), plan.cpus));
     let legacy_gate = LegacyGate::new(fabric.isa(0), fabric.isa(8));
+    let alarm_request = PollRequest::new(Arc::clone(&events));
+    let raised = alarm_request.clone();
+    let alarm = AlarmLatch::new(move || raised.raise());
     let mut builder = Builder {
         spec,
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
@@ -391,6 +404,8 @@ fn assemble(
         serial_ends: Vec::new(),
         poll_requests: BTreeMap::new(),
         legacy_gate,
+        alarm,
+        alarm_request,
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
     for (device, place) in devices.iter().zip(&plan.devices) {

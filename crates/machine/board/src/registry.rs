@@ -12,6 +12,7 @@ mod timers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chipset::acpi_pm::AlarmLatch;
 use chipset::hpet::LegacyGate;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
@@ -77,6 +78,9 @@ pub(crate) struct Builder<'a> {
     pub(crate) poll_requests: BTreeMap<String, PollRequest>,
     /// Between PIT and RTC and their lines, which the HPET can take over.
     pub(crate) legacy_gate: Arc<LegacyGate>,
+    /// From the RTC's alarm to power management, which is polled when it rings.
+    pub(crate) alarm: Arc<AlarmLatch>,
+    pub(crate) alarm_request: PollRequest,
 }
 
 impl Builder<'_> {

@@ -51,6 +51,8 @@ pub struct MachineState {
     pub board: String,
     /// Guest time.
     pub time: VmTime,
+    /// The guest sleeps (ACPI S3), until power management wakes it.
+    pub asleep: bool,
     /// Bytes of RAM.
     pub ram_bytes: u64,
     /// Processors by number.
@@ -71,6 +73,7 @@ impl Parts {
         Ok(MachineState {
             board: self.plan.board.to_owned(),
             time: self.clock.now(),
+            asleep: self.gate.is_asleep(),
             ram_bytes: self.memory.ram_bytes(),
             cpus: self.vcpus.iter().map(|cell| save_cpu(cell)).collect(),
             devices: devices.collect(),
@@ -125,6 +128,7 @@ impl Parts {
         for (cell, saved) in self.vcpus.iter().zip(&state.cpus) {
             restore_cpu(cell, saved).map_err(StateError::Restore)?;
         }
+        self.gate.set_asleep(state.asleep);
         Ok(())
     }
 }

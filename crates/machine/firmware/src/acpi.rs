@@ -9,9 +9,10 @@
 //! ```
 //!
 //! The hardware is fixed-feature ACPI that is in ACPI mode from power-on, so there is no SMI command port. Sleep states
-//! other than S5, processor power states, PCI and thermal zones are not described.
+//! other than S3 and S5, processor power states, PCI and thermal zones are not described. After S3 the operating system
+//! is entered in real mode; a 64-bit waking vector in the FACS is not looked at.
 //!
-//! Spec: ACPI 6.5 §5.2; IA-PC HPET Specification 1.0a §3.2.4 (HPET table).
+//! Spec: ACPI 6.5 §5.2, §16.3.2 (waking); IA-PC HPET Specification 1.0a §3.2.4 (HPET table).
 
 mod dsdt;
 mod fadt;
@@ -48,6 +49,10 @@ const RSDP_LEN: u64 = 36;
 const HPET_ID: u32 = 0x8086_a201;
 /// Shortest period in ticks that the HPET keeps up with in periodic mode.
 const HPET_MIN_TICK: u16 = 128;
+/// Where the FACS is: the first table after the RSDP.
+const FACS_ADDRESS: u64 = (layout::ACPI_START + RSDP_LEN).next_multiple_of(ALIGN);
+/// Where in the FACS the firmware waking vector is.
+const FACS_WAKING_VECTOR: u64 = 12;
 
 /// Ports of the ACPI fixed hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub struct PmPorts {
     pub timer: u16,
     /// General-purpose event block 0, 4 bytes.
     pub gpe0: u16,
+    /// Value of SLP_TYP that means suspend to RAM.
+    pub s3: u8,
     /// Value of SLP_TYP that means soft-off.
     pub s5: u8,
 }
@@ -71,6 +78,7 @@ impl Default for PmPorts {
             control: 0x604,
             timer: 0x608,
             gpe0: 0x620,
+            s3: 1,
             s5: 5,
         }
     }
@@ -148,6 +156,15 @@ pub fn build(input: &AcpiInput, memory: &GuestMemory) -> Result<AcpiAddresses, A
     let xsdt = writer.put(xsdt.as_slice())?;
     memory.write(rsdp, &root_pointer(rsdt, xsdt))?;
     Ok(AcpiAddresses { rsdp, end: writer.next })
+}
+
+/// Where the operating system wants to be entered after S3, in real mode: the firmware waking vector of the FACS. `None`
+/// when it left none there, or when the FACS is gone.
+#[must_use]
+pub fn waking_vector(memory: &GuestMemory) -> Option<u32> {
+    let signature: [u8; 4] = memory.read_obj(FACS_ADDRESS).ok()?;
+    let vector: u32 = memory.read_obj(FACS_ADDRESS + FACS_WAKING_VECTOR).ok()?;
+    (signature == *b"FACS" && vector != 0).then_some(vector)
 }
 
 /// Puts tables one after the other.

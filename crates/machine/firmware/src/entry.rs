@@ -1,9 +1,9 @@
-//! Processor states at kernel entry points: flat 32-bit protected mode without paging, and 64-bit mode on identity-mapped
-//! page tables.
+//! Processor states at kernel entry points: flat 32-bit protected mode without paging, 64-bit mode on identity-mapped
+//! page tables, and real mode after a sleep.
 //!
 //! Segments, control registers and the MSRs that firmware programs are complete; the rest is as after reset.
 //!
-//! Spec: SDM vol. 3 §3.4.5 (descriptors), §4.5 (4-level paging), §10.11 (MTRRs), §10.12 (PAT).
+//! Spec: SDM vol. 3 §3.4.5 (descriptors), §4.5 (4-level paging), §10.11 (MTRRs), §10.12 (PAT); ACPI 6.5 §16.3.2 (waking).
 
 use cpu_model::CpuState;
 use cpu_model::DescriptorTable;
@@ -72,6 +72,22 @@ pub(crate) fn long_64(arena: &mut Arena<'_>, rip: u64) -> Result<CpuState, BootE
     state.cr0 |= cr0::PG;
     state.msrs.efer = efer::LME | efer::LMA;
     Ok(state)
+}
+
+/// Real mode at the waking vector of an operating system, interrupts off, out of the boot processor's state after reset.
+#[must_use]
+pub fn waking_state(reset: CpuState, vector: u32) -> CpuState {
+    let mut state = reset;
+    // 20 bits of address: CS is their upper 16, and IP their lower 4.
+    let vector = vector & 0xf_ffff;
+    if let Some(cs) = state.segments.get_mut(Seg::Cs as usize) {
+        cs.selector = (vector >> 4) as u16;
+        cs.base = u64::from(vector & !0xf);
+    }
+    state.rip = u64::from(vector & 0xf);
+    // Caches on.
+    state.cr0 = cr0::ET;
+    state
 }
 
 fn state(arena: &mut Arena<'_>, code_attr: u16, rip: u64) -> Result<CpuState, BootError> {
@@ -195,6 +211,13 @@ mod tests {
         }
         assert_eq!(entry(entry(state.cr3, 0), 4), 0);
         assert_eq!(state.msrs.efer, efer::LMA | efer::LME);
+    }
+
+    #[test]
+    fn waking_vector_is_split_into_segment_and_offset() {
+        let state = waking_state(CpuState::default(), 0xfff9_a125);
+        let cs = state.segments[Seg::Cs as usize];
+        assert_eq!((cs.selector, cs.base, state.rip), (0x9a12, 0x9_a120, 5));
     }
 
     #[test]

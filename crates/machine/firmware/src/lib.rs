@@ -33,4 +33,5 @@ pub use boot::BootRequest;
 pub use boot::Loaded;
 pub use boot::load;
 pub use entry::firmware_msrs;
+pub use entry::waking_state;
 pub use error::BootError;

@@ -31,7 +31,9 @@ pub(super) fn place_acpi_pm(_: &MachineSpec) -> Vec<Placement> {
 
 pub(super) fn build_acpi_pm(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
     let sci = irq(builder, place, 0);
-    let chip = AcpiPm::new(builder.clock.clone(), sci, builder.power.clone());
+    let request = builder.alarm_request.clone();
+    builder.poll_requests.insert(place.name.clone(), request);
+    let chip = AcpiPm::new(builder.clock.clone(), sci, builder.power.clone(), builder.alarm.clone());
     builder.slot(place, chip)
 }
 

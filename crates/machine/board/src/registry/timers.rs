@@ -52,7 +52,10 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedD
         cpus: builder.spec.cpus,
     };
     let line = builder.legacy_gate.irq8();
-    builder.slot(place, CmosRtc::new(builder.clock.clone(), line, &config))
+    builder.slot(
+        place,
+        CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config),
+    )
 }
 
 /// Seconds since 1970 on the host.

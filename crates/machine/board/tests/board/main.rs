@@ -5,3 +5,4 @@ mod fake;
 mod machine;
 mod plan;
 mod serial;
+mod sleep;

@@ -1,4 +1,4 @@
-//! DSDT: processors, the legacy devices with their ports and interrupts, and soft-off.
+//! DSDT: processors, the legacy devices with their ports and interrupts, and the sleep states.
 //!
 //! Devices that describe themselves hand in their AML; there is no host bridge.
 //!
@@ -56,11 +56,16 @@ pub(super) fn build(input: &AcpiInput) -> Sdt {
     }
     devices.extend(input.extra.iter().flatten());
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), devices));
-    let mut soft_off = Vec::new();
-    let s5 = input.pm.s5;
-    Name::new("\\_S5_".into(), &Package::new(vec![&s5, &s5, &ZERO, &ZERO])).to_aml_bytes(&mut soft_off);
-    dsdt.append_slice(&soft_off);
+    dsdt.append_slice(&sleep_state("\\_S3_", input.pm.s3));
+    dsdt.append_slice(&sleep_state("\\_S5_", input.pm.s5));
     dsdt
+}
+
+/// A sleep state with its value of SLP_TYP.
+fn sleep_state(name: &str, slp_typ: u8) -> Vec<u8> {
+    let mut aml = Vec::new();
+    Name::new(name.into(), &Package::new(vec![&slp_typ, &slp_typ, &ZERO, &ZERO])).to_aml_bytes(&mut aml);
+    aml
 }
 
 /// A device with a plug-and-play identifier, further names, and its resources.

@@ -1,6 +1,6 @@
 //! FADT: the fixed ACPI hardware, the reset register, and which legacy devices there are.
 //!
-//! The power button is a fixed feature, the sleep button and wake by the real-time clock are absent. Both forms of every
+//! The power button and wake by the real-time clock are fixed features, the sleep button is absent. Both forms of every
 //! block's address are given, for operating systems of before and after ACPI 2.0.
 //!
 //! Spec: ACPI 6.5 §5.2.9.
@@ -54,7 +54,6 @@ pub(super) fn build(input: &AcpiInput, facs: u32, dsdt: u32) -> Vec<u8> {
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup)
         .firmware_ctrl_32(facs)

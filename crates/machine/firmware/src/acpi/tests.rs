@@ -109,7 +109,7 @@ fn fadt_describes_the_fixed_hardware() {
     assert_eq!(fadt[88..93], [4, 2, 0, 4, 4]);
     assert_eq!(word(&fadt, 109), 0b111, "boot architecture flags");
     let flags = dword(&fadt, 112);
-    assert_eq!(flags, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10);
+    assert_eq!(flags, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 8 | 1 << 10);
     assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0xc, 0, 0, 0, 0, 0, 0, 6]);
     assert_eq!(fadt[148..156], [1, 32, 0, 2, 0, 6, 0, 0]);
     let without = Tables::build(&AcpiInput { i8042: false, ..pc(1) });
@@ -180,6 +180,7 @@ fn dsdt_names_the_devices_that_there_are() {
     for part in [&b"C002"[..], b"COM2", b"KBD_", b"HPET", b"\x08XTRA\x0a\x2a"] {
         assert!(contains(&full, part), "{part:?}");
     }
+    assert!(contains(&full, b"\x08\\_S3_\x12\x06\x04\x01\x01\0\0"));
     assert!(contains(&full, b"\x08\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\0\0"));
     // COM2's resources: ports 2F8h to 2FFh, interrupt 3.
     assert!(contains(&full, &[0x47, 1, 0xf8, 2, 0xf8, 2, 1, 8, 0x22, 8, 0, 0x79]));
@@ -187,6 +188,18 @@ fn dsdt_names_the_devices_that_there_are() {
     for part in [&b"C000"[..], b"COM1", b"KBD_", b"HPET"] {
         assert!(!contains(&bare, part), "{part:?}");
     }
+}
+
+#[test]
+fn waking_vector_is_what_the_system_wrote_into_the_facs() {
+    let tables = Tables::build(&pc(1));
+    let facs = u64::from(dword(&tables.find(b"FACP"), 36));
+    assert_eq!(waking_vector(&tables.memory), None);
+    tables.memory.write(facs + 12, &0x9_a120u32.to_le_bytes()).unwrap();
+    assert_eq!(waking_vector(&tables.memory), Some(0x9_a120));
+    tables.memory.write(facs, b"G").unwrap();
+    assert_eq!(waking_vector(&tables.memory), None);
+    assert_eq!(waking_vector(&memory(4096)), None);
 }
 
 #[test]
