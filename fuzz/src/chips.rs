@@ -18,6 +18,7 @@ use chipset::lapic::LapicConfig;
 use chipset::pc_testdev::PcTestdev;
 use chipset::pic::DualPic;
 use chipset::pit::Pit;
+use chipset::port92::Port92;
 use chipset::reset_control::PowerControl;
 use chipset::reset_control::ResetControl;
 use chipset::uart16550::Uart16550;
@@ -40,18 +41,18 @@ const MEMORY: u64 = 16 * guest_memory::PAGE_SIZE;
 #[rustfmt::skip]
 pub(crate) enum Chip {
     Pit(Pit), Rtc(CmosRtc), Hpet(Hpet), I8042(I8042), Uart(Uart16550), AcpiPm(AcpiPm), Reset(ResetControl),
-    FwCfg(FwCfg), DebugExit(DebugExit), Testdev(PcTestdev), Pic(DualPic), IoApic(IoApic), Lapic(Lapic),
+    FwCfg(FwCfg), DebugExit(DebugExit), Testdev(PcTestdev), Pic(DualPic), IoApic(IoApic), Lapic(Lapic), Port92(Port92),
 }
 
 impl Chip {
-    /// The chip number `kind`, and from 13 on all over again.
+    /// The chip number `kind`, and from 14 on all over again.
     pub(crate) fn new(kind: u8, clock: &TestClock) -> Self {
         let probe = IrqProbe::new();
         let line = |pin| probe.line(pin);
         let lines = || (0..LINES).map(line).collect::<Vec<_>>();
         let time: Arc<dyn Clock> = Arc::new(clock.clone());
         let power = Arc::new(NoPower);
-        match kind % 13 {
+        match kind % 14 {
             0 => Self::Pit(Pit::new(time, line(0))),
             1 => Self::Rtc(CmosRtc::new(time, line(8), line(9), &RTC)),
             2 => Self::Hpet(Hpet::new(
@@ -69,7 +70,8 @@ impl Chip {
             9 => Self::Testdev(PcTestdev::new(lines())),
             10 => Self::Pic(DualPic::new(line(0))),
             11 => Self::IoApic(IoApic::new(kind, probe.clone())),
-            _ => Self::Lapic(Lapic::new(LAPIC, time, Arc::new(Signals::new()))),
+            12 => Self::Lapic(Lapic::new(LAPIC, time, Arc::new(Signals::new()))),
+            _ => Self::Port92(Port92::new(power)),
         }
     }
 
@@ -88,6 +90,7 @@ impl Chip {
             Self::Pic(chip) => chip,
             Self::IoApic(chip) => chip,
             Self::Lapic(chip) => chip,
+            Self::Port92(chip) => chip,
         }
     }
 

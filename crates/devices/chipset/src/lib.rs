@@ -22,5 +22,6 @@ pub mod lapic;
 pub mod pc_testdev;
 pub mod pic;
 pub mod pit;
+pub mod port92;
 pub mod reset_control;
 pub mod uart16550;

@@ -52,6 +52,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "uart16550",     place: legacy::place_uarts,         build: legacy::build_uart },
     Entry { chip: "acpi_pm",       place: platform::place_acpi_pm,     build: platform::build_acpi_pm },
     Entry { chip: "reset_control", place: platform::place_reset,       build: platform::build_reset },
+    Entry { chip: "port92",        place: platform::place_port92,      build: platform::build_port92 },
     Entry { chip: "fw_cfg",        place: platform::place_fw_cfg,      build: platform::build_fw_cfg },
     Entry { chip: "debug_exit",    place: platform::place_debug_exit,  build: platform::build_debug_exit },
     Entry { chip: "pc_testdev",    place: platform::place_testdev,     build: platform::build_testdev },

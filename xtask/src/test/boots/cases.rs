@@ -28,7 +28,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 14] = [
+pub(super) const CASES: [Case; 15] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -39,6 +39,7 @@ pub(super) const CASES: [Case; 14] = [
         "i386_kernel_boots_without_complaints",
         i386_kernel_boots_without_complaints,
     ),
+    case("suspended_guest_wakes_by_its_alarm", suspended_guest_wakes_by_its_alarm),
     case(
         "two_processors_work_at_the_same_time",
         two_processors_work_at_the_same_time,
@@ -86,6 +87,26 @@ fn i386_kernel_boots_without_complaints(lab: &Lab) -> anyhow::Result<()> {
         ends_well(seen)?;
         no_complaints(seen)?;
         says(seen, "i686 GNU/Linux")
+    })
+}
+
+fn suspended_guest_wakes_by_its_alarm(lab: &Lab) -> anyhow::Result<()> {
+    // Twice, so that the first sleep is seen to leave the machine fit for another.
+    let sleep = "echo +3 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
+    let boot = lab
+        .commands("full", &format!("{sleep}; {sleep}"))?
+        .with(&["--cpus", "2"]);
+    lab.watch(&boot, |seen| {
+        ends_well(seen)?;
+        no_complaints(seen)?;
+        says(seen, "PM: suspend entry (deep)")?;
+        let awake = seen
+            .lines
+            .iter()
+            .filter(|line| line.text.starts_with("awake:2"))
+            .count();
+        ensure!(awake == 2, "the guest woke {awake} times of 2 with both processors");
+        Ok(())
     })
 }
 

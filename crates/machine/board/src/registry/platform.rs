@@ -7,6 +7,8 @@ use chipset::fw_cfg;
 use chipset::fw_cfg::FwCfg;
 use chipset::pc_testdev;
 use chipset::pc_testdev::PcTestdev;
+use chipset::port92;
+use chipset::port92::Port92;
 use chipset::reset_control;
 use chipset::reset_control::ResetControl;
 use device_model::SharedDevice;
@@ -44,6 +46,14 @@ pub(super) fn place_reset(_: &MachineSpec) -> Vec<Placement> {
 
 pub(super) fn build_reset(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
     builder.slot(place, ResetControl::new(builder.power.clone()))
+}
+
+pub(super) fn place_port92(_: &MachineSpec) -> Vec<Placement> {
+    vec![Placement::new("port92", "port92").window(Window::pio("port92", port92::PORT, 1))]
+}
+
+pub(super) fn build_port92(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+    builder.slot(place, Port92::new(builder.power.clone()))
 }
 
 pub(super) fn place_fw_cfg(_: &MachineSpec) -> Vec<Placement> {

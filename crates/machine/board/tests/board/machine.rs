@@ -68,7 +68,7 @@ fn debug_exit_reports_the_value() {
 fn reset_ends_the_machine_when_the_spec_says_so() {
     let mut spec = small();
     spec.on_reset = OnReset::Stop;
-    for (port, value) in [(0xcf9, 6), (0x64, 0xfe)] {
+    for (port, value) in [(0xcf9, 6), (0x64, 0xfe), (0x92, 3)] {
         let machine = build(&spec, Backends::default(), move |step| {
             step.out(0xcf9, 2);
             step.out(port, value);
