@@ -193,6 +193,7 @@ impl PowerControl for PowerPort {
     }
 
     fn suspend(&self) {
+        tracing::info!("guest asleep");
         self.gate.sleep();
     }
 

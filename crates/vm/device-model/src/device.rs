@@ -50,6 +50,8 @@ pub trait Device: Registers + DynSnapshot + Inspect + Send {
 }
 
 /// Tells the event thread that a slot's deadline moved or that a backend has something for it.
+///
+/// Called under a device's lock: an implementation takes no lock under which a device is locked.
 pub trait Wake: Send + Sync {
     /// Look at the slots again.
     fn wake(&self);
@@ -108,8 +110,7 @@ impl<D: Device + ?Sized> Slot<D> {
         // A write to no register is dropped, as on a real bus.
         let _ = device.write(at, width, value & width.ones());
         let next = device.poll(self.clock.now());
-        drop(device);
-        self.set_deadline(next);
+        self.set_deadline(&device, next);
     }
 
     /// Calls `f` with the device, then lets the device do what that made due: for typed access that may move a deadline.
@@ -117,8 +118,7 @@ impl<D: Device + ?Sized> Slot<D> {
         let mut device = self.lock();
         let result = f(&mut device);
         let next = device.poll(self.clock.now());
-        drop(device);
-        self.set_deadline(next);
+        self.set_deadline(&device, next);
         result
     }
 
@@ -135,11 +135,106 @@ impl<D: Device + ?Sized> Slot<D> {
         }
     }
 
-    fn set_deadline(&self, next: Option<VmTime>) {
+    /// The device is still locked: between two threads that polled it, the older deadline must not replace the newer.
+    fn set_deadline(&self, _locked: &MutexGuard<'_, D>, next: Option<VmTime>) {
         let ns = next.map_or(u64::MAX, VmTime::as_ns);
         // Only an earlier deadline needs the event thread's attention: a later one is found when the old one passes.
         if ns < self.deadline.swap(ns, Ordering::AcqRel) {
             self.wake.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::IoError;
+    use crate::Node;
+    use crate::Region;
+    use crate::RestoreError;
+    use crate::Schema;
+    use crate::Snapshot;
+    use crate::TestClock;
+
+    /// Wants to be polled at the time that was written last.
+    struct Timer(Option<VmTime>);
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Nothing;
+
+    impl Schema for Nothing {
+        const NAME: &'static str = "nothing";
+        const VERSION: u32 = 1;
+    }
+
+    impl Registers for Timer {
+        fn regions(&self) -> &[Region] {
+            &[]
+        }
+        fn read(&mut self, _: At, _: Width) -> Result<u64, IoError> {
+            Err(IoError::NoRegister)
+        }
+        fn write(&mut self, _: At, _: Width, value: u64) -> Result<(), IoError> {
+            self.0 = Some(VmTime::from_ns(value));
+            Ok(())
+        }
+    }
+
+    impl Snapshot for Timer {
+        type State = Nothing;
+        fn save(&self) -> Nothing {
+            Nothing
+        }
+        fn restore(&mut self, _: Nothing) -> Result<(), RestoreError> {
+            Ok(())
+        }
+    }
+
+    impl Inspect for Timer {
+        fn inspect(&self) -> Node {
+            Node::tree()
+        }
+    }
+
+    impl Device for Timer {
+        fn reset(&mut self, _: Reset) {}
+        fn poll(&mut self, _: VmTime) -> Option<VmTime> {
+            self.0
+        }
+    }
+
+    /// Counts the wakes at which the slot's device was locked.
+    #[derive(Default)]
+    struct Watcher {
+        slot: OnceLock<Arc<Slot<Timer>>>,
+        locked: AtomicUsize,
+        free: AtomicUsize,
+    }
+
+    impl Wake for Watcher {
+        fn wake(&self) {
+            let locked = self.slot.get().unwrap().device.try_lock().is_err();
+            let counter = if locked { &self.locked } else { &self.free };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn deadline_moves_before_another_thread_can_poll() {
+        let watcher = Arc::new(Watcher::default());
+        let slot = Slot::new("timer", Timer(None), Arc::new(TestClock::new()), watcher.clone());
+        let _ = watcher.slot.set(Arc::clone(&slot));
+        slot.write(At { region: 0, offset: 0 }, Width::Qword, 100);
+        assert_eq!(slot.deadline(), Some(VmTime::from_ns(100)));
+        slot.with(|timer| timer.0 = Some(VmTime::from_ns(50)));
+        assert_eq!(slot.deadline(), Some(VmTime::from_ns(50)));
+        // A later deadline wakes nobody.
+        slot.with(|timer| timer.0 = None);
+        assert_eq!(slot.deadline(), None);
+        assert_eq!(watcher.locked.load(Ordering::Relaxed), 2);
+        assert_eq!(watcher.free.load(Ordering::Relaxed), 0);
     }
 }
