@@ -91,8 +91,9 @@ fn i386_kernel_boots_without_complaints(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn suspended_guest_wakes_by_its_alarm(lab: &Lab) -> anyhow::Result<()> {
-    // Twice, so that the first sleep is seen to leave the machine fit for another.
-    let sleep = "echo +3 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
+    // Twice, so that the first sleep is seen to leave the machine fit for another. An alarm that goes off before the guest
+    // is asleep is lost on it: it has ten seconds on a busy host.
+    let sleep = "echo +10 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
     let boot = lab
         .commands("full", &format!("{sleep}; {sleep}"))?
         .with(&["--cpus", "2"]);
