@@ -12,6 +12,7 @@ pub(crate) const JUMPS: usize = 4096;
 /// Targets of indirect jumps, by a hash of their address: the address, and where its code begins.
 #[repr(C)]
 pub(crate) struct JumpCache {
+    /// Negated, so that adding the address gives zero.
     pub(crate) address: [u64; JUMPS],
     pub(crate) host: [u64; JUMPS],
 }

@@ -6,7 +6,7 @@
 /// A host register by its number.
 pub(crate) type Reg = u8;
 
-pub(crate) const RAX: Reg = 0;
+pub(crate) const RCX: Reg = 1;
 pub(crate) const RSP: Reg = 4;
 /// Addend of the stack page: host address minus guest address.
 pub(crate) const STK: Reg = 8;
@@ -89,10 +89,23 @@ impl Asm {
         self.gs_base(0x2b, reg, base, off);
     }
 
-    /// `cmp reg, gs:[index * 8 + off]`
-    pub(crate) fn cmp_scaled(&mut self, reg: Reg, index: Reg, off: u32) {
-        self.bytes(&[0x65, rex(1, reg, index, 0), 0x3b, (reg & 7) << 3 | 4, 0xc5 | (index & 7) << 3]);
+    /// `mov reg, gs:[index * 8 + off]`
+    pub(crate) fn load_scaled(&mut self, reg: Reg, index: Reg, off: u32) {
+        self.bytes(&[0x65, rex(1, reg, index, 0), 0x8b, (reg & 7) << 3 | 4, 0xc5 | (index & 7) << 3]);
         self.u32(off);
+    }
+
+    /// `jrcxz` to a place not yet known, less than 128 bytes away.
+    pub(crate) fn jrcxz(&mut self) -> usize {
+        self.bytes(&[0xe3, 0]);
+        self.len()
+    }
+
+    /// Lets the short jump that ends at `from` lead to the present place.
+    pub(crate) fn here_short(&mut self, from: usize) {
+        let distance = self.len() - from;
+        debug_assert!(distance < 128);
+        self.buf[from - 1] = distance as u8;
     }
 
     /// `jmp gs:[index * 8 + off]`
@@ -354,7 +367,7 @@ mod tests {
         assert_eq!(text(|a| a.load_at(T1, T1, 0x5000)), "mov r11,gs:[r11+5000h]");
         assert_eq!(text(|a| a.sub(T0, 0x88)), "sub r10,gs:[88h]");
         assert_eq!(text(|a| a.sub_at(T2, T1, 0x88)), "sub r9,gs:[r11+88h]");
-        assert_eq!(text(|a| a.cmp_scaled(T0, T1, 0x900)), "cmp r10,gs:[r11*8+900h]");
+        assert_eq!(text(|a| a.load_scaled(T1, T1, 0x900)), "mov r11,gs:[r11*8+900h]");
         assert_eq!(text(|a| a.jmp_scaled(T1, 0x900)), "jmp qword ptr gs:[r11*8+900h]");
         assert_eq!(text(|a| a.pext(T1, T1, 0x10)), "pext r11,r11,gs:[10h]");
         assert_eq!(text(|a| a.rorx(T1, T0, 7)), "rorx r11,r10,7");

@@ -192,7 +192,11 @@ impl Frame {
         }
         let outcome = self.interp.execute(&block.insns[index].decoded);
         match block.insns.get(index + 1) {
-            Some(next) if outcome == Outcome::Next && !self.interp.needs_attention() => {
+            Some(next)
+                if outcome == Outcome::Next
+                    && !self.interp.needs_attention()
+                    && self.interp.code_generations() == self.rest.generations =>
+            {
                 let host = block.host + u64::from(next.host);
                 self.enter(host)
             }
@@ -238,7 +242,7 @@ impl Frame {
             Found::Code(to) => {
                 // SAFETY: found just now, and flushes only happen in `dispatch`.
                 let to_block = unsafe { &*to };
-                if to_block.second.is_none() {
+                if to_block.second.is_none() && translate::dbg() & 4 == 0 {
                     self.rest.shared.registry.lock().link(block, exit, to_block);
                 }
                 self.go(to, false)
@@ -329,12 +333,12 @@ impl Frame {
         self.area.page = rip & !0xfff;
         self.rest.running = block;
         self.rest.counted = 0;
-        if remember {
+        if remember && translate::dbg() & 8 == 0 {
             let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
             let slot = area::jump_slot(rip);
             let jumps = &mut self.area.jumps[cache];
             jumps.host[slot] = found.host;
-            jumps.address[slot] = rip;
+            jumps.address[slot] = rip.wrapping_neg();
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
         self.enter(found.host + u64::from(found.body))

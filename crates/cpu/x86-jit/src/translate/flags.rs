@@ -18,7 +18,8 @@ const AHEAD: usize = 16;
 pub(crate) fn before(ins: &Instruction, after: u32) -> u32 {
     let read = ins.rflags_read() & ALL;
     // A count of zero leaves all flags as they are.
-    let conditional = matches!(
+    let repeated = ins.has_rep_prefix() || ins.has_repne_prefix();
+    let conditional = repeated && ins.is_string_instruction() || matches!(
         ins.mnemonic(),
         Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Sal | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
             | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd

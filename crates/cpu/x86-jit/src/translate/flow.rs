@@ -1,17 +1,19 @@
 //! Entries, direct and indirect jumps, calls and returns.
 //!
 //! Jumps within a page are linked: their displacement is changed to lead to the target's code. All others go through the
-//! jump cache of the vCPU, whose entry the target compares with its own address: `T0` holds the address on the way, `T1`
+//! jump cache of the vCPU, whose entry the code it leads to compares with the address meant: `T0` holds the address on the way, `T1`
 //! the slot.
 
 use iced_x86::OpKind;
 
 use crate::area;
 use crate::asm::NE;
+use crate::asm::RCX;
 use crate::asm::RSP;
 use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
+use crate::asm::T2;
 use crate::block::Exit;
 use crate::thunk::Why;
 use crate::translate::Class;
@@ -20,32 +22,26 @@ use crate::translate::Translator;
 
 impl Translator {
     /// The entries through the jump cache and of backward jumps. Returns where the latter and the body begin.
+    ///
+    /// Until it is sure that the jump was meant for this block, nothing may touch the flags: the block that it was meant
+    /// for may want them.
     pub(crate) fn header(&mut self) -> (u32, u32) {
         let offset = i32::from(self.items[0].offset);
         let wanted = self.items[0].wanted != 0;
-        if wanted {
-            // The first instruction has at least eight bytes either way: it may be overwritten by a jump.
-            self.save_flags();
-        }
-        self.asm.cmp_scaled(T0, T1, area::jump_address(self.cpl));
-        let miss = self.asm.jcc(NE);
+        // At least eight bytes: the first instruction may be overwritten by a jump.
+        self.asm.load_scaled(T1, T1, area::jump_address(self.cpl));
+        self.asm.mov(T2, RCX);
+        self.asm.lea_sum(RCX, T1, T0);
+        let hit = self.asm.jrcxz();
+        self.asm.mov(RCX, T2);
+        let jump = self.asm.jmp();
+        self.thunks.push((jump, Why::Miss));
+        self.asm.here_short(hit);
+        self.asm.mov(RCX, T2);
         self.asm.lea(T1, T0, -offset);
         self.asm.store(area::PAGE, T1);
-        if wanted {
-            self.restore_flags();
-        }
         let poll = self.asm.len() as u32;
         self.poll(wanted);
-        if wanted {
-            let over = self.asm.jmp();
-            self.asm.here(miss);
-            self.restore_flags();
-            let jump = self.asm.jmp();
-            self.thunks.push((jump, Why::Miss));
-            self.asm.here(over);
-        } else {
-            self.thunks.push((miss, Why::Miss));
-        }
         (poll, self.asm.len() as u32)
     }
 
@@ -169,8 +165,8 @@ impl Translator {
         if self.items[index].on_stack {
             self.asm.store_mem(RSP, STK, -8, T0);
         } else {
-            self.asm.mov(crate::asm::T2, T0);
-            self.checked_push(index, crate::asm::T2);
+            self.asm.mov(T2, T0);
+            self.checked_push(index, T2);
         }
         self.asm.lea(RSP, RSP, -8);
     }
@@ -193,15 +189,15 @@ impl Translator {
         if call {
             let page = ins.ip() & !0xfff;
             if self.items[index].on_stack {
-                self.asm.mov(crate::asm::T2, T0);
+                self.asm.mov(T2, T0);
                 self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
                 self.asm.store_mem(RSP, STK, -8, T0);
                 self.asm.lea(RSP, RSP, -8);
-                self.asm.mov(T0, crate::asm::T2);
+                self.asm.mov(T0, T2);
             } else {
                 self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
-                self.asm.mov(crate::asm::T2, T0);
-                self.checked_push(index, crate::asm::T2);
+                self.asm.mov(T2, T0);
+                self.checked_push(index, T2);
                 self.asm.lea(RSP, RSP, -8);
                 let value = self.value_of(ins.op0_register());
                 // A call through RSP itself goes where it pointed before the push.
