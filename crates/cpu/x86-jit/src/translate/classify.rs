@@ -55,6 +55,8 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode) -> Class {
         return Class::Last;
     }
     match ins.mnemonic() {
+        // They change the bank of the TLB that the rest of the block would use.
+        Mnemonic::Stac | Mnemonic::Clac => Class::Last,
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
