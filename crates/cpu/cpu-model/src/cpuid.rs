@@ -165,6 +165,14 @@ impl CpuPolicy {
         self
     }
 
+    /// The policy without a feature and what depends on it: for engines that it would slow down.
+    #[must_use]
+    pub fn without(mut self, feature: Feature) -> Self {
+        self.features = self.features.without(FeatureSet::of(&[feature])).closed();
+        self.words = self.features.words();
+        self
+    }
+
     /// The model.
     #[must_use]
     pub const fn model(&self) -> Model {

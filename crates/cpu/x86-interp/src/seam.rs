@@ -123,6 +123,13 @@ impl InterpVcpu {
         self.cpu.signals.pending() != 0 || self.interrupt_open() || !self.quiet()
     }
 
+    /// Ends the shadow of STI early, where no interrupt waits that it would hold back.
+    pub fn end_sti_shadow(&mut self) {
+        if self.cpu.boundary.event.sti_shadow && self.cpu.signals.pending() == 0 && !self.interrupt_open() {
+            self.cpu.boundary.event.sti_shadow = false;
+        }
+    }
+
     /// Does what is to be done between instructions. `Some` when `run` must come back.
     pub fn attend(&mut self) -> Option<Stop> {
         self.between()

@@ -1,5 +1,7 @@
 //! A translated block, and what is known about it.
 
+use std::sync::atomic::AtomicBool;
+
 use guest_memory::CodePage;
 use x86_interp::DInsn;
 
@@ -50,7 +52,8 @@ pub(crate) struct Block {
     pub(crate) insns: Box<[Insn]>,
     pub(crate) spans: Box<[(u8, Span)]>,
     pub(crate) exits: Box<[Exit]>,
-    pub(crate) code: *const CodePage,
+    /// Its code was overwritten: it is not to be entered any more.
+    pub(crate) dead: AtomicBool,
     /// The page after, when the block's one instruction goes on there.
     pub(crate) second: Option<Second>,
 }

@@ -6,6 +6,8 @@ use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use guest_memory::CodePage;
 use guest_memory::CodeWatch;
@@ -32,7 +34,6 @@ struct Link {
 struct State {
     block: Box<Block>,
     links: Vec<Link>,
-    dead: bool,
 }
 
 /// Blocks and their code.
@@ -133,7 +134,7 @@ impl Registry {
             insns: draft.insns.into(),
             spans: draft.spans.into(),
             exits: draft.exits.into(),
-            code: origin.code,
+            dead: AtomicBool::new(false),
             second: origin.second,
         });
         // SAFETY: just written.
@@ -148,14 +149,13 @@ impl Registry {
         self.blocks.push(State {
             block,
             links: Vec::new(),
-            dead: false,
         });
         Some(pointer)
     }
 
     /// Lets exit `exit` of `from` lead into `to` from now on.
     pub(crate) fn link(&mut self, from: &Block, exit: usize, to: &Block) {
-        if self.blocks[from.id as usize].dead || self.blocks[to.id as usize].dead {
+        if from.dead.load(Ordering::SeqCst) || to.dead.load(Ordering::SeqCst) {
             return;
         }
         let exit = &from.exits[exit];
@@ -180,7 +180,7 @@ impl Registry {
     /// Throws away one block: nothing enters it any more.
     pub(crate) fn kill(&mut self, id: u32) {
         let state = &mut self.blocks[id as usize];
-        if std::mem::replace(&mut state.dead, true) {
+        if state.block.dead.swap(true, Ordering::SeqCst) {
             return;
         }
         let block = &state.block;

@@ -45,6 +45,8 @@ pub(crate) struct Rest {
     flushes: u64,
     /// Modes that the jump caches are of.
     modes: [u32; 2],
+    /// Blocks that were found, by a hash of their address.
+    found: Box<[Seen]>,
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -59,6 +61,28 @@ pub(crate) struct Rest {
     counters: Counters,
 }
 
+/// A block that was found at an address.
+#[derive(Clone, Copy)]
+struct Seen {
+    address: u64,
+    /// Mode, and generation of the code translations.
+    context: u64,
+    block: *const Block,
+}
+
+const UNSEEN: Seen = Seen {
+    address: 0,
+    context: u64::MAX,
+    block: std::ptr::null(),
+};
+
+/// Slots for blocks that were found.
+const SEEN: usize = 1 << 15;
+
+fn seen_slot(address: u64) -> usize {
+    (address ^ address >> 15) as usize & (SEEN - 1)
+}
+
 #[derive(Default)]
 struct Counters {
     slow: u64,
@@ -69,6 +93,9 @@ struct Counters {
     faults: u64,
     interpreted_blocks: u64,
     translated: u64,
+    user_clears: u64,
+    kernel_clears: u64,
+    mode_clears: u64,
 }
 
 /// A translated vCPU.
@@ -109,6 +136,7 @@ impl JitVcpu {
             generations: [0; 2],
             flushes: 0,
             modes: [u32::MAX; 2],
+            found: vec![UNSEEN; SEEN].into(),
             low: false,
             stop: None,
             end: None,
@@ -191,6 +219,9 @@ impl Frame {
             self.rest.counted = index as u64 + 1;
         }
         let outcome = self.interp.execute(&block.insns[index].decoded);
+        if self.rest.end.is_none() {
+            self.interp.end_sti_shadow();
+        }
         match block.insns.get(index + 1) {
             Some(next)
                 if outcome == Outcome::Next
@@ -362,10 +393,15 @@ impl Frame {
             let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
             if all || low || high {
                 self.area.jumps[0].clear();
+                self.rest.counters.user_clears += 1;
             }
             if all || high || low && self.rest.low {
                 self.area.jumps[1].clear();
+                self.rest.counters.kernel_clears += 1;
                 self.rest.low = false;
+            }
+            if all {
+                self.rest.found.fill(UNSEEN);
             }
             self.rest.generations = generations;
             self.rest.flushes = flushes;
@@ -373,6 +409,7 @@ impl Frame {
         let cache = area::cache_of(key as u8 & 3) as usize;
         if self.rest.modes[cache] != key {
             self.area.jumps[cache].clear();
+            self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
         }
     }
@@ -387,6 +424,28 @@ impl Frame {
         let alone = if self.rest.end.is_some() { SINGLE } else { 0 };
         let key = key | more | alone;
         let rip = self.interp.rip();
+        let context = u64::from(key) << 32 | u64::from(self.rest.generations[(rip >> 63) as usize]);
+        let slot = seen_slot(rip);
+        let seen = self.rest.found[slot];
+        // SAFETY: of the present context, hence found since the last flush.
+        if seen.address == rip && seen.context == context && !unsafe { &*seen.block }.dead.load(Ordering::Relaxed) {
+            return Found::Code(seen.block);
+        }
+        let found = self.find_slow(rip, &mode, key);
+        if let Found::Code(block) = found {
+            // A flush on the way has changed nothing that the context tells: it was noted already.
+            self.rest.found[slot] = Seen {
+                address: rip,
+                context,
+                block,
+            };
+        }
+        found
+    }
+
+    /// The same, where nothing is known of the address.
+    #[cold]
+    fn find_slow(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
         let Some(source) = self.interp.source(rip) else {
             return Found::Fault;
         };
@@ -405,7 +464,7 @@ impl Frame {
                 },
             }
         }
-        self.translate(rip, &mode, key)
+        self.translate(rip, mode, key)
     }
 
     /// Translates the block at RIP.
@@ -580,6 +639,12 @@ impl Vcpu for JitVcpu {
     }
 }
 
+impl Drop for JitVcpu {
+    fn drop(&mut self) {
+        if std::env::var("STATS").is_ok() { eprintln!("{}", format!("{:?}", self.inspect()).replace("), ", "\n")); }
+    }
+}
+
 impl Inspect for JitVcpu {
     fn inspect(&self) -> Node {
         let c = &self.frame.rest.counters;
@@ -591,7 +656,10 @@ impl Inspect for JitVcpu {
             .with("polls", c.polls)
             .with("host_faults", c.faults)
             .with("interpreted_blocks", c.interpreted_blocks)
-            .with("translated", c.translated);
+            .with("translated", c.translated)
+            .with("user_jump_clears", c.user_clears)
+            .with("kernel_jump_clears", c.kernel_clears)
+            .with("mode_jump_clears", c.mode_clears);
         self.frame.interp.inspect().with("translator", translator)
     }
 }

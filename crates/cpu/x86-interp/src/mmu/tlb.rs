@@ -6,7 +6,7 @@ use guest_memory::CodePage;
 
 /// A tag that no page has: subtracting it from any canonical address leaves a huge number.
 const INVALID: u64 = 1 << 62;
-const DATA_ENTRIES: usize = 1024;
+const DATA_ENTRIES: usize = 4096;
 const EXEC_ENTRIES: usize = 512;
 
 /// A data translation. A tag is the page's virtual address, or [`INVALID`] when such accesses must take the slow path.

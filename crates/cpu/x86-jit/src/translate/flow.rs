@@ -20,6 +20,10 @@ use crate::translate::Class;
 use crate::translate::Cold;
 use crate::translate::Translator;
 
+/// Targets in the page that are linked. An instruction that begins further on may cross into the next page, and then must be
+/// found anew when the code translations have changed.
+const LINKED: u64 = 4096 - 14;
+
 impl Translator {
     /// The entries through the jump cache and of backward jumps. Returns where the latter and the body begin.
     ///
@@ -115,7 +119,7 @@ impl Translator {
     /// A direct jump to `target`.
     pub(crate) fn transfer(&mut self, page: u64, target: u64, backward: bool) {
         let offset = target.wrapping_sub(page);
-        if offset < 4096 {
+        if offset < LINKED {
             let fix = self.asm.jmp_aligned();
             self.exit(offset as u16, fix, backward);
         } else {
@@ -140,7 +144,7 @@ impl Translator {
         let target = ins.near_branch64();
         let offset = target.wrapping_sub(page);
         let backward = target <= ins.ip();
-        if offset < 4096 {
+        if offset < LINKED {
             let fix = self.asm.jcc_aligned(condition);
             self.exit(offset as u16, fix, backward);
         } else {
