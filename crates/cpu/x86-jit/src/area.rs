@@ -44,6 +44,8 @@ pub(crate) struct Area {
     pub(crate) jump_mask: u64,
     /// MXCSR as Rust code expects it.
     pub(crate) host_mxcsr: u32,
+    /// The host's vector registers and MXCSR hold the guest's. Else they are in memory, and whoever needs them asks.
+    pub(crate) vectors: u32,
     /// The vCPU's own address.
     pub(crate) this: *mut Frame,
     /// By privilege: level 3, others.
@@ -79,6 +81,7 @@ area! {
     WHAT = what,
     JUMP_MASK = jump_mask,
     HOST_MXCSR = host_mxcsr,
+    VECTORS = vectors,
     THIS = this,
     JUMP_CACHES = jumps,
 }

@@ -18,6 +18,7 @@ pub(crate) const T0: Reg = 10;
 pub(crate) const T1: Reg = 11;
 
 /// Conditions, as the low nibble of Jcc.
+pub(crate) const E: u8 = 4;
 pub(crate) const NE: u8 = 5;
 pub(crate) const A: u8 = 7;
 
@@ -260,6 +261,13 @@ impl Asm {
         self.bytes(&[rex(0, 0, 0, reg), 0x83, 0x38 | reg & 7, 0]);
     }
 
+    /// `cmp dword gs:[off], 0`
+    pub(crate) fn cmp_dword_gs_zero(&mut self, off: u32) {
+        self.bytes(&[0x65, 0x83, 0x3c, 0x25]);
+        self.u32(off);
+        self.bytes(&[0]);
+    }
+
     /// `lahf; seto al`
     pub(crate) fn flags_to_ax(&mut self) {
         self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
@@ -395,6 +403,7 @@ mod tests {
         assert_eq!(text(|a| a.lea_any(T0, None, None, 0x100, true)), "lea r10,[100h]");
         assert_eq!(text(|a| a.lea_any(T0, Some(12), None, 0, true)), "lea r10,[r12]");
         assert_eq!(text(|a| a.mov32(T0, T0)), "mov r10d,r10d");
+        assert_eq!(text(|a| a.cmp_dword_gs_zero(0x44)), "cmp dword ptr gs:[44h],0");
         assert_eq!(text(|a| a.cmp_dword_zero(T1)), "cmp dword ptr [r11],0");
     }
 

@@ -2,7 +2,7 @@
 //!
 //! On the way out all guest state goes to its places in memory, so that Rust code sees a processor between two
 //! instructions; on the way in it comes back. Vector registers travel whole, since Rust code and the C library may use
-//! any of them.
+//! any of them, but only once a block has asked for them.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -24,17 +24,20 @@ pub(crate) enum Why {
     Miss,
     /// A signal is pending; WHAT is the record of the block's first instruction.
     Poll,
+    /// The instruction needs the vector registers; WHAT is its record.
+    Vectors,
     /// The host raised a signal; WHAT is the address of the host's instruction.
     Fault,
 }
 
 impl Why {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Slow,
         Self::Stack,
         Self::Exit,
         Self::Miss,
         Self::Poll,
+        Self::Vectors,
         Self::Fault,
     ];
 }
@@ -82,11 +85,15 @@ const MXCSR: usize = std::mem::offset_of!(cpu_model::FpuState, mxcsr);
 const HOST: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
 fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut without = a.create_label();
+    a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
+    a.je(without)?;
     a.mov(r10, at(area::FPU))?;
     a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
     for (i, ymm) in vectors().into_iter().enumerate() {
         a.vmovdqu(ymm, ymmword_ptr(r10 + YMM + i * 32))?;
     }
+    a.set_label(&mut without)?;
     a.mov(rax, at(area::FLAGS))?;
     a.add(al, 127)?;
     a.sahf()?;
@@ -110,13 +117,19 @@ fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     }
     a.mov(at(area::SAVED_T2), r9)?;
     a.mov(rsp, at(area::HOST_RSP))?;
+    let mut without = a.create_label();
+    a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
+    a.je(without)?;
     a.mov(r10, at(area::FPU))?;
     a.stmxcsr(dword_ptr(r10 + MXCSR))?;
     a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
     for (i, ymm) in vectors().into_iter().enumerate() {
         a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
     }
-    a.vzeroupper()
+    a.vzeroupper()?;
+    a.set_label(&mut without)?;
+    // A label needs an instruction behind it.
+    a.nop()
 }
 
 /// Makes the thunks; `helper` decides where to go on, or returns zero to leave.

@@ -72,6 +72,8 @@ pub(crate) struct Item {
     pub(crate) wanted_after: u32,
     /// Its stack accesses are covered by a check before it.
     pub(crate) on_stack: bool,
+    /// It works on the vector registers or MXCSR.
+    pub(crate) vector: bool,
     /// The check that begins here.
     pub(crate) check: Option<Span>,
 }
@@ -154,6 +156,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             wanted: flags::ALL,
             wanted_after: flags::ALL,
             on_stack: false,
+            vector: class == Class::Same && classify::uses_vectors(&ins),
             check: None,
         });
         if class.ends_block() || class == Class::Jcc && (key & SINGLE != 0 || dbg() & 2 != 0) {
@@ -238,10 +241,14 @@ impl Translator {
     /// Code of all instructions; true when the block ends with a transfer.
     fn body(&mut self, at: u64) -> bool {
         let page = at & !0xfff;
+        let mut vectors = false;
         for index in 0..self.items.len() {
             self.hosts.push(self.asm.len() as u32);
             if let Some(span) = self.items[index].check {
                 self.stack_check(index, span);
+            }
+            if self.items[index].vector && !std::mem::replace(&mut vectors, true) {
+                self.ask_for_vectors(index);
             }
             match self.items[index].class {
                 Class::Nothing => {}
@@ -261,6 +268,25 @@ impl Translator {
             }
         }
         self.items.last().is_some_and(|i| i.class.ends_block())
+    }
+
+    /// Leaves when the vector registers are not in the host's.
+    fn ask_for_vectors(&mut self, index: usize) {
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        self.asm.cmp_dword_gs_zero(crate::area::VECTORS);
+        let fix = self.asm.jcc(crate::asm::E);
+        self.cold.push(Cold::Slow {
+            fixes: vec![fix],
+            why: Why::Vectors,
+            index,
+            restore: saved,
+        });
+        if saved {
+            self.restore_flags();
+        }
     }
 
     /// Gives the instruction to the interpreter.

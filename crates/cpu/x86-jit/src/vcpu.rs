@@ -183,6 +183,11 @@ impl Frame {
                 let (block, exit) = record(what);
                 self.exit(block, exit)
             }
+            w if w == Why::Vectors as u64 => {
+                let (block, index) = record(what);
+                self.area.vectors = 1;
+                self.enter(block.host + u64::from(block.insns[index].host))
+            }
             w if w == Why::Poll as u64 => {
                 let (block, _) = record(what);
                 self.rest.counters.polls += 1;
@@ -362,6 +367,8 @@ impl Frame {
         let found = unsafe { &*block };
         let rip = self.interp.rip();
         self.area.page = rip & !0xfff;
+        // Most code does without; who does not asks again.
+        self.area.vectors = 0;
         self.rest.running = block;
         self.rest.counted = 0;
         if remember && translate::dbg() & 8 == 0 {

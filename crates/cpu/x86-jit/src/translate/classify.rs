@@ -180,6 +180,16 @@ fn unit(ins: &Instruction, mode: &Mode) -> bool {
     })
 }
 
+/// Whether an instruction of the units works on the vector registers or MXCSR.
+pub(crate) fn uses_vectors(ins: &Instruction) -> bool {
+    use CpuidFeature as C;
+    !integer(ins)
+        && !ins
+            .cpuid_features()
+            .iter()
+            .all(|f| matches!(f, C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::CMOV))
+}
+
 fn ins_is_vex(ins: &Instruction) -> bool {
     ins.encoding() == iced_x86::EncodingKind::VEX
 }
