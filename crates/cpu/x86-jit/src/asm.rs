@@ -28,6 +28,9 @@ pub(crate) struct Fix(usize);
 
 pub(crate) struct Asm {
     pub(crate) buf: Vec<u8>,
+    /// Where the code begins that will lie elsewhere, and the displacements that lead there from before it.
+    pub(crate) split: usize,
+    pub(crate) across: Vec<usize>,
 }
 
 fn rex(w: u8, r: Reg, x: Reg, b: Reg) -> u8 {
@@ -38,6 +41,8 @@ impl Asm {
     pub(crate) fn new() -> Self {
         Self {
             buf: Vec::with_capacity(1024),
+            split: usize::MAX,
+            across: Vec::new(),
         }
     }
 
@@ -338,6 +343,9 @@ impl Asm {
 
     /// Lets `fix` lead to a place relative to the start of this code.
     pub(crate) fn lead(&mut self, fix: Fix, to: i64) {
+        if fix.place() < self.split && to >= self.split as i64 {
+            self.across.push(fix.place());
+        }
         let displacement = (to - fix.0 as i64) as i32;
         self.buf[fix.0 - 4..fix.0].copy_from_slice(&displacement.to_le_bytes());
     }

@@ -32,7 +32,7 @@ pub(crate) struct Exit {
     pub(crate) target: u16,
     /// Where the displacement of the jump is, from the start of the block's code.
     pub(crate) place: u32,
-    /// Where the jump leads while it is not linked, likewise.
+    /// Where the jump leads while it is not linked, from the start of the code as if both parts were one.
     pub(crate) stub: u32,
     /// Jumps backwards: signals are looked at on the way.
     pub(crate) backward: bool,
@@ -43,8 +43,10 @@ pub(crate) struct Block {
     pub(crate) key: Key,
     /// Address of the code.
     pub(crate) host: u64,
-    /// Bytes of code.
+    /// Bytes of code there.
     pub(crate) len: u32,
+    /// Address of the code that lies apart.
+    pub(crate) cold: u64,
     /// Entry that looks at signals, from the start of the code (which is the entry through the jump cache).
     pub(crate) poll: u32,
     /// Entry that does not.
@@ -82,6 +84,11 @@ impl Block {
     pub(crate) fn insn_at(&self, at: u64) -> usize {
         let offset = (at - self.host) as u32;
         self.insns.partition_point(|i| i.host <= offset).saturating_sub(1)
+    }
+
+    /// Where a jump leads that is not linked.
+    pub(crate) fn stub(&self, exit: &Exit) -> u64 {
+        self.cold + u64::from(exit.stub - self.len)
     }
 
     /// The stack check at instruction `index`.

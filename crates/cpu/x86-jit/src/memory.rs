@@ -11,7 +11,7 @@ use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 
 /// Bytes reserved; only what is used takes memory.
-pub(crate) const LEN: usize = 96 << 20;
+pub(crate) const LEN: usize = 128 << 20;
 
 pub(crate) struct CodeMemory {
     write: *mut u8,
@@ -19,7 +19,12 @@ pub(crate) struct CodeMemory {
     /// Bytes at the start that stay for ever: the thunks.
     floor: usize,
     used: usize,
+    /// Bytes in use of the part for code that is rarely executed.
+    cold: usize,
 }
+
+/// Where that part begins.
+const COLD: usize = LEN / 2;
 
 // SAFETY: the mappings belong to this value; they are written under the registry's lock, but for aligned atomic patches.
 unsafe impl Send for CodeMemory {}
@@ -39,6 +44,7 @@ impl CodeMemory {
             exec,
             floor: 0,
             used: 0,
+            cold: COLD,
         })
     }
 
@@ -49,7 +55,26 @@ impl CodeMemory {
 
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
-        self.used
+        self.used + (self.cold - COLD)
+    }
+
+    /// The address that the next rarely executed code gets.
+    pub(crate) fn next_cold(&self) -> u64 {
+        self.exec as u64 + self.cold.next_multiple_of(16) as u64
+    }
+
+    /// Whether there is room for so many bytes of both kinds.
+    pub(crate) fn has_room(&self, hot: usize, cold: usize) -> bool {
+        self.used.next_multiple_of(16) + hot <= COLD && self.cold.next_multiple_of(16) + cold <= LEN
+    }
+
+    /// Adds rarely executed code at [`Self::next_cold`].
+    pub(crate) fn add_cold(&mut self, code: &[u8]) {
+        let at = self.cold.next_multiple_of(16);
+        assert!(at + code.len() <= LEN);
+        // SAFETY: as in `add`.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
+        self.cold = at + code.len();
     }
 
     /// The address that the next code gets.
@@ -60,7 +85,7 @@ impl CodeMemory {
     /// Adds code at [`Self::next`]; `None` when there is no room.
     pub(crate) fn add(&mut self, code: &[u8]) -> Option<u64> {
         let at = self.used.next_multiple_of(16);
-        if at + code.len() > LEN {
+        if at + code.len() > COLD {
             return None;
         }
         // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
@@ -77,6 +102,7 @@ impl CodeMemory {
     /// Forgets all but what stays. Nothing may execute it, nor come back to it.
     pub(crate) fn clear(&mut self) {
         self.used = self.floor;
+        self.cold = COLD;
     }
 
     /// Changes the 32-bit displacement at executable address `at`, which is aligned, to lead to `to`.

@@ -116,19 +116,35 @@ impl Registry {
             draft.code[*at..*at + 8].copy_from_slice(&(record.block as u64).to_le_bytes());
             draft.code[*at + 8..*at + 16].copy_from_slice(&record.index.to_le_bytes());
         }
-        let base = self.memory.next();
+        if !self.memory.has_room(draft.split, draft.code.len() - draft.split) {
+            return None;
+        }
+        let (base, cold) = (self.memory.next(), self.memory.next_cold());
+        let address = |at: usize| match at.checked_sub(draft.split) {
+            Some(at) => cold + at as u64,
+            None => base + at as u64,
+        };
         for (at, why) in &draft.thunks {
             let thunk = self.thunks.leave[*why as usize];
-            let displacement = thunk.wrapping_sub(base + *at as u64 + 4) as u32;
+            let displacement = thunk.wrapping_sub(address(*at) + 4) as u32;
             draft.code[*at..*at + 4].copy_from_slice(&displacement.to_le_bytes());
         }
-        let host = self.memory.add(&draft.code)?;
+        // What leads from one part to the other was made as if they were one.
+        let apart = cold.wrapping_sub(base + draft.split as u64) as u32;
+        for at in &draft.across {
+            let place = &mut draft.code[*at..*at + 4];
+            let displacement = u32::from_le_bytes([place[0], place[1], place[2], place[3]]).wrapping_add(apart);
+            place.copy_from_slice(&displacement.to_le_bytes());
+        }
+        let host = self.memory.add(&draft.code[..draft.split])?;
+        self.memory.add_cold(&draft.code[draft.split..]);
         let id = self.blocks.len() as u32;
         place.write(Block {
             id,
             key: origin.key,
             host,
-            len: draft.code.len() as u32,
+            len: draft.split as u32,
+            cold,
             poll: draft.poll,
             body: draft.body,
             insns: draft.insns.into(),
@@ -161,7 +177,7 @@ impl Registry {
         let exit = &from.exits[exit];
         let link = Link {
             place: from.host + u64::from(exit.place),
-            stub: from.host + u64::from(exit.stub),
+            stub: from.stub(exit),
         };
         let entry = to.host + u64::from(if exit.backward { to.poll } else { to.body });
         self.memory.patch_jump(link.place, entry);

@@ -91,6 +91,9 @@ enum Cold {
 /// A block that is translated but has no place yet.
 pub(crate) struct Draft {
     pub(crate) code: Vec<u8>,
+    /// Where the part of it begins that lies apart, and the displacements before it that lead there.
+    pub(crate) split: usize,
+    pub(crate) across: Vec<usize>,
     pub(crate) poll: u32,
     pub(crate) body: u32,
     pub(crate) insns: Vec<Insn>,
@@ -207,6 +210,8 @@ impl Translator {
             let next = u64::from(last.offset) + last.ins.len() as u64;
             t.transfer(at & !0xfff, (at & !0xfff).wrapping_add(next), false);
         }
+        t.asm.align(16);
+        t.asm.split = t.asm.len();
         t.cold_code();
         t.finish(poll, body)
     }
@@ -347,6 +352,7 @@ impl Translator {
             self.asm.lead(fix, place as i64);
         }
         for exit in &self.exits {
+            self.asm.across.push(exit.place as usize);
             self.asm.buf[exit.place as usize..exit.place as usize + 4]
                 .copy_from_slice(&(exit.stub.wrapping_sub(exit.place + 4)).to_le_bytes());
         }
@@ -377,6 +383,8 @@ impl Translator {
             .collect();
         Draft {
             code: self.asm.buf,
+            split: self.asm.split,
+            across: self.asm.across,
             poll,
             body,
             insns,
