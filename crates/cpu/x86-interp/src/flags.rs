@@ -108,26 +108,23 @@ impl LazyFlags {
 
     /// The six flags at their places in RFLAGS.
     pub(crate) fn bits(self) -> u64 {
-        let bit = |on, flag| if on { flag } else { 0 };
-        bit(self.cf(), flags::CF)
-            | bit(self.pf(), flags::PF)
-            | bit(self.af(), flags::AF)
-            | bit(self.zf(), flags::ZF)
-            | bit(self.sf(), flags::SF)
-            | bit(self.of(), flags::OF)
+        let (res, aux) = (self.res, self.aux);
+        let (cf, of) = (aux >> 63, (aux >> 63 ^ aux >> 62) & 1);
+        // Bit n of the constant is the parity of n.
+        let low = res ^ aux >> 8;
+        let pf = 0x9669 >> ((low ^ low >> 4) & 15) & 1;
+        let zf = u64::from(res == 0);
+        let sf = (res >> 63 ^ aux) & 1;
+        cf | pf << 2 | (aux & 8) << 1 | zf << 6 | sf << 7 | of << 11
     }
 
     /// Sets the six flags from their places in RFLAGS.
     pub(crate) fn set_bits(&mut self, bits: u64) {
-        let on = |flag| bits & flag != 0;
+        let on = |n: u32| bits >> n & 1;
         // A zero result has PF set and SF clear, a result of one has both clear; the flips make up the rest.
-        self.res = !on(flags::ZF) as u64;
-        let parity_flip = on(flags::PF) != on(flags::ZF);
-        self.aux = (on(flags::CF) as u64) << 63
-            | ((on(flags::CF) ^ on(flags::OF)) as u64) << 62
-            | (parity_flip as u64) << 8
-            | (on(flags::AF) as u64) << 3
-            | on(flags::SF) as u64;
+        let (cf, pf, af, zf, sf, of) = (on(0), on(2), on(4), on(6), on(7), on(11));
+        self.res = zf ^ 1;
+        self.aux = cf << 63 | (cf ^ of) << 62 | (pf ^ zf) << 8 | af << 3 | sf;
     }
 
     /// Condition `code` of Jcc, SETcc and CMOVcc (the low nibble of the opcode).

@@ -25,6 +25,8 @@ use crate::vcpu::InterpVcpu;
 pub mod layout {
     use std::mem::offset_of;
 
+    use cpu_model::SegmentState;
+
     use crate::cpu::Cpu;
     use crate::mmu::Tlb;
     use crate::mmu::layout as mmu;
@@ -39,6 +41,13 @@ pub mod layout {
     pub const EA_BASE: usize = CPU + offset_of!(Cpu, ea_base);
     /// RFLAGS without the arithmetic flags.
     pub const SYSFLAGS: usize = CPU + offset_of!(Cpu, sysflags);
+    /// Whether the board has signalled an interrupt that was not taken: a byte.
+    pub const INTERRUPT: usize = InterpVcpu::INTERRUPT;
+    /// Pointer to the `Msrs`.
+    pub const MSRS: usize = CPU + offset_of!(Cpu, msrs);
+    /// The base that the GS register holds; [`EA_BASE`] repeats it.
+    pub const SEGMENT_GS_BASE: usize =
+        CPU + offset_of!(Cpu, segs) + crate::cpu::GS * size_of::<SegmentState>() + offset_of!(SegmentState, base);
     /// Pointer to the `FpuState`.
     pub const FPU: usize = CPU + offset_of!(Cpu, fpu);
     /// The first data translation of bank 0.

@@ -58,6 +58,9 @@ struct Counters {
 }
 
 impl InterpVcpu {
+    /// Offset of `interrupt`, for translated code.
+    pub(crate) const INTERRUPT: usize = std::mem::offset_of!(Self, interrupt);
+
     pub(crate) fn new(
         id: u32,
         mem: Arc<GuestMemory>,

@@ -90,6 +90,15 @@ pub(crate) const FPU: u32 = (INTERP + layout::FPU) as u32;
 pub(crate) const SYSFLAGS: u32 = (INTERP + layout::SYSFLAGS) as u32;
 pub(crate) const STACK: u32 = (INTERP + layout::STACK) as u32;
 
+/// The board has signalled an interrupt that was not taken: a byte.
+pub(crate) const INTERRUPT: u32 = (INTERP + layout::INTERRUPT) as u32;
+/// Pointer to the MSRs.
+pub(crate) const MSRS: u32 = (INTERP + layout::MSRS) as u32;
+/// IA32_KERNEL_GS_BASE among them.
+pub(crate) const KERNEL_GS_BASE: i32 = offset_of!(cpu_model::Msrs, kernel_gs_base) as i32;
+/// The base in GS itself, beside the one that addresses use.
+pub(crate) const SEGMENT_GS_BASE: u32 = (INTERP + layout::SEGMENT_GS_BASE) as u32;
+
 /// GPR number `n`.
 pub(crate) const fn gpr(n: u8) -> u32 {
     (INTERP + layout::REGS) as u32 + n as u32 * 8

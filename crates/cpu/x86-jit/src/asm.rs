@@ -145,20 +145,9 @@ impl Asm {
         self.u32(imm);
     }
 
-    /// `add reg, imm8`
-    pub(crate) fn add_imm8(&mut self, reg: Reg, imm: i8) {
-        self.bytes(&[rex(1, 0, 0, reg), 0x83, 0xc0 | reg & 7, imm as u8]);
-    }
-
     /// `mov dst, src`
     pub(crate) fn mov(&mut self, dst: Reg, src: Reg) {
         self.bytes(&[rex(1, src, 0, dst), 0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
-    }
-
-    /// `mov reg32, imm`
-    pub(crate) fn mov_imm32(&mut self, reg: Reg, imm: u32) {
-        self.bytes(&[rex(0, 0, 0, reg), 0xb8 | reg & 7]);
-        self.u32(imm);
     }
 
     /// `mov reg, imm64`
@@ -195,12 +184,6 @@ impl Asm {
     /// `lea dst, [base + disp]`
     pub(crate) fn lea(&mut self, dst: Reg, base: Reg, disp: i32) {
         self.bytes(&[rex(1, dst, 0, base), 0x8d]);
-        self.base_disp(dst, base, disp);
-    }
-
-    /// `lea dst32, [base + disp]`
-    pub(crate) fn lea32(&mut self, dst: Reg, base: Reg, disp: i32) {
-        self.bytes(&[rex(0, dst, 0, base), 0x8d]);
         self.base_disp(dst, base, disp);
     }
 
@@ -242,18 +225,6 @@ impl Asm {
         self.base_index(reg, base, index, disp);
     }
 
-    /// `mov reg32, [base + index + disp]`
-    pub(crate) fn load_mem32(&mut self, reg: Reg, base: Reg, index: Reg, disp: i32) {
-        self.bytes(&[rex(0, reg, index, base), 0x8b]);
-        self.base_index(reg, base, index, disp);
-    }
-
-    /// `mov [base + index + disp], reg32`
-    pub(crate) fn store_mem32(&mut self, base: Reg, index: Reg, disp: i32, reg: Reg) {
-        self.bytes(&[rex(0, reg, index, base), 0x89]);
-        self.base_index(reg, base, index, disp);
-    }
-
     /// `mov dword or qword [base + index + disp], imm` (sign-extended)
     pub(crate) fn store_mem_imm(&mut self, wide: bool, base: Reg, index: Reg, disp: i32, imm: i32) {
         self.bytes(&[rex(u8::from(wide), 0, index, base), 0xc7]);
@@ -271,6 +242,39 @@ impl Asm {
         self.bytes(&[0x65, 0x83, 0x3c, 0x25]);
         self.u32(off);
         self.bytes(&[0]);
+    }
+
+    /// `cmp byte gs:[off], 0`
+    pub(crate) fn cmp_byte_gs_zero(&mut self, off: u32) {
+        self.bytes(&[0x65, 0x80, 0x3c, 0x25]);
+        self.u32(off);
+        self.bytes(&[0]);
+    }
+
+    /// `and dword gs:[off], imm`
+    pub(crate) fn and_dword_gs(&mut self, off: u32, imm: u32) {
+        self.bytes(&[0x65, 0x81, 0x24, 0x25]);
+        self.u32(off);
+        self.u32(imm);
+    }
+
+    /// `or dword gs:[off], imm`
+    pub(crate) fn or_dword_gs(&mut self, off: u32, imm: u32) {
+        self.bytes(&[0x65, 0x81, 0x0c, 0x25]);
+        self.u32(off);
+        self.u32(imm);
+    }
+
+    /// `mov reg, [base + disp]`
+    pub(crate) fn load_disp(&mut self, reg: Reg, base: Reg, disp: i32) {
+        self.bytes(&[rex(1, reg, 0, base), 0x8b]);
+        self.base_disp(reg, base, disp);
+    }
+
+    /// `mov [base + disp], reg`
+    pub(crate) fn store_disp(&mut self, base: Reg, disp: i32, reg: Reg) {
+        self.bytes(&[rex(1, reg, 0, base), 0x89]);
+        self.base_disp(reg, base, disp);
     }
 
     /// `lahf; seto al`
@@ -390,19 +394,14 @@ mod tests {
         assert_eq!(text(|a| a.rorx(T1, 3, 7)), "rorx r11,rbx,7");
         assert_eq!(text(|a| a.and32(T1, 0x7fe0)), "and r11d,7FE0h");
         assert_eq!(text(|a| a.cmp_imm(T0, 0xff8)), "cmp r10,0FF8h");
-        assert_eq!(text(|a| a.add_imm8(T0, -8)), "add r10,0FFFFFFFFFFFFFFF8h");
         assert_eq!(text(|a| a.mov(T2, T0)), "mov r9,r10");
-        assert_eq!(text(|a| a.mov_imm32(T1, 5)), "mov r11d,5");
         assert_eq!(text(|a| a.mov_imm64(0, 1 << 40)), "mov rax,10000000000h");
         assert_eq!(text(|a| a.lea(T0, RSP, -8)), "lea r10,[rsp-8]");
         assert_eq!(text(|a| a.lea(T0, 13, 0x1000)), "lea r10,[r13+1000h]");
         assert_eq!(text(|a| a.lea(T0, 12, 0)), "lea r10,[r12]");
-        assert_eq!(text(|a| a.lea32(T0, 4, 4)), "lea r10d,[rsp+4]");
         assert_eq!(text(|a| a.lea_sum32(T1, T0, T1)), "lea r11d,[r10+r11]");
         assert_eq!(text(|a| a.load_mem(5, RSP, STK, 0)), "mov rbp,[rsp+r8]");
         assert_eq!(text(|a| a.store_mem(RSP, STK, -8, T0)), "mov [rsp+r8-8],r10");
-        assert_eq!(text(|a| a.store_mem32(RSP, STK, -4, T0)), "mov [rsp+r8-4],r10d");
-        assert_eq!(text(|a| a.load_mem32(1, RSP, STK, 300)), "mov ecx,[rsp+r8+12Ch]");
         assert_eq!(text(|a| a.store_mem_imm(true, RSP, STK, -8, -2)), "mov qword ptr [rsp+r8-8],0FFFFFFFFFFFFFFFEh");
         assert_eq!(text(|a| a.lea_sum(T0, T0, T1)), "lea r10,[r10+r11]");
         assert_eq!(text(|a| a.lea_any(T0, Some(3), Some((6, 3)), 8, true)), "lea r10,[rbx+rsi*8+8]");
@@ -411,6 +410,11 @@ mod tests {
         assert_eq!(text(|a| a.lea_any(T0, None, None, 0x100, true)), "lea r10,[100h]");
         assert_eq!(text(|a| a.lea_any(T0, Some(12), None, 0, true)), "lea r10,[r12]");
         assert_eq!(text(|a| a.mov32(T0, T0)), "mov r10d,r10d");
+        assert_eq!(text(|a| a.cmp_byte_gs_zero(0x44)), "cmp byte ptr gs:[44h],0");
+        assert_eq!(text(|a| a.and_dword_gs(0x44, !0x200)), "and dword ptr gs:[44h],0FFFFFDFFh");
+        assert_eq!(text(|a| a.or_dword_gs(0x44, 0x200)), "or dword ptr gs:[44h],200h");
+        assert_eq!(text(|a| a.load_disp(T0, T1, 8)), "mov r10,[r11+8]");
+        assert_eq!(text(|a| a.store_disp(T1, 400, T2)), "mov [r11+190h],r9");
         assert_eq!(text(|a| a.cmp_dword_gs_zero(0x44)), "cmp dword ptr gs:[44h],0");
         assert_eq!(text(|a| a.cmp_dword_zero(T1)), "cmp dword ptr [r11],0");
     }

@@ -19,6 +19,7 @@ mod flags;
 mod flow;
 mod memory;
 mod stack;
+mod system;
 
 use iced_x86::Decoder;
 use iced_x86::DecoderOptions;
@@ -149,7 +150,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
         } else if renamed_by_model(vcpu, &ins) {
             Class::Interpret
         } else {
-            classify::classify(&ins, mode)
+            classify::classify(&ins, mode, key & SINGLE != 0)
         };
         items.push(Item {
             ins,
@@ -236,7 +237,7 @@ impl Translator {
             item.wanted_after = after;
             item.wanted = match item.class {
                 Class::Last => flags::ALL,
-                Class::Nothing => after,
+                Class::Nothing | Class::System => after,
                 _ => flags::before(&item.ins, after),
             };
             after = item.wanted;
@@ -269,6 +270,7 @@ impl Translator {
                 Class::Call => self.call(index, page),
                 Class::CallIndirect | Class::JmpIndirect => self.indirect(index),
                 Class::Ret => self.ret(index),
+                Class::System => self.system(index),
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
         }

@@ -33,7 +33,14 @@ impl VmTime {
     /// This time in whole ticks of a `hz` oscillator that started at power-on.
     #[must_use]
     pub const fn to_ticks(self, hz: u64) -> u64 {
-        (self.0 as u128 * hz as u128 / 1_000_000_000) as u64
+        // Whole gigahertz and short times do without the long division.
+        if hz.is_multiple_of(1_000_000_000) {
+            return self.0.wrapping_mul(hz / 1_000_000_000);
+        }
+        match self.0.checked_mul(hz) {
+            Some(product) => product / 1_000_000_000,
+            None => (self.0 as u128 * hz as u128 / 1_000_000_000) as u64,
+        }
     }
 
     /// The first instant at which a `hz` oscillator that started at power-on has counted `ticks`.

@@ -79,8 +79,8 @@ pub(crate) struct Tlb {
     exec: [[ExecEntry; EXEC_ENTRIES]; 2],
     /// Slots with non-global entries, by bank (data, then exec); a slot may be listed twice.
     local: [Vec<u16>; 5],
-    /// Some entry since the last full flush is of a large page, in the lower or upper half of the address space.
-    large: [bool; 2],
+    /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64.
+    large: u64,
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
     /// each half of the address space, so that process switches keep the kernel's.
     pub(crate) code_gen: [u32; 2],
@@ -119,6 +119,11 @@ pub(crate) struct Fill {
     pub(crate) large: bool,
 }
 
+/// The GiB that an address is in, modulo 64.
+fn gib(address: u64) -> u64 {
+    address >> 30 & 63
+}
+
 #[inline(always)]
 fn half(address: u64) -> usize {
     (address >> 63) as usize
@@ -137,7 +142,7 @@ impl Tlb {
             data: [[EMPTY; DATA_ENTRIES]; 3],
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
             local: Default::default(),
-            large: [false; 2],
+            large: 0,
             code_gen: [0; 2],
             local_high_code: false,
             stack: [NO_STACK; 3],
@@ -169,7 +174,7 @@ impl Tlb {
         if !fill.global {
             self.remember_local(bank, slot);
         }
-        self.large[half(fill.page)] |= fill.large;
+        self.large |= u64::from(fill.large) << gib(fill.page);
     }
 
     fn remember_local(&mut self, list: usize, slot: usize) {
@@ -198,7 +203,7 @@ impl Tlb {
             self.remember_local(3 + user as usize, slot);
             self.local_high_code |= half(fill.page) == 1;
         }
-        self.large[half(fill.page)] |= fill.large;
+        self.large |= u64::from(fill.large) << gib(fill.page);
     }
 
     /// Drops everything.
@@ -212,7 +217,7 @@ impl Tlb {
             bank.fill(EMPTY_EXEC);
         }
         self.local.iter_mut().for_each(Vec::clear);
-        self.large = [false; 2];
+        self.large = 0;
         self.local_high_code = false;
         self.code_gen = self.code_gen.map(|g| g.wrapping_add(1));
     }
@@ -254,7 +259,7 @@ impl Tlb {
         self.stack = [NO_STACK; 3];
         let page = address & !0xfff;
         let slot = (address >> 12) as usize;
-        let large = self.large[half(address)];
+        let large = self.large >> gib(address) & 1 != 0;
         // All translations of one large page are dropped, and some others with them, which is always allowed.
         let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
         for bank in &mut self.data {

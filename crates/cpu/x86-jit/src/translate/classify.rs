@@ -25,6 +25,8 @@ pub(crate) enum Class {
     Jmp,
     JmpIndirect,
     Jcc,
+    /// CLI, STI, SWAPGS.
+    System,
     /// By the interpreter; what follows may be translated.
     Interpret,
     /// By the interpreter, and the block ends.
@@ -39,15 +41,10 @@ impl Class {
             Self::Call | Self::CallIndirect | Self::Ret | Self::Jmp | Self::JmpIndirect | Self::Last
         )
     }
-
-    /// The interpreter does it.
-    pub(crate) fn is_interpreted(self) -> bool {
-        matches!(self, Self::Interpret | Self::Last)
-    }
 }
 
 /// Chooses for a valid instruction of 64-bit code.
-pub(crate) fn classify(ins: &Instruction, mode: &Mode) -> Class {
+pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
     if let Some(class) = control(ins) {
         return class;
     }
@@ -57,13 +54,14 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode) -> Class {
     match ins.mnemonic() {
         // They change the bank of the TLB that the rest of the block would use.
         Mnemonic::Stac | Mnemonic::Clac => Class::Last,
+        Mnemonic::Cli | Mnemonic::Swapgs if mode.cpl == 0 => Class::System,
+        // Whoever looks at the state between two blocks sees the shadow of STI.
+        Mnemonic::Sti if mode.cpl == 0 && !single => Class::System,
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
         Mnemonic::Push if stack_operand(ins) => Class::Push,
-        Mnemonic::Pop if stack_operand(ins) && ins.op0_kind() == OpKind::Register && ins.op0_register() != Register::RSP => {
-            Class::Pop
-        }
+        Mnemonic::Pop if stack_operand(ins) && ins.op0_kind() == OpKind::Register => Class::Pop,
         Mnemonic::Leave if ins.code() == Code::Leaveq => Class::Leave,
         _ if encodable(ins) && (integer(ins) || unit(ins, mode)) => Class::Same,
         _ => Class::Interpret,

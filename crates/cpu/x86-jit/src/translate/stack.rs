@@ -59,7 +59,7 @@ fn effect(item: &Item) -> Effect {
         by: by - 8,
     };
     match item.class {
-        Class::Nothing | Class::Jcc | Class::Jmp => Effect::None,
+        Class::Nothing | Class::System | Class::Jcc | Class::Jmp => Effect::None,
         Class::Push | Class::Call | Class::CallIndirect => push(0),
         Class::Pop => Effect::Access { low: 0, high: 8, by: 8 },
         Class::Ret => Effect::Access { low: 0, high: 8, by: 8 },
@@ -121,6 +121,9 @@ pub(crate) fn plan(items: &mut [Item]) {
                 };
                 items[index].on_stack = true;
                 open = moved.checked_add(by).map(|moved| (first, moved));
+                if items[index].class == Class::Pop && items[index].ins.op0_register() == Register::RSP {
+                    open = None;
+                }
             }
             Effect::Leave => {
                 items[index].on_stack = true;
@@ -206,6 +209,7 @@ impl Translator {
     pub(crate) fn pop(&mut self, index: usize) {
         let register = self.items[index].ins.op0_register();
         self.pop_to_t0(index);
+        // For RSP itself the value popped counts.
         self.asm.lea(RSP, RSP, 8);
         self.set(register.number() as u8, T0);
     }

@@ -1,0 +1,65 @@
+//! Privileged instructions that kernels execute with every system call and interrupt.
+
+use iced_x86::Mnemonic;
+use x86_isa::flags;
+
+use crate::area;
+use crate::asm::NE;
+use crate::asm::T0;
+use crate::asm::T1;
+use crate::asm::T2;
+use crate::thunk::Why;
+use crate::translate::Cold;
+use crate::translate::Translator;
+
+impl Translator {
+    /// CLI, STI and SWAPGS at privilege level 0, where they cannot fault.
+    pub(crate) fn system(&mut self, index: usize) {
+        match self.items[index].ins.mnemonic() {
+            Mnemonic::Swapgs => self.swapgs(),
+            Mnemonic::Cli => self.with_flags(index, |t| t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))),
+            _ => self.sti(index),
+        }
+    }
+
+    /// Does something that destroys the flags; they are kept if they are wanted.
+    fn with_flags(&mut self, index: usize, f: impl FnOnce(&mut Self)) {
+        let saved = self.items[index].wanted != 0;
+        if saved {
+            self.save_flags();
+        }
+        f(self);
+        if saved {
+            self.restore_flags();
+        }
+    }
+
+    /// Where an interrupt waits, the interpreter does it, and holds the interrupt back for one more instruction. Where none
+    /// does, there is nothing to hold back.
+    fn sti(&mut self, index: usize) {
+        self.with_flags(index, |t| {
+            t.asm.load(T0, area::PENDING);
+            t.asm.cmp_dword_zero(T0);
+            let signal = t.asm.jcc(NE);
+            t.asm.cmp_byte_gs_zero(area::INTERRUPT);
+            let interrupt = t.asm.jcc(NE);
+            t.cold.push(Cold::Slow {
+                fixes: vec![signal, interrupt],
+                why: Why::Slow,
+                index,
+                restore: t.items[index].wanted != 0,
+            });
+            t.asm.or_dword_gs(area::SYSFLAGS, flags::IF as u32);
+        });
+    }
+
+    fn swapgs(&mut self) {
+        const GS: u8 = 5;
+        self.asm.load(T1, area::MSRS);
+        self.asm.load_disp(T0, T1, area::KERNEL_GS_BASE);
+        self.asm.load(T2, area::SEGMENT_GS_BASE);
+        self.asm.store_disp(T1, area::KERNEL_GS_BASE, T2);
+        self.asm.store(area::SEGMENT_GS_BASE, T0);
+        self.asm.store(area::segment_base(GS), T0);
+    }
+}
