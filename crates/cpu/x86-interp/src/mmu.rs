@@ -9,6 +9,7 @@ pub(crate) use access::copy;
 pub(crate) use tlb::ExecEntry;
 pub(crate) use tlb::Fill;
 pub(crate) use tlb::Tlb;
+pub use tlb::TlbData;
 pub(crate) use tlb::layout;
 pub(crate) use walk::Access;
 pub(crate) use walk::PHYS_BITS;

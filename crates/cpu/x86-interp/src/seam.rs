@@ -4,6 +4,7 @@
 //! A translating engine keeps an [`InterpVcpu`] inside its own vCPU. While translated code runs, guest registers are in
 //! the host's; before it calls any method here it puts them back to the places that [`layout`] names.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use cpu_model::CpuBoard;
@@ -19,6 +20,7 @@ use crate::decode;
 use crate::insn::Brk;
 use crate::insn::DInsn;
 use crate::mmu::ExecEntry;
+pub use crate::mmu::TlbData;
 use crate::vcpu::InterpVcpu;
 
 /// Byte offsets inside an [`InterpVcpu`].
@@ -50,8 +52,6 @@ pub mod layout {
         CPU + offset_of!(Cpu, segs) + crate::cpu::GS * size_of::<SegmentState>() + offset_of!(SegmentState, base);
     /// Pointer to the `FpuState`.
     pub const FPU: usize = CPU + offset_of!(Cpu, fpu);
-    /// The first data translation of bank 0.
-    pub const TLB_DATA: usize = TLB + mmu::DATA;
     /// Bytes between the banks.
     pub const TLB_BANK: usize = mmu::ENTRIES * mmu::ENTRY;
     /// Translations of a bank; slot = page number modulo this.
@@ -115,6 +115,16 @@ pub struct CodeSource {
 }
 
 impl InterpVcpu {
+    /// Keeps the data translations at `place`; [`layout`] tells how they look.
+    ///
+    /// # Safety
+    /// `place` must be valid for writing (it need not be initialised), and used by nobody else but translated code of this
+    /// vCPU, as long as the vCPU lives.
+    pub unsafe fn keep_translations(&mut self, place: NonNull<TlbData>) {
+        // SAFETY: as the caller promises; all bit patterns are valid translations.
+        unsafe { self.cpu.tlb.move_data(place) };
+    }
+
     /// Begins a `run`.
     pub fn begin(&mut self, board: &dyn CpuBoard) {
         self.enter(board);
@@ -294,6 +304,11 @@ impl InterpVcpu {
     #[must_use]
     pub fn gpr(&self, index: usize) -> u64 {
         self.cpu.regs[index]
+    }
+
+    /// Sets GPR number `index`.
+    pub fn set_gpr(&mut self, index: usize, value: u64) {
+        self.cpu.regs[index] = value;
     }
 
     /// The six arithmetic flags at their places.

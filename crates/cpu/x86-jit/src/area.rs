@@ -4,6 +4,7 @@ use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
 use x86_interp::InterpVcpu;
+use x86_interp::seam::TlbData;
 use x86_interp::seam::layout;
 
 /// Slots of a jump cache.
@@ -50,6 +51,7 @@ pub(crate) struct Area {
     pub(crate) this: *mut Frame,
     /// By privilege: level 3, others.
     pub(crate) jumps: [JumpCache; 2],
+    pub(crate) translations: TlbData,
 }
 
 /// What `gs` points at.
@@ -84,6 +86,7 @@ area! {
     VECTORS = vectors,
     THIS = this,
     JUMP_CACHES = jumps,
+    TRANSLATIONS = translations,
 }
 
 pub(crate) const FPU: u32 = (INTERP + layout::FPU) as u32;
@@ -111,7 +114,7 @@ pub(crate) const fn segment_base(n: u8) -> u32 {
 
 /// Data translations of `bank`.
 pub(crate) const fn tlb(bank: u8) -> u32 {
-    (INTERP + layout::TLB_DATA + layout::TLB_BANK * bank as usize) as u32
+    TRANSLATIONS + (layout::TLB_BANK * bank as usize) as u32
 }
 
 /// Stack page of `bank`; its addend is 8 bytes further.

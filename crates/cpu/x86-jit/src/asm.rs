@@ -150,6 +150,17 @@ impl Asm {
         self.bytes(&[rex(1, src, 0, dst), 0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
     }
 
+    /// `mov reg32, 0`, without touching the flags
+    pub(crate) fn zero(&mut self, reg: Reg) {
+        self.bytes(&[rex(0, 0, 0, reg), 0xb8 | reg & 7]);
+        self.u32(0);
+    }
+
+    /// `xchg rcx, reg`
+    pub(crate) fn xchg_rcx(&mut self, reg: Reg) {
+        self.bytes(&[rex(1, RCX, 0, reg), 0x87, 0xc0 | RCX << 3 | reg & 7]);
+    }
+
     /// `mov reg, imm64`
     pub(crate) fn mov_imm64(&mut self, reg: Reg, imm: u64) {
         self.bytes(&[rex(1, 0, 0, reg), 0xb8 | reg & 7]);
@@ -395,6 +406,8 @@ mod tests {
         assert_eq!(text(|a| a.and32(T1, 0x7fe0)), "and r11d,7FE0h");
         assert_eq!(text(|a| a.cmp_imm(T0, 0xff8)), "cmp r10,0FF8h");
         assert_eq!(text(|a| a.mov(T2, T0)), "mov r9,r10");
+        assert_eq!(text(|a| a.zero(T2)), "mov r9d,0");
+        assert_eq!(text(|a| a.xchg_rcx(T1)), "xchg r11,rcx");
         assert_eq!(text(|a| a.mov_imm64(0, 1 << 40)), "mov rax,10000000000h");
         assert_eq!(text(|a| a.lea(T0, RSP, -8)), "lea r10,[rsp-8]");
         assert_eq!(text(|a| a.lea(T0, 13, 0x1000)), "lea r10,[r13+1000h]");

@@ -14,6 +14,8 @@ pub(crate) struct Insn {
     pub(crate) offset: u16,
     /// Its code, from the start of the block's.
     pub(crate) host: u32,
+    /// What moves RSP back when the target of this indirect jump turns out to be none.
+    pub(crate) undo: i32,
     /// For the interpreter.
     pub(crate) decoded: DInsn,
 }

@@ -9,7 +9,6 @@ use cpu_model::CpuPolicy;
 use cpu_model::Engine;
 use cpu_model::EngineCaps;
 use cpu_model::EngineError;
-use cpu_model::Feature;
 use cpu_model::Signal;
 use cpu_model::Signals;
 use cpu_model::Vcpu;
@@ -75,8 +74,6 @@ impl JitEngine {
         if let Some(feature) = host_lacks() {
             return Err(host(format!("the host's processor has no {feature}")));
         }
-        // STAC and CLAC would change the TLB's bank twice for every access to user memory.
-        let policy = Arc::new(CpuPolicy::clone(&policy).without(Feature::Smap));
         let interp = InterpEngine::new(Arc::clone(&memory), policy)?;
         let mut code = CodeMemory::new().map_err(|e| host(format!("no executable memory: {e}")))?;
         let thunks = thunk::make(&mut code, crate::vcpu::helper_address()).map_err(|e| host(e.to_string()))?;

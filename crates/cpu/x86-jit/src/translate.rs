@@ -73,6 +73,8 @@ pub(crate) struct Item {
     pub(crate) wanted_after: u32,
     /// Its stack accesses are covered by a check before it.
     pub(crate) on_stack: bool,
+    /// What moves RSP back when the target of an indirect jump turns out to be none.
+    pub(crate) undo: i32,
     /// It works on the vector registers or MXCSR.
     pub(crate) vector: bool,
     /// The check that begins here.
@@ -160,6 +162,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             wanted: flags::ALL,
             wanted_after: flags::ALL,
             on_stack: false,
+            undo: 0,
             vector: class == Class::Same && classify::uses_vectors(&ins),
             check: None,
         });
@@ -380,6 +383,7 @@ impl Translator {
             .map(|(item, host)| Insn {
                 offset: item.offset,
                 host: *host,
+                undo: item.undo,
                 decoded: item.decoded,
             })
             .collect();

@@ -1,5 +1,6 @@
 //! The run loop, and what happens when translated code is left.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::RwLockReadGuard;
 use std::sync::atomic::Ordering;
@@ -17,7 +18,6 @@ use x86_interp::seam::Mode;
 use x86_interp::seam::Outcome;
 
 use crate::area;
-use crate::area::Area;
 use crate::area::Frame;
 use crate::area::JUMPS;
 use crate::block::Block;
@@ -158,9 +158,18 @@ impl JitVcpu {
 impl Frame {
     #[expect(clippy::unnecessary_box_returns, reason = "translated code keeps its address")]
     fn new(interp: InterpVcpu, rest: Rest) -> Box<Self> {
-        // SAFETY: numbers and raw pointers may be zero.
-        let area: Area = unsafe { std::mem::zeroed() };
-        Box::new(Self { interp, area, rest })
+        let mut frame = Box::<Self>::new_zeroed();
+        let at = frame.as_mut_ptr();
+        // SAFETY: the parts are written before they are used; the area is numbers and raw pointers, which may be zero. The
+        // translations stay where they are as long as the frame, which the vCPU is part of.
+        unsafe {
+            (&raw mut (*at).rest).write(rest);
+            (&raw mut (*at).interp).write(interp);
+            let mut frame = frame.assume_init();
+            let translations = NonNull::from(&mut frame.area.translations);
+            frame.interp.keep_translations(translations);
+            frame
+        }
     }
 
     /// Translated code was left. Where to go on; zero to come back from `run`.
@@ -203,11 +212,22 @@ impl Frame {
             }
             _ => {
                 self.rest.counters.misses += 1;
+                if (what as i64) << 16 >> 16 != what as i64 && self.area.t2 != 0 {
+                    return self.not_canonical();
+                }
                 self.block_done();
                 self.interp.set_rip(what);
                 self.dispatch()
             }
         }
+    }
+
+    /// An indirect jump goes where there can be no code: the fault is the jump's own, if this is none with 57 bits.
+    fn not_canonical(&mut self) -> u64 {
+        let (block, index) = record(self.area.t2);
+        let rsp = self.interp.gpr(4);
+        self.interp.set_gpr(4, rsp.wrapping_add(block.insns[index].undo as i64 as u64));
+        self.one(block, index)
     }
 
     /// Sets RIP to an instruction of the running block.

@@ -1,5 +1,8 @@
 //! The software TLB: direct-mapped, virtual page to host page, three banks of data translations and two of code.
 
+use std::ops::Deref;
+use std::ops::DerefMut;
+use std::ptr::NonNull;
 use std::ptr::null;
 
 use guest_memory::CodePage;
@@ -38,6 +41,55 @@ const EMPTY: DataEntry = DataEntry {
     info: 0,
 };
 
+/// The data translations of all banks, for whoever keeps them at a place of its own.
+#[repr(transparent)]
+pub struct TlbData([[DataEntry; DATA_ENTRIES]; 3]);
+
+/// Where the data translations are: in a box, or where translated code finds them.
+struct Data {
+    place: NonNull<TlbData>,
+    own: bool,
+}
+
+// SAFETY: the translations belong to this TLB alone, whoever keeps the memory.
+unsafe impl Send for Data {}
+
+impl Data {
+    fn new() -> Self {
+        let mut entries = vec![EMPTY; DATA_ENTRIES * 3].into_boxed_slice();
+        let place = NonNull::new(entries.as_mut_ptr().cast()).expect("boxes have an address");
+        std::mem::forget(entries);
+        Self { place, own: true }
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if self.own {
+            let entries = std::ptr::slice_from_raw_parts_mut(self.place.as_ptr().cast::<DataEntry>(), DATA_ENTRIES * 3);
+            // SAFETY: made by `new` from a box of this length.
+            drop(unsafe { Box::from_raw(entries) });
+        }
+    }
+}
+
+impl Deref for Data {
+    type Target = [[DataEntry; DATA_ENTRIES]; 3];
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        // SAFETY: the place is valid as long as this value; see `Tlb::move_data`.
+        unsafe { &(*self.place.as_ptr()).0 }
+    }
+}
+
+impl DerefMut for Data {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        // SAFETY: as above.
+        unsafe { &mut (*self.place.as_ptr()).0 }
+    }
+}
+
 /// The page that translated code last had its stack on: it may be read and written without noting.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +127,7 @@ const EMPTY_EXEC: ExecEntry = ExecEntry {
 };
 
 pub(crate) struct Tlb {
-    data: [[DataEntry; DATA_ENTRIES]; 3],
+    data: Data,
     exec: [[ExecEntry; EXEC_ENTRIES]; 2],
     /// Slots with non-global entries, by bank (data, then exec); a slot may be listed twice.
     local: [Vec<u16>; 5],
@@ -96,9 +148,7 @@ pub(crate) mod layout {
     use std::mem::offset_of;
 
     use super::DataEntry;
-    use super::Tlb;
 
-    pub(crate) const DATA: usize = offset_of!(Tlb, data);
     pub(crate) const ENTRIES: usize = super::DATA_ENTRIES;
     pub(crate) const ENTRY: usize = size_of::<DataEntry>();
     pub(crate) const READ: usize = offset_of!(DataEntry, read);
@@ -139,7 +189,7 @@ impl Tlb {
 
     pub(crate) fn new() -> Self {
         Self {
-            data: [[EMPTY; DATA_ENTRIES]; 3],
+            data: Data::new(),
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
             local: Default::default(),
             large: 0,
@@ -148,6 +198,18 @@ impl Tlb {
             stack: [NO_STACK; 3],
             flushes: 0,
         }
+    }
+
+    /// Keeps the data translations at `place` from now on; those that there were are forgotten.
+    ///
+    /// # Safety
+    /// `place` must be valid, and used by nobody else but translated code of this vCPU, as long as the TLB lives.
+    pub(crate) unsafe fn move_data(&mut self, place: NonNull<TlbData>) {
+        self.data = Data { place, own: false };
+        for bank in self.data.iter_mut() {
+            bank.fill(EMPTY);
+        }
+        self.flush_all();
     }
 
     #[inline(always)]
@@ -210,7 +272,7 @@ impl Tlb {
     pub(crate) fn flush_all(&mut self) {
         self.stack = [NO_STACK; 3];
         self.flushes += 1;
-        for bank in &mut self.data {
+        for bank in self.data.iter_mut() {
             bank.fill(EMPTY);
         }
         for bank in &mut self.exec {
@@ -262,7 +324,7 @@ impl Tlb {
         let large = self.large >> gib(address) & 1 != 0;
         // All translations of one large page are dropped, and some others with them, which is always allowed.
         let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
-        for bank in &mut self.data {
+        for bank in self.data.iter_mut() {
             if large {
                 for e in bank.iter_mut() {
                     let tag = if e.read == INVALID { e.write } else { e.read };

@@ -2,7 +2,7 @@
 //!
 //! Jumps within a page are linked: their displacement is changed to lead to the target's code. All others go through the
 //! jump cache of the vCPU, whose entry the code it leads to compares with the address meant: `T0` holds the address on the way, `T1`
-//! the slot.
+//! the slot, `T2` the instruction that jumps.
 
 use iced_x86::OpKind;
 
@@ -34,14 +34,14 @@ impl Translator {
         let wanted = self.items[0].wanted != 0;
         // At least eight bytes: the first instruction may be overwritten by a jump.
         self.asm.load_scaled(T1, T1, area::jump_address(self.cpl));
-        self.asm.mov(T2, RCX);
-        self.asm.lea_sum(RCX, T1, T0);
+        self.asm.lea_sum(T1, T1, T0);
+        self.asm.xchg_rcx(T1);
         let hit = self.asm.jrcxz();
-        self.asm.mov(RCX, T2);
+        self.asm.mov(RCX, T1);
         let jump = self.asm.jmp();
         self.thunks.push((jump, Why::Miss));
         self.asm.here_short(hit);
-        self.asm.mov(RCX, T2);
+        self.asm.mov(RCX, T1);
         self.asm.lea(T1, T0, -offset);
         self.asm.store(area::PAGE, T1);
         let poll = self.asm.len() as u32;
@@ -84,7 +84,7 @@ impl Translator {
         a.load(0, area::SCRATCH);
     }
 
-    /// Goes to the address in T0.
+    /// Goes to the address in T0; T2 holds the record of the instruction that has computed it, or zero.
     pub(crate) fn through_cache(&mut self) {
         if self.single {
             let jump = self.asm.jmp();
@@ -101,6 +101,7 @@ impl Translator {
     /// Goes to `offset` from the start of the running page.
     pub(crate) fn far(&mut self, offset: i64) {
         self.page_relative(offset);
+        self.asm.zero(T2);
         self.through_cache();
     }
 
@@ -212,6 +213,14 @@ impl Translator {
                 }
             }
         }
+        self.from_instruction(index, if call { 8 } else { 0 });
+    }
+
+    /// Goes to the address in T0, which may be one that the instruction faults on: then RSP moves back by `undo`.
+    fn from_instruction(&mut self, index: usize, undo: i32) {
+        self.items[index].undo = undo;
+        let fix = self.asm.lea_rip(T2);
+        self.records.push((fix, index as u64));
         self.through_cache();
     }
 
@@ -220,7 +229,7 @@ impl Translator {
         let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
         self.pop_to_t0(index);
         self.asm.lea(RSP, RSP, 8 + extra);
-        self.through_cache();
+        self.from_instruction(index, -8 - extra);
     }
 
     /// For forms that are too rare to be worth code: the interpreter does it after all.

@@ -1,4 +1,4 @@
-//! The bare-metal guests in `guests/`, assembled by the host's C compiler and run to their result.
+//! The bare-metal guests in `guests/`, assembled by the host's C compiler and run to their result on every engine.
 //!
 //! The board is the least that they need: text on COM1, the result on port F4h, and of the local APIC its interrupt
 //! command register.
@@ -30,7 +30,9 @@ use device_model::Width;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
+use lockstep::LockstepEngine;
 use x86_interp::InterpEngine;
+use x86_jit::JitEngine;
 
 const COM1: u16 = 0x3f8;
 const EXIT: u16 = 0xf4;
@@ -39,6 +41,8 @@ const APIC_ICR_HIGH: u64 = 0xfee0_0310;
 
 /// Instructions that a vCPU executes before the guest counts as stuck.
 const BUDGET: u64 = 500_000_000;
+/// Time after which a guest without a budget counts as stuck.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 /// Results that no guest gives itself.
 const SHUTDOWN: u32 = 20_000;
 const STUCK: u32 = 20_001;
@@ -135,12 +139,12 @@ fn tool(command: &mut Command) {
 }
 
 /// Assembles and links a guest; the 32-bit ELF file.
-fn build(source: &Path) -> Vec<u8> {
+fn build(source: &Path, tag: &str) -> Vec<u8> {
     let name = source.file_stem().unwrap().to_str().unwrap();
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let (linked, target) = (
-        directory.join(format!("{name}.elf64")),
-        directory.join(format!("{name}.elf")),
+        directory.join(format!("{name}-{tag}.elf64")),
+        directory.join(format!("{name}-{tag}.elf")),
     );
     tool(
         Command::new("cc")
@@ -197,9 +201,32 @@ fn first_state(state: &mut CpuState, entry: u64) {
     state.gpr[0] = 0x2bad_b002;
 }
 
-fn drive(board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
+/// What executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Interp,
+    /// The translator with a budget: blocks run one at a time.
+    JitSingle,
+    /// The translator at its full speed.
+    Jit,
+    Lockstep,
+}
+
+impl On {
+    fn engine(self, memory: Arc<GuestMemory>, policy: Arc<CpuPolicy>) -> Box<dyn Engine> {
+        match self {
+            Self::Interp => Box::new(InterpEngine::new(memory, policy).unwrap()),
+            Self::JitSingle | Self::Jit => Box::new(JitEngine::new(memory, policy).unwrap()),
+            Self::Lockstep => Box::new(LockstepEngine::new(memory, policy).unwrap()),
+        }
+    }
+}
+
+fn drive(on: On, board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
+    // Without a budget the watchdog ends a guest that is stuck.
+    let budget = (on != On::Jit).then_some(BUDGET);
     while board.result.get().is_none() {
-        match vcpu.run(board, Some(BUDGET)).unwrap() {
+        match vcpu.run(board, budget).unwrap() {
             Stop::Halted => {
                 board.cpus[index].signals.wait(u32::MAX, None);
             }
@@ -210,7 +237,18 @@ fn drive(board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
     }
 }
 
-fn run(name: &str, cpus: u32) {
+/// Ends a guest that does not end by itself.
+fn watch(board: &Board) {
+    let start = std::time::Instant::now();
+    while board.result.get().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        if start.elapsed() > PATIENCE {
+            board.end(STUCK);
+        }
+    }
+}
+
+fn run(name: &str, cpus: u32, on: On) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../guests")
         .join(format!("{name}.S"));
@@ -220,9 +258,9 @@ fn run(name: &str, cpus: u32) {
     memory
         .add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap()))
         .unwrap();
-    let entry = load(&memory, &build(&source));
+    let entry = load(&memory, &build(&source, &format!("{on:?}")));
     let policy = CpuPolicy::new(Model::V2).unwrap().with_cpus(cpus);
-    let engine = InterpEngine::new(Arc::new(memory), Arc::new(policy)).unwrap();
+    let engine = on.engine(Arc::new(memory), Arc::new(policy));
     let mut vcpus: Vec<_> = (0..cpus).map(|id| engine.new_vcpu(id).unwrap()).collect();
     let mut state = vcpus[0].state();
     first_state(&mut state, entry);
@@ -241,8 +279,9 @@ fn run(name: &str, cpus: u32) {
     std::thread::scope(|scope| {
         for (index, vcpu) in vcpus.iter_mut().enumerate() {
             let board = &board;
-            scope.spawn(move || drive(board, index, vcpu.as_mut()));
+            scope.spawn(move || drive(on, board, index, vcpu.as_mut()));
         }
+        watch(&board);
     });
     let printed = String::from_utf8_lossy(&board.text.lock().unwrap()).into_owned();
     let result = *board.result.get().unwrap();
@@ -256,52 +295,45 @@ fn run(name: &str, cpus: u32) {
     );
 }
 
-#[test]
-fn real_guest_passes() {
-    run("real", 1);
+macro_rules! guests {
+    ($on:ident, $module:ident: $($name:ident($guest:literal, $cpus:literal)),* $(,)?) => {
+        mod $module {
+            use super::*;
+            $(#[test]
+            fn $name() {
+                run($guest, $cpus, On::$on);
+            })*
+        }
+    };
 }
 
-#[test]
-fn v86_guest_passes() {
-    run("v86", 1);
+/// Between two steps of lock-step the board's signals wait, so that guests that count on them at once do not run.
+macro_rules! on_engines {
+    ($($on:ident, $module:ident;)*) => {
+        $(guests!($on, $module:
+            real_guest_passes("real", 1),
+            v86_guest_passes("v86", 1),
+            gates_guest_passes("gates", 1),
+            task_guest_passes("task", 1),
+            paging_guest_passes("paging", 1),
+            smc_guest_passes("smc", 1),
+            debug_guest_passes("debug", 1),
+            long_guest_passes("long", 1),
+        );)*
+    };
 }
 
-#[test]
-fn gates_guest_passes() {
-    run("gates", 1);
+on_engines! {
+    Interp, interp;
+    JitSingle, jit_block_by_block;
+    Jit, jit;
+    Lockstep, lock_step;
 }
 
-#[test]
-fn task_guest_passes() {
-    run("task", 1);
-}
+guests!(Interp, interp_irq: irq_guest_passes("irq", 1));
+guests!(JitSingle, jit_block_by_block_irq: irq_guest_passes("irq", 1));
+guests!(Jit, jit_irq: irq_guest_passes("irq", 1));
 
-#[test]
-fn paging_guest_passes() {
-    run("paging", 1);
-}
-
-#[test]
-fn irq_guest_passes() {
-    run("irq", 1);
-}
-
-#[test]
-fn smc_guest_passes() {
-    run("smc", 1);
-}
-
-#[test]
-fn debug_guest_passes() {
-    run("debug", 1);
-}
-
-#[test]
-fn smp_guest_passes() {
-    run("smp", 2);
-}
-
-#[test]
-fn long_guest_passes() {
-    run("long", 1);
-}
+guests!(Interp, interp_smp: smp_guest_passes("smp", 2));
+guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2));
+guests!(Jit, jit_smp: smp_guest_passes("smp", 2));
