@@ -87,6 +87,10 @@ pub struct Mode {
     pub no_avx: bool,
     /// Outside 64-bit mode: CS, DS, ES and SS have base 0, and no access through DS, ES and SS needs a check.
     pub flat: bool,
+    /// Outside 64-bit mode: no access through FS needs a check.
+    pub fs_plain: bool,
+    /// The same for GS.
+    pub gs_plain: bool,
     /// Stack pointer of 32 bits (outside 64-bit mode).
     pub stack32: bool,
     /// Unaligned accesses raise #AC.
@@ -257,6 +261,8 @@ impl InterpVcpu {
             no_sse: gate.sse_ud || gate.vec_nm,
             no_avx: gate.avx_ud || gate.vec_nm,
             flat: c.ea_base[CS] == 0 && c.segs[CS].limit == u32::MAX && [0, 2, 3].into_iter().all(flat),
+            fs_plain: c.seg_ok[4] == 3,
+            gs_plain: c.seg_ok[5] == 3,
             stack32: c.sp_mask == 0xffff_ffff,
             align_checks: c.align_checks(),
         }

@@ -198,6 +198,24 @@ impl Asm {
         self.base_disp(dst, base, disp);
     }
 
+    /// `lea dst32, [base + disp]`
+    pub(crate) fn lea32(&mut self, dst: Reg, base: Reg, disp: i32) {
+        self.bytes(&[rex(0, dst, 0, base), 0x8d]);
+        self.base_disp(dst, base, disp);
+    }
+
+    /// `mov reg32, [base + index + disp]`
+    pub(crate) fn load_mem32(&mut self, reg: Reg, base: Reg, index: Reg, disp: i32) {
+        self.bytes(&[rex(0, reg, index, base), 0x8b]);
+        self.base_index(reg, base, index, disp);
+    }
+
+    /// `mov [base + index + disp], reg32`
+    pub(crate) fn store_mem32(&mut self, base: Reg, index: Reg, disp: i32, reg: Reg) {
+        self.bytes(&[rex(0, reg, index, base), 0x89]);
+        self.base_index(reg, base, index, disp);
+    }
+
     /// `lea dst32, [a + b]`
     pub(crate) fn lea_sum32(&mut self, dst: Reg, a: Reg, b: Reg) {
         self.bytes(&[rex(0, dst, b, a), 0x8d]);
@@ -388,6 +406,12 @@ mod tests {
         assert_eq!(ins.len(), asm.len(), "one instruction");
         let mut out = String::new();
         iced_x86::FastFormatter::new().format(&ins, &mut out);
+        // Small numbers are the same in every base.
+        for digit in '0'..='9' {
+            for before in ['+', '-', ',', '[', '*'] {
+                out = out.replace(&format!("{before}{digit}h"), &format!("{before}{digit}"));
+            }
+        }
         out
     }
 
@@ -412,6 +436,9 @@ mod tests {
         assert_eq!(text(|a| a.lea(T0, RSP, -8)), "lea r10,[rsp-8]");
         assert_eq!(text(|a| a.lea(T0, 13, 0x1000)), "lea r10,[r13+1000h]");
         assert_eq!(text(|a| a.lea(T0, 12, 0)), "lea r10,[r12]");
+        assert_eq!(text(|a| a.lea32(T0, 4, 4)), "lea r10d,[rsp+4]");
+        assert_eq!(text(|a| a.store_mem32(RSP, STK, -4, T0)), "mov [rsp+r8-4],r10d");
+        assert_eq!(text(|a| a.load_mem32(1, RSP, STK, 300)), "mov ecx,[rsp+r8+12Ch]");
         assert_eq!(text(|a| a.lea_sum32(T1, T0, T1)), "lea r11d,[r10+r11]");
         assert_eq!(text(|a| a.load_mem(5, RSP, STK, 0)), "mov rbp,[rsp+r8]");
         assert_eq!(text(|a| a.store_mem(RSP, STK, -8, T0)), "mov [rsp+r8-8],r10");

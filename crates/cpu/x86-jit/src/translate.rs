@@ -48,7 +48,7 @@ pub(crate) const SINGLE: u32 = 1 << 30;
 
 /// What tells translations of the same bytes apart. `None` when blocks cannot be translated in this mode.
 pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
-    if mode.bits != 64 || mode.align_checks {
+    if mode.align_checks || mode.bits == 16 || mode.bits == 32 && !(mode.flat && mode.stack32) {
         return None;
     }
     let bit = |on: bool, n: u32| u32::from(on) << n;
@@ -58,7 +58,10 @@ pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
             | bit(mode.no_x87, 4)
             | bit(mode.no_mmx, 5)
             | bit(mode.no_sse, 6)
-            | bit(mode.no_avx, 7),
+            | bit(mode.no_avx, 7)
+            | bit(mode.bits == 32, 8)
+            | bit(mode.bits == 32 && !mode.fs_plain, 9)
+            | bit(mode.bits == 32 && !mode.gs_plain, 10),
     )
 }
 
@@ -117,6 +120,8 @@ pub(crate) struct Translator {
     cpl: u8,
     bank: u8,
     single: bool,
+    /// 64-bit code; else 32-bit.
+    wide: bool,
     items: Vec<Item>,
     cold: Vec<Cold>,
     exits: Vec<Exit>,
@@ -137,7 +142,7 @@ pub(crate) fn scan_one(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, ke
 }
 
 fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, max: usize) -> Vec<Item> {
-    let mut decoder = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(mode.bits.into(), bytes, at, DecoderOptions::NONE);
     let mut items = Vec::with_capacity(16);
     let mut ins = Instruction::default();
     while items.len() < max && decoder.can_decode() {
@@ -147,6 +152,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             break;
         }
         let decoded = vcpu.decode(&ins);
+        classify::generalize(&mut ins);
         let class = if ins.is_invalid() || decoded.is_invalid() {
             Class::Last
         } else if renamed_by_model(vcpu, &ins) {
@@ -171,7 +177,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
         }
     }
     if key & EXACT_STACK == 0 {
-        stack::plan(&mut items);
+        stack::plan(&mut items, i32::from(mode.bits) / 8);
     }
     items
 }
@@ -196,6 +202,7 @@ impl Translator {
             cpl: mode.cpl,
             bank: mode.bank,
             single: key & SINGLE != 0,
+            wide: mode.bits == 64,
             items,
             cold: Vec::new(),
             exits: Vec::new(),
@@ -221,21 +228,22 @@ impl Translator {
     }
 
     fn liveness(&mut self, bytes: &[u8], at: u64) {
+        let bits = if self.wide { 64 } else { 32 };
         let wanted_at = |target: u64| match target.wrapping_sub(at) {
-            back if (back as usize) < bytes.len() => flags::wanted_at(&bytes[back as usize..], target),
+            back if (back as usize) < bytes.len() => flags::wanted_at(bits, &bytes[back as usize..], target),
             _ => flags::ALL,
         };
         let last = self.items.last().expect("a block has an instruction");
         let mut after = match last.class {
             Class::Jmp | Class::Call if dbg() & 16 != 0 => flags::ALL,
-            Class::Jmp | Class::Call => wanted_at(last.ins.near_branch64()),
+            Class::Jmp | Class::Call => wanted_at(last.ins.near_branch_target()),
             class if class.ends_block() => flags::ALL,
             _ if dbg() & 64 != 0 => flags::ALL,
             _ => wanted_at(last.ins.next_ip()),
         };
         for item in self.items.iter_mut().rev() {
             if item.class == Class::Jcc {
-                after |= if dbg() & 32 != 0 { flags::ALL } else { wanted_at(item.ins.near_branch64()) };
+                after |= if dbg() & 32 != 0 { flags::ALL } else { wanted_at(item.ins.near_branch_target()) };
             }
             item.wanted_after = after;
             item.wanted = match item.class {
@@ -267,7 +275,7 @@ impl Translator {
                 Class::Leave => self.leave(index),
                 Class::Jcc => self.conditional(index, page),
                 Class::Jmp => {
-                    let target = self.items[index].ins.near_branch64();
+                    let target = self.items[index].ins.near_branch_target();
                     self.transfer(page, target, target <= self.items[index].ins.ip());
                 }
                 Class::Call => self.call(index, page),

@@ -1,6 +1,7 @@
 //! What becomes of a guest instruction: its own form again, one of a few sequences, or the interpreter.
 
 use iced_x86::Code;
+use iced_x86::CodeSize;
 use iced_x86::CpuidFeature;
 use iced_x86::FlowControl;
 use iced_x86::Instruction;
@@ -45,7 +46,7 @@ impl Class {
 
 /// Chooses for a valid instruction of 64-bit code.
 pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
-    if let Some(class) = control(ins) {
+    if let Some(class) = control(ins, mode) {
         return class;
     }
     if ins.flow_control() != FlowControl::Next {
@@ -60,42 +61,59 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
-        Mnemonic::Push if stack_operand(ins) => Class::Push,
-        Mnemonic::Pop if stack_operand(ins) && ins.op0_kind() == OpKind::Register => Class::Pop,
-        Mnemonic::Leave if ins.code() == Code::Leaveq => Class::Leave,
-        _ if encodable(ins) && (integer(ins) || unit(ins, mode)) => Class::Same,
+        Mnemonic::Push if stack_operand(ins, mode) => Class::Push,
+        Mnemonic::Pop if stack_operand(ins, mode) && ins.op0_kind() == OpKind::Register => Class::Pop,
+        Mnemonic::Leave if matches!((ins.code(), mode.bits), (Code::Leaveq, 64) | (Code::Leaved, 32)) => Class::Leave,
+        _ if encodable(ins, mode) && (integer(ins) || unit(ins, mode)) => Class::Same,
         _ => Class::Interpret,
     }
 }
 
-fn control(ins: &Instruction) -> Option<Class> {
+fn control(ins: &Instruction, mode: &Mode) -> Option<Class> {
     Some(match ins.code() {
-        Code::Call_rel32_64 => Class::Call,
-        Code::Call_rm64 if operand_ok(ins) => Class::CallIndirect,
-        Code::Retnq | Code::Retnq_imm16 => Class::Ret,
-        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jmp,
-        Code::Jmp_rm64 if operand_ok(ins) => Class::JmpIndirect,
-        _ if ins.is_jcc_short_or_near() && ins.op0_kind() == OpKind::NearBranch64 => Class::Jcc,
+        Code::Call_rel32_64 | Code::Call_rel32_32 => Class::Call,
+        Code::Call_rm64 | Code::Call_rm32 if operand_ok(ins, mode) => Class::CallIndirect,
+        Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Class::Ret,
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => Class::Jmp,
+        Code::Jmp_rm64 | Code::Jmp_rm32 if operand_ok(ins, mode) => Class::JmpIndirect,
+        _ if ins.is_jcc_short_or_near() && ins.op0_kind() != OpKind::NearBranch16 => Class::Jcc,
         _ => return None,
     })
 }
 
 /// Push and pop of 64 bits: a register, an immediate, or memory.
-fn stack_operand(ins: &Instruction) -> bool {
-    ins.stack_pointer_increment().unsigned_abs() == 8
+fn stack_operand(ins: &Instruction, mode: &Mode) -> bool {
+    ins.stack_pointer_increment().unsigned_abs() == u32::from(mode.bits) / 8
         && !(ins.op0_kind() == OpKind::Register && ins.op0_register().is_segment_register())
-        && operand_ok(ins)
+        && operand_ok(ins, mode)
 }
 
 /// A memory operand, if any, is of a kind that can be checked.
-fn operand_ok(ins: &Instruction) -> bool {
+fn operand_ok(ins: &Instruction, mode: &Mode) -> bool {
     let memory = (0..ins.op_count()).filter(|&i| ins.op_kind(i) == OpKind::Memory).count();
     if memory == 0 {
         return true;
     }
+    if mode.bits == 32 && !plain_32bit(ins, mode) {
+        return false;
+    }
     let index = ins.memory_index();
     // Absolute 64-bit addresses do not fit into an address computation.
     memory == 1 && ins.memory_base() != Register::EIP && (index == Register::None || index.is_gpr()) && (ins.memory_displ_size() != 8 || has_base(ins) || fits(ins))
+}
+
+/// Addresses of 32 bits in a segment that needs no check.
+fn plain_32bit(ins: &Instruction, mode: &Mode) -> bool {
+    let narrow = |r: Register| r.is_gpr16();
+    let size = ins.memory_displ_size();
+    let segment = match ins.memory_segment() {
+        Register::CS => false,
+        Register::FS => mode.fs_plain,
+        Register::GS => mode.gs_plain,
+        _ => true,
+    };
+    let absolute = ins.memory_base() == Register::None && ins.memory_index() == Register::None;
+    segment && !(narrow(ins.memory_base()) || narrow(ins.memory_index()) || absolute && size == 2)
 }
 
 fn has_base(ins: &Instruction) -> bool {
@@ -103,7 +121,9 @@ fn has_base(ins: &Instruction) -> bool {
 }
 
 fn fits(ins: &Instruction) -> bool {
-    ins.memory_index() != Register::None || i32::try_from(ins.memory_displacement64() as i64).is_ok()
+    let disp = ins.memory_displacement64();
+    // Addresses of 32 bits are not sign-extended, and wrap.
+    ins.memory_index() != Register::None || i32::try_from(disp as i64).is_ok() || ins.code_size() == CodeSize::Code32
 }
 
 /// MOV between the accumulator and an absolute address has no other address.
@@ -115,8 +135,29 @@ fn absolute_form(ins: &Instruction) -> bool {
     )
 }
 
+/// Short forms that exist only for some operands, or only in 32-bit code, as the general form.
+pub(crate) fn generalize(ins: &mut Instruction) {
+    let general = match ins.code() {
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        _ if !fits(ins) => return,
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        _ => return,
+    };
+    ins.set_code(general);
+}
+
 /// Operands that the rewriting understands: registers, immediates, one plain memory operand.
-fn encodable(ins: &Instruction) -> bool {
+fn encodable(ins: &Instruction, mode: &Mode) -> bool {
     let kinds = (0..ins.op_count()).all(|i| match ins.op_kind(i) {
         OpKind::Register => {
             let r = ins.op_register(i);
@@ -130,7 +171,7 @@ fn encodable(ins: &Instruction) -> bool {
         OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => false,
         _ => true,
     });
-    kinds && operand_ok(ins) && !absolute_form(ins) && ins.memory_base() != Register::EIP
+    kinds && operand_ok(ins, mode) && !absolute_form(ins) && ins.memory_base() != Register::EIP
 }
 
 /// Unprivileged integer instructions without anything implicit but registers.

@@ -5,6 +5,7 @@ use iced_x86::DecoderOptions;
 use iced_x86::FlowControl;
 use iced_x86::Instruction;
 use iced_x86::Mnemonic;
+use iced_x86::OpKind;
 use iced_x86::RflagsBits;
 
 /// The six arithmetic flags, in the terms of `iced-x86`.
@@ -34,8 +35,8 @@ fn constant_count(ins: &Instruction) -> bool {
 }
 
 /// Flags wanted at the start of `bytes`, which lie at `at` in their page; all of them where that cannot be told.
-pub(crate) fn wanted_at(bytes: &[u8], at: u64) -> u32 {
-    let mut decoder = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE);
+pub(crate) fn wanted_at(bits: u32, bytes: &[u8], at: u64) -> u32 {
+    let mut decoder = Decoder::with_ip(bits, bytes, at, DecoderOptions::NONE);
     let mut ins = Instruction::default();
     let (mut wanted, mut unknown) = (0, ALL);
     for _ in 0..AHEAD {
@@ -52,8 +53,8 @@ pub(crate) fn wanted_at(bytes: &[u8], at: u64) -> u32 {
             FlowControl::Next => {
                 // The interpreter may do it, and shows the flags to nobody.
             }
-            FlowControl::UnconditionalBranch | FlowControl::Call if ins.op0_kind() == iced_x86::OpKind::NearBranch64 => {
-                let target = ins.near_branch64();
+            FlowControl::UnconditionalBranch | FlowControl::Call if matches!(ins.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) => {
+                let target = ins.near_branch_target();
                 let back = target.wrapping_sub(at) as usize;
                 if back >= bytes.len() || decoder.set_position(back).is_err() {
                     break;

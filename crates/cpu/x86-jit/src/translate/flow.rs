@@ -101,6 +101,9 @@ impl Translator {
     /// Goes to `offset` from the start of the running page.
     pub(crate) fn far(&mut self, offset: i64) {
         self.page_relative(offset);
+        if !self.wide {
+            self.asm.mov32(T0, T0);
+        }
         self.asm.zero(T2);
         self.through_cache();
     }
@@ -142,7 +145,7 @@ impl Translator {
     pub(crate) fn conditional(&mut self, index: usize, page: u64) {
         let ins = self.items[index].ins;
         let condition = ins.condition_code() as u8 - 1;
-        let target = ins.near_branch64();
+        let target = ins.near_branch_target();
         let offset = target.wrapping_sub(page);
         let backward = target <= ins.ip();
         if offset < LINKED {
@@ -161,19 +164,19 @@ impl Translator {
         let ins = self.items[index].ins;
         self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
         self.push_t0(index);
-        let target = ins.near_branch64();
+        let target = ins.near_branch_target();
         self.transfer(page, target, target <= ins.ip());
     }
 
     /// Pushes T0, the return address of a call.
     fn push_t0(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.asm.store_mem(RSP, STK, -8, T0);
+            self.store_slot(RSP, STK, -self.slot(), T0);
         } else {
             self.asm.mov(T2, T0);
             self.checked_push(index, T2);
         }
-        self.asm.lea(RSP, RSP, -8);
+        self.move_stack(RSP, -self.slot());
     }
 
     pub(crate) fn indirect(&mut self, index: usize) {
@@ -186,9 +189,7 @@ impl Translator {
             OpKind::Memory => self.load_operand(index),
             _ => {
                 let value = self.value_of(ins.op0_register());
-                if value != T0 {
-                    self.asm.mov(T0, value);
-                }
+                self.target_from(value);
             }
         }
         if call {
@@ -196,24 +197,36 @@ impl Translator {
             if self.items[index].on_stack {
                 self.asm.mov(T2, T0);
                 self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
-                self.asm.store_mem(RSP, STK, -8, T0);
-                self.asm.lea(RSP, RSP, -8);
+                self.store_slot(RSP, STK, -self.slot(), T0);
+                self.move_stack(RSP, -self.slot());
                 self.asm.mov(T0, T2);
             } else {
                 self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
                 self.asm.mov(T2, T0);
                 self.checked_push(index, T2);
-                self.asm.lea(RSP, RSP, -8);
+                self.move_stack(RSP, -self.slot());
                 let value = self.value_of(ins.op0_register());
                 // A call through RSP itself goes where it pointed before the push.
                 if value == RSP {
-                    self.asm.lea(T0, RSP, 8);
-                } else if value != T0 {
-                    self.asm.mov(T0, value);
+                    self.asm.lea(T0, RSP, self.slot());
+                } else {
+                    self.target_from(value);
+                }
+                if !self.wide {
+                    self.asm.mov32(T0, T0);
                 }
             }
         }
-        self.from_instruction(index, if call { 8 } else { 0 });
+        self.from_instruction(index, if call { self.slot() } else { 0 });
+    }
+
+    /// T0 = `value`, the target of a jump.
+    fn target_from(&mut self, value: crate::asm::Reg) {
+        if self.wide {
+            self.asm.mov(T0, value);
+        } else {
+            self.asm.mov32(T0, value);
+        }
     }
 
     /// Goes to the address in T0, which may be one that the instruction faults on: then RSP moves back by `undo`.
@@ -228,8 +241,8 @@ impl Translator {
         let ins = self.items[index].ins;
         let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
         self.pop_to_t0(index);
-        self.asm.lea(RSP, RSP, 8 + extra);
-        self.from_instruction(index, -8 - extra);
+        self.move_stack(RSP, self.slot() + extra);
+        self.from_instruction(index, -self.slot() - extra);
     }
 
     /// For forms that are too rare to be worth code: the interpreter does it after all.

@@ -150,7 +150,7 @@ impl Translator {
     fn simple_base(&self, index: usize) -> Option<(Reg, i32)> {
         let ins = &self.items[index].ins;
         let base = ins.memory_base();
-        let plain = base.is_gpr64() && ins.memory_index() == Register::None && segment(ins).is_none();
+        let plain = self.wide && base.is_gpr64() && ins.memory_index() == Register::None && segment(ins).is_none();
         if !plain || in_memory(base.number() as Reg) {
             return None;
         }
@@ -162,7 +162,11 @@ impl Translator {
         self.effective_address(index);
         if let Some(n) = segment(&self.items[index].ins) {
             self.asm.load(T1, area::segment_base(n));
-            self.asm.lea_sum(T0, T0, T1);
+            if self.wide {
+                self.asm.lea_sum(T0, T0, T1);
+            } else {
+                self.asm.lea_sum32(T0, T0, T1);
+            }
         }
     }
 
@@ -183,7 +187,7 @@ impl Translator {
             }
         };
         let (base, scaled) = (ins.memory_base(), ins.memory_index());
-        let wide = !(base.is_gpr32() || scaled.is_gpr32());
+        let wide = self.wide && !(base.is_gpr32() || scaled.is_gpr32());
         let base = (base != Register::None).then(|| host(self, base, T0));
         let scaled = (scaled != Register::None).then(|| host(self, scaled, T1));
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
@@ -191,10 +195,10 @@ impl Translator {
         self.asm.lea_any(T0, base, scaled.map(|r| (r, scale)), disp, wide);
     }
 
-    /// Reads the 64-bit memory operand into T0.
+    /// Reads the memory operand of a jump or push into T0.
     pub(crate) fn load_operand(&mut self, index: usize) {
         let place = self.operand(index);
-        self.asm.load_mem(T0, place.base, place.index, place.disp);
+        self.load_slot(T0, place.base, place.index, place.disp);
     }
 
     /// Writes `value` below the top of the stack, which is not known to be on the stack's page.
@@ -203,12 +207,14 @@ impl Translator {
         if saved {
             self.save_flags();
         }
-        self.asm.lea(T0, RSP, -8);
-        self.look_up(index, T0, true, 8, saved);
+        let slot = self.slot();
+        self.stack_address(RSP, -slot);
+        self.look_up(index, T0, true, slot as u32, saved);
         if saved {
             self.restore_flags();
         }
-        self.asm.store_mem(RSP, T1, -8, value);
+        self.stack_address(RSP, -slot);
+        self.store_slot(T0, T1, 0, value);
     }
 
     /// Reads the eight bytes at `base` into T0, likewise.
@@ -217,12 +223,22 @@ impl Translator {
         if saved {
             self.save_flags();
         }
-        self.asm.mov(T0, base);
-        self.look_up(index, T0, false, 8, saved);
+        self.stack_address(base, 0);
+        self.look_up(index, T0, false, self.slot() as u32, saved);
         if saved {
             self.restore_flags();
         }
-        self.asm.load_mem(T0, base, T1, 0);
+        self.stack_address(base, 0);
+        self.load_slot(T0, T0, T1, 0);
+    }
+
+    /// T0 = `base` + `by`, in the width of the mode.
+    fn stack_address(&mut self, base: Reg, by: i32) {
+        if self.wide {
+            self.asm.lea(T0, base, by);
+        } else {
+            self.asm.lea32(T0, base, by);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! A check that fails raises no fault: it may cover accesses that are never reached. The instruction it stands before is
 //! then executed by a translation that checks each access for itself.
 
+use iced_x86::CodeSize;
+use iced_x86::Instruction;
 use iced_x86::Mnemonic;
 use iced_x86::OpKind;
 use iced_x86::Register;
@@ -10,6 +12,7 @@ use iced_x86::Register;
 use crate::area;
 use crate::asm::A;
 use crate::asm::RSP;
+use crate::asm::Reg;
 use crate::asm::STK;
 use crate::asm::T0;
 use crate::block::Span;
@@ -42,27 +45,48 @@ pub(crate) fn stack_operand(item: &Item) -> Option<i32> {
     let ins = &item.ins;
     let has = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
     (has && ins.mnemonic() != Mnemonic::Lea
-        && ins.memory_base() == Register::RSP
+        && ins.memory_base() == pointer(ins)
         && ins.memory_index() == Register::None
         && !matches!(ins.memory_segment(), Register::FS | Register::GS))
-    .then(|| i32::try_from(ins.memory_displacement64() as i64).ok())
+    .then(|| displacement(ins))
     .flatten()
 }
 
-fn effect(item: &Item) -> Effect {
+/// The stack pointer of the instruction's mode.
+fn pointer(ins: &Instruction) -> Register {
+    if ins.code_size() == CodeSize::Code32 {
+        Register::ESP
+    } else {
+        Register::RSP
+    }
+}
+
+/// The displacement of the memory operand, where it has 32 bits.
+fn displacement(ins: &Instruction) -> Option<i32> {
+    if ins.code_size() == CodeSize::Code32 {
+        Some(ins.memory_displacement32() as i32)
+    } else {
+        i32::try_from(ins.memory_displacement64() as i64).ok()
+    }
+}
+
+fn effect(item: &Item, slot: i32) -> Effect {
     let ins = &item.ins;
     let operand = stack_operand(item).map(|low| (low, low + ins.memory_size().size() as i32));
     let (low, high) = operand.unwrap_or((0, 0));
     let push = |by: i32| Effect::Access {
-        low: low.min(-8),
+        low: low.min(-slot),
         high,
-        by: by - 8,
+        by: by - slot,
     };
     match item.class {
         Class::Nothing | Class::System | Class::Jcc | Class::Jmp => Effect::None,
         Class::Push | Class::Call | Class::CallIndirect => push(0),
-        Class::Pop => Effect::Access { low: 0, high: 8, by: 8 },
-        Class::Ret => Effect::Access { low: 0, high: 8, by: 8 },
+        Class::Pop | Class::Ret => Effect::Access {
+            low: 0,
+            high: slot,
+            by: slot,
+        },
         Class::Leave => Effect::Leave,
         Class::Interpret | Class::Last => Effect::Unknown,
         Class::Same | Class::JmpIndirect => same(item, operand),
@@ -80,24 +104,24 @@ fn same(item: &Item, operand: Option<(i32, i32)>) -> Effect {
     if !writes || matches!(ins.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
         return operand.map_or(Effect::None, |(low, high)| Effect::Access { low, high, by: 0 });
     }
-    let whole = ins.op0_register() == Register::RSP;
+    let whole = ins.op0_register() == pointer(ins);
     let immediate = ins.op_count() == 2 && whole && !matches!(ins.op1_kind(), OpKind::Register | OpKind::Memory);
     match ins.mnemonic() {
         Mnemonic::Add if immediate => constant().map_or(Effect::Unknown, Effect::Move),
         Mnemonic::Sub if immediate => constant().map_or(Effect::Unknown, |by| Effect::Move(by.wrapping_neg())),
-        Mnemonic::Lea if whole && ins.memory_base() == Register::RSP && ins.memory_index() == Register::None => {
-            i32::try_from(ins.memory_displacement64() as i64).map_or(Effect::Unknown, Effect::Move)
+        Mnemonic::Lea if whole && ins.memory_base() == pointer(ins) && ins.memory_index() == Register::None => {
+            displacement(ins).map_or(Effect::Unknown, Effect::Move)
         }
         _ => Effect::Unknown,
     }
 }
 
 /// Decides which accesses share a check, and where the checks are.
-pub(crate) fn plan(items: &mut [Item]) {
+pub(crate) fn plan(items: &mut [Item], slot: i32) {
     // The open check: its instruction, what RSP has moved by since.
     let mut open: Option<(usize, i32)> = None;
     for index in 0..items.len() {
-        match effect(&items[index]) {
+        match effect(&items[index], slot) {
             Effect::None => {}
             Effect::Unknown => open = None,
             Effect::Move(by) => {
@@ -121,7 +145,7 @@ pub(crate) fn plan(items: &mut [Item]) {
                 };
                 items[index].on_stack = true;
                 open = moved.checked_add(by).map(|moved| (first, moved));
-                if items[index].class == Class::Pop && items[index].ins.op0_register() == Register::RSP {
+                if items[index].class == Class::Pop && items[index].ins.op0_register() == pointer(&items[index].ins) {
                     open = None;
                 }
             }
@@ -130,10 +154,10 @@ pub(crate) fn plan(items: &mut [Item]) {
                 items[index].check = Some(Span {
                     register: RBP,
                     low: 0,
-                    high: 8,
+                    high: slot,
                 });
-                // RSP is where RBP was, and eight more.
-                open = Some((index, 8));
+                // RSP is where RBP was, and a slot more.
+                open = Some((index, slot));
             }
         }
     }
@@ -154,6 +178,38 @@ fn widen(items: &mut [Item], first: usize, moved: i32, low: i32, high: i32) -> b
 }
 
 impl Translator {
+    /// Bytes of a push.
+    pub(crate) fn slot(&self) -> i32 {
+        if self.wide { 8 } else { 4 }
+    }
+
+    /// RSP = `from` + `by`, in the width of the mode.
+    pub(crate) fn move_stack(&mut self, from: Reg, by: i32) {
+        if self.wide {
+            self.asm.lea(RSP, from, by);
+        } else {
+            self.asm.lea32(RSP, from, by);
+        }
+    }
+
+    /// Writes a slot of the stack.
+    pub(crate) fn store_slot(&mut self, base: Reg, index: Reg, disp: i32, value: Reg) {
+        if self.wide {
+            self.asm.store_mem(base, index, disp, value);
+        } else {
+            self.asm.store_mem32(base, index, disp, value);
+        }
+    }
+
+    /// Reads a slot of the stack, or a pointer to code.
+    pub(crate) fn load_slot(&mut self, to: Reg, base: Reg, index: Reg, disp: i32) {
+        if self.wide {
+            self.asm.load_mem(to, base, index, disp);
+        } else {
+            self.asm.load_mem32(to, base, index, disp);
+        }
+    }
+
     /// Checks that the bytes of `span` lie on the known stack page.
     pub(crate) fn stack_check(&mut self, index: usize, span: Span) {
         let saved = self.items[index].wanted != 0;
@@ -183,7 +239,7 @@ impl Translator {
             OpKind::Register => {
                 let value = self.value_of(ins.op0_register());
                 if covered {
-                    self.asm.store_mem(RSP, STK, -8, value);
+                    self.store_slot(RSP, STK, -self.slot(), value);
                 } else {
                     self.checked_push(index, value);
                 }
@@ -191,33 +247,33 @@ impl Translator {
             OpKind::Memory => {
                 self.load_operand(index);
                 if covered {
-                    self.asm.store_mem(RSP, STK, -8, T0);
+                    self.store_slot(RSP, STK, -self.slot(), T0);
                 } else {
                     self.hand_over_instead(index);
                     return;
                 }
             }
-            _ if covered => self.asm.store_mem_imm(true, RSP, STK, -8, ins.immediate(0) as i32),
+            _ if covered => self.asm.store_mem_imm(self.wide, RSP, STK, -self.slot(), ins.immediate(0) as i32),
             _ => {
                 self.asm.mov_imm64(crate::asm::T2, ins.immediate(0));
                 self.checked_push(index, crate::asm::T2);
             }
         }
-        self.asm.lea(RSP, RSP, -8);
+        self.move_stack(RSP, -self.slot());
     }
 
     pub(crate) fn pop(&mut self, index: usize) {
         let register = self.items[index].ins.op0_register();
         self.pop_to_t0(index);
         // For RSP itself the value popped counts.
-        self.asm.lea(RSP, RSP, 8);
+        self.move_stack(RSP, self.slot());
         self.set(register.number() as u8, T0);
     }
 
     /// Reads the top of the stack into T0.
     pub(crate) fn pop_to_t0(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.asm.load_mem(T0, RSP, STK, 0);
+            self.load_slot(T0, RSP, STK, 0);
         } else {
             self.checked_stack_read(index, RSP);
         }
@@ -225,11 +281,11 @@ impl Translator {
 
     pub(crate) fn leave(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.asm.load_mem(T0, RBP, STK, 0);
+            self.load_slot(T0, RBP, STK, 0);
         } else {
             self.checked_stack_read(index, RBP);
         }
-        self.asm.lea(RSP, RBP, 8);
+        self.move_stack(RBP, self.slot());
         self.asm.mov(RBP, T0);
     }
 }
