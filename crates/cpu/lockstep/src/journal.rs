@@ -38,7 +38,11 @@ impl Journal {
     pub(crate) fn end(&mut self) -> Vec<String> {
         self.skip_vain();
         let mut differences = std::mem::take(&mut self.differences);
-        differences.extend(self.entries.drain(..).map(|(call, _)| format!("not asked by the interpreter: {call:x?}")));
+        differences.extend(
+            self.entries
+                .drain(..)
+                .map(|(call, _)| format!("not asked by the interpreter: {call:x?}")),
+        );
         differences
     }
 
@@ -63,7 +67,8 @@ impl Journal {
                 answer
             }
             None => {
-                self.differences.push(format!("asked by the interpreter only: {call:x?}"));
+                self.differences
+                    .push(format!("asked by the interpreter only: {call:x?}"));
                 None
             }
         }

@@ -97,7 +97,13 @@ impl Asm {
 
     /// `mov reg, gs:[index * 8 + off]`
     pub(crate) fn load_scaled(&mut self, reg: Reg, index: Reg, off: u32) {
-        self.bytes(&[0x65, rex(1, reg, index, 0), 0x8b, (reg & 7) << 3 | 4, 0xc5 | (index & 7) << 3]);
+        self.bytes(&[
+            0x65,
+            rex(1, reg, index, 0),
+            0x8b,
+            (reg & 7) << 3 | 4,
+            0xc5 | (index & 7) << 3,
+        ]);
         self.u32(off);
     }
 
@@ -130,7 +136,14 @@ impl Asm {
     /// `rorx dst, src, count`
     pub(crate) fn rorx(&mut self, dst: Reg, src: Reg, count: u8) {
         let (r, b) = (!(dst >> 3) & 1, !(src >> 3) & 1);
-        self.bytes(&[0xc4, r << 7 | 0x40 | b << 5 | 3, 0xfb, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
+        self.bytes(&[
+            0xc4,
+            r << 7 | 0x40 | b << 5 | 3,
+            0xfb,
+            0xf0,
+            0xc0 | (dst & 7) << 3 | src & 7,
+            count,
+        ]);
     }
 
     /// `and reg32, imm`
@@ -232,7 +245,11 @@ impl Asm {
     pub(crate) fn lea_any(&mut self, dst: Reg, base: Option<Reg>, index: Option<(Reg, u8)>, disp: i32, wide: bool) {
         let (i, scale) = index.unwrap_or((RSP, 0));
         self.bytes(&[rex(u8::from(wide), dst, i, base.unwrap_or(0)), 0x8d]);
-        let (mode, low) = if base.is_some() { (0x80, base.unwrap_or(0) & 7) } else { (0, 5) };
+        let (mode, low) = if base.is_some() {
+            (0x80, base.unwrap_or(0) & 7)
+        } else {
+            (0, 5)
+        };
         self.bytes(&[mode | (dst & 7) << 3 | 4, scale << 6 | (i & 7) << 3 | low]);
         self.u32(disp as u32);
     }
@@ -442,16 +459,28 @@ mod tests {
         assert_eq!(text(|a| a.lea_sum32(T1, T0, T1)), "lea r11d,[r10+r11]");
         assert_eq!(text(|a| a.load_mem(5, RSP, STK, 0)), "mov rbp,[rsp+r8]");
         assert_eq!(text(|a| a.store_mem(RSP, STK, -8, T0)), "mov [rsp+r8-8],r10");
-        assert_eq!(text(|a| a.store_mem_imm(true, RSP, STK, -8, -2)), "mov qword ptr [rsp+r8-8],0FFFFFFFFFFFFFFFEh");
+        assert_eq!(
+            text(|a| a.store_mem_imm(true, RSP, STK, -8, -2)),
+            "mov qword ptr [rsp+r8-8],0FFFFFFFFFFFFFFFEh"
+        );
         assert_eq!(text(|a| a.lea_sum(T0, T0, T1)), "lea r10,[r10+r11]");
-        assert_eq!(text(|a| a.lea_any(T0, Some(3), Some((6, 3)), 8, true)), "lea r10,[rbx+rsi*8+8]");
-        assert_eq!(text(|a| a.lea_any(T0, None, Some((15, 2)), -4, true)), "lea r10,[r15*4-4]");
+        assert_eq!(
+            text(|a| a.lea_any(T0, Some(3), Some((6, 3)), 8, true)),
+            "lea r10,[rbx+rsi*8+8]"
+        );
+        assert_eq!(
+            text(|a| a.lea_any(T0, None, Some((15, 2)), -4, true)),
+            "lea r10,[r15*4-4]"
+        );
         assert_eq!(text(|a| a.lea_any(T0, Some(T0), None, 1, false)), "lea r10d,[r10+1]");
         assert_eq!(text(|a| a.lea_any(T0, None, None, 0x100, true)), "lea r10,[100h]");
         assert_eq!(text(|a| a.lea_any(T0, Some(12), None, 0, true)), "lea r10,[r12]");
         assert_eq!(text(|a| a.mov32(T0, T0)), "mov r10d,r10d");
         assert_eq!(text(|a| a.cmp_byte_gs_zero(0x44)), "cmp byte ptr gs:[44h],0");
-        assert_eq!(text(|a| a.and_dword_gs(0x44, !0x200)), "and dword ptr gs:[44h],0FFFFFDFFh");
+        assert_eq!(
+            text(|a| a.and_dword_gs(0x44, !0x200)),
+            "and dword ptr gs:[44h],0FFFFFDFFh"
+        );
         assert_eq!(text(|a| a.or_dword_gs(0x44, 0x200)), "or dword ptr gs:[44h],200h");
         assert_eq!(text(|a| a.load_disp(T0, T1, 8)), "mov r10,[r11+8]");
         assert_eq!(text(|a| a.store_disp(T1, 400, T2)), "mov [r11+190h],r9");

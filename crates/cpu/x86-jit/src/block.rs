@@ -95,6 +95,9 @@ impl Block {
 
     /// The stack check at instruction `index`.
     pub(crate) fn span(&self, index: usize) -> Option<Span> {
-        self.spans.iter().find(|(i, _)| usize::from(*i) == index).map(|(_, s)| *s)
+        self.spans
+            .iter()
+            .find(|(i, _)| usize::from(*i) == index)
+            .map(|(_, s)| *s)
     }
 }

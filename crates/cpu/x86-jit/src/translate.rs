@@ -71,9 +71,8 @@ pub(crate) struct Item {
     pub(crate) class: Class,
     pub(crate) offset: u16,
     pub(crate) decoded: DInsn,
-    /// Flags wanted before and after.
+    /// Flags wanted before it.
     pub(crate) wanted: u32,
-    pub(crate) wanted_after: u32,
     /// Its stack accesses are covered by a check before it.
     pub(crate) on_stack: bool,
     /// What moves RSP back when the target of an indirect jump turns out to be none.
@@ -87,7 +86,12 @@ pub(crate) struct Item {
 /// Code that lies beside the way of normal execution.
 enum Cold {
     /// Hands an instruction over.
-    Slow { fixes: Vec<Fix>, why: Why, index: usize, restore: bool },
+    Slow {
+        fixes: Vec<Fix>,
+        why: Why,
+        index: usize,
+        restore: bool,
+    },
     /// Leaves through an exit.
     Exit { exit: usize },
     /// Goes to another page.
@@ -111,7 +115,6 @@ pub(crate) struct Draft {
     pub(crate) records: Vec<(usize, u64)>,
 }
 
-pub(crate) fn dbg() -> u32 { static D: std::sync::OnceLock<u32> = std::sync::OnceLock::new(); *D.get_or_init(|| std::env::var("DBG").ok().and_then(|v| v.parse().ok()).unwrap_or(0)) }
 /// Translates one block.
 pub(crate) struct Translator {
     pub(crate) asm: Asm,
@@ -166,13 +169,12 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             offset,
             decoded,
             wanted: flags::ALL,
-            wanted_after: flags::ALL,
             on_stack: false,
             undo: 0,
             vector: class == Class::Same && classify::uses_vectors(&ins),
             check: None,
         });
-        if class.ends_block() || class == Class::Jcc && (key & SINGLE != 0 || dbg() & 2 != 0) {
+        if class.ends_block() || class == Class::Jcc && key & SINGLE != 0 {
             break;
         }
     }
@@ -211,7 +213,7 @@ impl Translator {
             records: Vec::new(),
         };
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
-        if (!t.single || dbg() & 128 != 0) && dbg() & 1 == 0 {
+        if !t.single {
             t.liveness(bytes, at);
         }
         let (poll, body) = t.header();
@@ -235,17 +237,14 @@ impl Translator {
         };
         let last = self.items.last().expect("a block has an instruction");
         let mut after = match last.class {
-            Class::Jmp | Class::Call if dbg() & 16 != 0 => flags::ALL,
             Class::Jmp | Class::Call => wanted_at(last.ins.near_branch_target()),
             class if class.ends_block() => flags::ALL,
-            _ if dbg() & 64 != 0 => flags::ALL,
             _ => wanted_at(last.ins.next_ip()),
         };
         for item in self.items.iter_mut().rev() {
             if item.class == Class::Jcc {
-                after |= if dbg() & 32 != 0 { flags::ALL } else { wanted_at(item.ins.near_branch_target()) };
+                after |= wanted_at(item.ins.near_branch_target());
             }
-            item.wanted_after = after;
             item.wanted = match item.class {
                 Class::Last => flags::ALL,
                 Class::Nothing | Class::System => after,
@@ -368,15 +367,6 @@ impl Translator {
             self.asm.across.push(exit.place as usize);
             self.asm.buf[exit.place as usize..exit.place as usize + 4]
                 .copy_from_slice(&(exit.stub.wrapping_sub(exit.place + 4)).to_le_bytes());
-        }
-        if std::env::var("JITDUMP").is_ok_and(|v| v == format!("{:x}", self.items[0].offset)) {
-            for (i, it) in self.items.iter().enumerate() {
-                let mut s = String::new();
-                iced_x86::FastFormatter::new().format(&it.ins, &mut s);
-                eprintln!("{:x} {:?} {s} wanted {:x} stack {} {:?} host {:x}", it.ins.ip(), it.class, it.wanted, it.on_stack, it.check, self.hosts[i]);
-            }
-            let mut d = Decoder::with_ip(64, &self.asm.buf, 0, 0);
-            while d.can_decode() { let i = d.decode(); let mut s = String::new(); iced_x86::FastFormatter::new().format(&i, &mut s); eprintln!("   {:x}: {s}", i.ip()); }
         }
         let spans = self
             .items

@@ -39,10 +39,7 @@ impl FromStr for EngineKind {
             "interp" => Ok(Self::Interp),
             "jit" => Ok(Self::Jit),
             "lockstep" => Ok(Self::Lockstep),
-            _ => Err(format!(
-                "unknown engine `{text}`; there are {}",
-                Self::NAMES.join(", ")
-            )),
+            _ => Err(format!("unknown engine `{text}`; there are {}", Self::NAMES.join(", "))),
         }
     }
 }

@@ -62,7 +62,9 @@ pub struct GuestMemory {
 
 impl std::fmt::Debug for GuestMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestMemory").field("slots", &self.slots).finish_non_exhaustive()
+        f.debug_struct("GuestMemory")
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use iced_x86::Code;
 use iced_x86::CodeSize;
+use iced_x86::ConditionCode;
 use iced_x86::CpuidFeature;
 use iced_x86::FlowControl;
 use iced_x86::Instruction;
@@ -90,7 +91,9 @@ fn stack_operand(ins: &Instruction, mode: &Mode) -> bool {
 
 /// A memory operand, if any, is of a kind that can be checked.
 fn operand_ok(ins: &Instruction, mode: &Mode) -> bool {
-    let memory = (0..ins.op_count()).filter(|&i| ins.op_kind(i) == OpKind::Memory).count();
+    let memory = (0..ins.op_count())
+        .filter(|&i| ins.op_kind(i) == OpKind::Memory)
+        .count();
     if memory == 0 {
         return true;
     }
@@ -99,7 +102,10 @@ fn operand_ok(ins: &Instruction, mode: &Mode) -> bool {
     }
     let index = ins.memory_index();
     // Absolute 64-bit addresses do not fit into an address computation.
-    memory == 1 && ins.memory_base() != Register::EIP && (index == Register::None || index.is_gpr()) && (ins.memory_displ_size() != 8 || has_base(ins) || fits(ins))
+    memory == 1
+        && ins.memory_base() != Register::EIP
+        && (index == Register::None || index.is_gpr())
+        && (ins.memory_displ_size() != 8 || has_base(ins) || fits(ins))
 }
 
 /// Addresses of 32 bits in a segment that needs no check.
@@ -130,8 +136,14 @@ fn fits(ins: &Instruction) -> bool {
 fn absolute_form(ins: &Instruction) -> bool {
     matches!(
         ins.code(),
-        Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64
-            | Code::Mov_moffs8_AL | Code::Mov_moffs16_AX | Code::Mov_moffs32_EAX | Code::Mov_moffs64_RAX
+        Code::Mov_AL_moffs8
+            | Code::Mov_AX_moffs16
+            | Code::Mov_EAX_moffs32
+            | Code::Mov_RAX_moffs64
+            | Code::Mov_moffs8_AL
+            | Code::Mov_moffs16_AX
+            | Code::Mov_moffs32_EAX
+            | Code::Mov_moffs64_RAX
     )
 }
 
@@ -180,22 +192,92 @@ fn integer(ins: &Instruction) -> bool {
     let bit_string = matches!(ins.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
         && ins.op0_kind() == OpKind::Memory
         && ins.op1_kind() == OpKind::Register;
+    // SETcc and CMOVcc.
+    let conditional = ins.condition_code() != ConditionCode::None;
     !bit_string
-        && matches!(
-            ins.mnemonic(),
-            M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Adc | M::Sub | M::Sbb | M::And | M::Or
-                | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg | M::Not | M::Shl | M::Shr | M::Sar | M::Sal
-                | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Mul | M::Imul | M::Div | M::Idiv | M::Cbw
-                | M::Cwde | M::Cdqe | M::Cwd | M::Cdq | M::Cqo | M::Xchg | M::Bswap | M::Bt | M::Bts | M::Btr | M::Btc
-                | M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Xadd | M::Cmpxchg | M::Cmpxchg8b
-                | M::Cmpxchg16b | M::Cmc | M::Clc | M::Stc | M::Lahf | M::Sahf | M::Movbe | M::Crc32 | M::Movnti
-                | M::Andn | M::Bextr | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Mulx | M::Pdep | M::Pext | M::Rorx
-                | M::Sarx | M::Shlx | M::Shrx | M::Adcx | M::Adox | M::Lfence | M::Mfence | M::Sfence
-                | M::Seta | M::Setae | M::Setb | M::Setbe | M::Sete | M::Setg | M::Setge | M::Setl | M::Setle | M::Setne
-                | M::Setno | M::Setnp | M::Setns | M::Seto | M::Setp | M::Sets
-                | M::Cmova | M::Cmovae | M::Cmovb | M::Cmovbe | M::Cmove | M::Cmovg | M::Cmovge | M::Cmovl | M::Cmovle
-                | M::Cmovne | M::Cmovno | M::Cmovnp | M::Cmovns | M::Cmovo | M::Cmovp | M::Cmovs
-        )
+        && (conditional
+            || matches!(
+                ins.mnemonic(),
+                M::Mov
+                    | M::Movzx
+                    | M::Movsx
+                    | M::Movsxd
+                    | M::Lea
+                    | M::Add
+                    | M::Adc
+                    | M::Sub
+                    | M::Sbb
+                    | M::And
+                    | M::Or
+                    | M::Xor
+                    | M::Cmp
+                    | M::Test
+                    | M::Inc
+                    | M::Dec
+                    | M::Neg
+                    | M::Not
+                    | M::Shl
+                    | M::Shr
+                    | M::Sar
+                    | M::Sal
+                    | M::Rol
+                    | M::Ror
+                    | M::Rcl
+                    | M::Rcr
+                    | M::Shld
+                    | M::Shrd
+                    | M::Mul
+                    | M::Imul
+                    | M::Div
+                    | M::Idiv
+                    | M::Cbw
+                    | M::Cwde
+                    | M::Cdqe
+                    | M::Cwd
+                    | M::Cdq
+                    | M::Cqo
+                    | M::Xchg
+                    | M::Bswap
+                    | M::Bt
+                    | M::Bts
+                    | M::Btr
+                    | M::Btc
+                    | M::Bsf
+                    | M::Bsr
+                    | M::Tzcnt
+                    | M::Lzcnt
+                    | M::Popcnt
+                    | M::Xadd
+                    | M::Cmpxchg
+                    | M::Cmpxchg8b
+                    | M::Cmpxchg16b
+                    | M::Cmc
+                    | M::Clc
+                    | M::Stc
+                    | M::Lahf
+                    | M::Sahf
+                    | M::Movbe
+                    | M::Crc32
+                    | M::Movnti
+                    | M::Andn
+                    | M::Bextr
+                    | M::Blsi
+                    | M::Blsmsk
+                    | M::Blsr
+                    | M::Bzhi
+                    | M::Mulx
+                    | M::Pdep
+                    | M::Pext
+                    | M::Rorx
+                    | M::Sarx
+                    | M::Shlx
+                    | M::Shrx
+                    | M::Adcx
+                    | M::Adox
+                    | M::Lfence
+                    | M::Mfence
+                    | M::Sfence
+            ))
 }
 
 /// Floating-point and vector instructions that the present mode lets run.
@@ -212,7 +294,7 @@ fn unit(ins: &Instruction, mode: &Mode) -> bool {
         C::FPU | C::FPU287 | C::FPU387 => !mode.no_x87,
         C::MMX => !mode.no_mmx,
         C::SSE | C::SSE2 | C::SSE3 | C::SSSE3 | C::SSE4_1 | C::SSE4_2 => !mode.no_sse,
-        C::AES | C::PCLMULQDQ | C::SHA => !mode.no_sse && !(ins_is_vex(ins) && mode.no_avx),
+        C::AES | C::PCLMULQDQ | C::SHA => !(mode.no_sse || ins_is_vex(ins) && mode.no_avx),
         C::AVX | C::AVX2 | C::FMA | C::F16C => !mode.no_avx,
         C::CMOV => true,
         _ => false,
@@ -238,9 +320,29 @@ fn has_more_to_it(ins: &Instruction) -> bool {
     use Mnemonic as M;
     matches!(
         ins.mnemonic(),
-        M::Maskmovdqu | M::Maskmovq | M::Vmaskmovdqu | M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq
-            | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Fnsave | M::Fsave | M::Frstor | M::Fldenv
-            | M::Fnstenv | M::Fstenv | M::Clflush | M::Ldmxcsr | M::Vldmxcsr | M::Emms | M::Fninit | M::Finit
+        M::Maskmovdqu
+            | M::Maskmovq
+            | M::Vmaskmovdqu
+            | M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Fnsave
+            | M::Fsave
+            | M::Frstor
+            | M::Fldenv
+            | M::Fnstenv
+            | M::Fstenv
+            | M::Clflush
+            | M::Ldmxcsr
+            | M::Vldmxcsr
+            | M::Emms
+            | M::Fninit
+            | M::Finit
             | M::Vzeroall
     ) || ins.is_vsib()
         || ins.encoding() == iced_x86::EncodingKind::EVEX

@@ -39,7 +39,10 @@ fn of_width(like: Register, n: Reg) -> Register {
 fn high_byte(ins: &Instruction) -> bool {
     (0..ins.op_count()).any(|i| {
         ins.op_kind(i) == OpKind::Register
-            && matches!(ins.op_register(i), Register::AH | Register::BH | Register::CH | Register::DH)
+            && matches!(
+                ins.op_register(i),
+                Register::AH | Register::BH | Register::CH | Register::DH
+            )
     })
 }
 

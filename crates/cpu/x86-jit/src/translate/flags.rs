@@ -20,11 +20,20 @@ pub(crate) fn before(ins: &Instruction, after: u32) -> u32 {
     let read = ins.rflags_read() & ALL;
     // A count of zero leaves all flags as they are.
     let repeated = ins.has_rep_prefix() || ins.has_repne_prefix();
-    let conditional = repeated && ins.is_string_instruction() || matches!(
-        ins.mnemonic(),
-        Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Sal | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
-            | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd
-    ) && !constant_count(ins);
+    let conditional = repeated && ins.is_string_instruction()
+        || matches!(
+            ins.mnemonic(),
+            Mnemonic::Shl
+                | Mnemonic::Shr
+                | Mnemonic::Sar
+                | Mnemonic::Sal
+                | Mnemonic::Rol
+                | Mnemonic::Ror
+                | Mnemonic::Rcl
+                | Mnemonic::Rcr
+                | Mnemonic::Shld
+                | Mnemonic::Shrd
+        ) && !constant_count(ins);
     let killed = if conditional { 0 } else { ins.rflags_modified() & ALL };
     read | after & !killed
 }
@@ -53,7 +62,9 @@ pub(crate) fn wanted_at(bits: u32, bytes: &[u8], at: u64) -> u32 {
             FlowControl::Next => {
                 // The interpreter may do it, and shows the flags to nobody.
             }
-            FlowControl::UnconditionalBranch | FlowControl::Call if matches!(ins.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) => {
+            FlowControl::UnconditionalBranch | FlowControl::Call
+                if matches!(ins.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) =>
+            {
                 let target = ins.near_branch_target();
                 let back = target.wrapping_sub(at) as usize;
                 if back >= bytes.len() || decoder.set_position(back).is_err() {

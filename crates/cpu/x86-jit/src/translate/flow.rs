@@ -217,7 +217,7 @@ impl Translator {
                 }
             }
         }
-        self.from_instruction(index, if call { self.slot() } else { 0 });
+        self.indirect_from(index, if call { self.slot() } else { 0 });
     }
 
     /// T0 = `value`, the target of a jump.
@@ -230,7 +230,7 @@ impl Translator {
     }
 
     /// Goes to the address in T0, which may be one that the instruction faults on: then RSP moves back by `undo`.
-    fn from_instruction(&mut self, index: usize, undo: i32) {
+    fn indirect_from(&mut self, index: usize, undo: i32) {
         self.items[index].undo = undo;
         let fix = self.asm.lea_rip(T2);
         self.records.push((fix, index as u64));
@@ -239,10 +239,14 @@ impl Translator {
 
     pub(crate) fn ret(&mut self, index: usize) {
         let ins = self.items[index].ins;
-        let extra = if ins.op_count() > 0 { i32::from(ins.immediate16()) } else { 0 };
+        let extra = if ins.op_count() > 0 {
+            i32::from(ins.immediate16())
+        } else {
+            0
+        };
         self.pop_to_t0(index);
         self.move_stack(RSP, self.slot() + extra);
-        self.from_instruction(index, -self.slot() - extra);
+        self.indirect_from(index, -self.slot() - extra);
     }
 
     /// For forms that are too rare to be worth code: the interpreter does it after all.

@@ -77,16 +77,21 @@ impl Translator {
     /// Whether the memory operand of an instruction is written, and its size.
     fn operand_access(&mut self, index: usize) -> (bool, u32) {
         let ins = &self.items[index].ins;
-        let options = iced_x86::InstructionInfoOptions::NO_MEMORY_USAGE | iced_x86::InstructionInfoOptions::NO_REGISTER_USAGE;
+        let options =
+            iced_x86::InstructionInfoOptions::NO_MEMORY_USAGE | iced_x86::InstructionInfoOptions::NO_REGISTER_USAGE;
         let info = self.info.info_options(ins, options);
-        let operand = (0..ins.op_count()).find(|&i| ins.op_kind(i) == OpKind::Memory).unwrap_or(0);
+        let operand = (0..ins.op_count())
+            .find(|&i| ins.op_kind(i) == OpKind::Memory)
+            .unwrap_or(0);
         (writes(info.op_access(operand)), ins.memory_size().size() as u32)
     }
 
     /// Checks the memory operand. On success the code goes on with the place; else the interpreter takes over.
     pub(crate) fn operand(&mut self, index: usize) -> Place {
         let item = &self.items[index];
-        if item.on_stack && let Some(disp) = stack_operand(item) {
+        if item.on_stack
+            && let Some(disp) = stack_operand(item)
+        {
             return Place {
                 base: RSP,
                 index: STK,
@@ -106,11 +111,7 @@ impl Translator {
         let place = match simple {
             Some((base, disp)) => {
                 self.look_up(index, T0, write, size, saved);
-                Place {
-                    base,
-                    index: T1,
-                    disp,
-                }
+                Place { base, index: T1, disp }
             }
             None => {
                 self.asm.mov(T2, T0);

@@ -95,11 +95,10 @@ fn effect(item: &Item, slot: i32) -> Effect {
 
 fn same(item: &Item, operand: Option<(i32, i32)>) -> Effect {
     let ins = &item.ins;
-    let writes = ins.op_count() > 0
-        && ins.op0_kind() == OpKind::Register
-        && ins.op0_register().full_register() == Register::RSP
-        || ins.mnemonic() == Mnemonic::Xchg && ins.op1_register().full_register() == Register::RSP
-        || ins.mnemonic() == Mnemonic::Xadd && ins.op1_register().full_register() == Register::RSP;
+    let writes =
+        ins.op_count() > 0 && ins.op0_kind() == OpKind::Register && ins.op0_register().full_register() == Register::RSP
+            || ins.mnemonic() == Mnemonic::Xchg && ins.op1_register().full_register() == Register::RSP
+            || ins.mnemonic() == Mnemonic::Xadd && ins.op1_register().full_register() == Register::RSP;
     let constant = || i32::try_from(ins.immediate(1) as i64).ok();
     if !writes || matches!(ins.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
         return operand.map_or(Effect::None, |(low, high)| Effect::Access { low, high, by: 0 });
@@ -165,7 +164,9 @@ pub(crate) fn plan(items: &mut [Item], slot: i32) {
 
 /// Lets the check at `first` cover another access.
 fn widen(items: &mut [Item], first: usize, moved: i32, low: i32, high: i32) -> bool {
-    let Some(span) = &mut items[first].check else { return false };
+    let Some(span) = &mut items[first].check else {
+        return false;
+    };
     let (Some(low), Some(high)) = (low.checked_add(moved), high.checked_add(moved)) else {
         return false;
     };
@@ -253,7 +254,9 @@ impl Translator {
                     return;
                 }
             }
-            _ if covered => self.asm.store_mem_imm(self.wide, RSP, STK, -self.slot(), ins.immediate(0) as i32),
+            _ if covered => self
+                .asm
+                .store_mem_imm(self.wide, RSP, STK, -self.slot(), ins.immediate(0) as i32),
             _ => {
                 self.asm.mov_imm64(crate::asm::T2, ins.immediate(0));
                 self.checked_push(index, crate::asm::T2);

@@ -1,0 +1,255 @@
+//! Finding the block at RIP: what was found before, the registry, translation.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use x86_interp::seam::Mode;
+
+use crate::area;
+use crate::area::Frame;
+use crate::block::Block;
+use crate::block::Second;
+use crate::registry::Origin;
+use crate::translate;
+use crate::translate::SINGLE;
+use crate::translate::Translator;
+
+/// Longest instruction.
+const MAX_LEN: usize = 15;
+
+/// Where the next instruction is.
+pub(super) enum Found {
+    Code(*const Block),
+    /// In no block: the interpreter goes on.
+    Interpret,
+    /// Its fetch faulted.
+    Fault,
+}
+
+/// A block that was found at an address.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    address: u64,
+    /// Mode, and generation of the code translations.
+    context: u64,
+    block: *const Block,
+}
+
+pub(super) const UNSEEN: Seen = Seen {
+    address: 0,
+    context: u64::MAX,
+    block: std::ptr::null(),
+};
+
+/// Slots for blocks that were found.
+pub(super) const SEEN: usize = 1 << 15;
+
+fn seen_slot(address: u64) -> usize {
+    (address ^ address >> 15) as usize & (SEEN - 1)
+}
+
+impl Frame {
+    /// Forgets jump targets that may no longer hold.
+    pub(super) fn check_jumps(&mut self, key: u32) {
+        let generations = self.interp.code_generations();
+        let flushes = self.rest.shared.flushes.load(Ordering::SeqCst);
+        let all = flushes != self.rest.flushes;
+        if all || generations != self.rest.generations {
+            let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
+            if all || low || high {
+                self.area.jumps[0].clear();
+                self.rest.counters.user_clears += 1;
+            }
+            if all || high || low && self.rest.low {
+                self.area.jumps[1].clear();
+                self.rest.counters.kernel_clears += 1;
+                self.rest.low = false;
+            }
+            if all {
+                self.rest.found.fill(UNSEEN);
+            }
+            self.rest.generations = generations;
+            self.rest.flushes = flushes;
+        }
+        let cache = area::cache_of(key as u8 & 3) as usize;
+        if self.rest.modes[cache] != key {
+            self.area.jumps[cache].clear();
+            self.rest.counters.mode_clears += 1;
+            self.rest.modes[cache] = key;
+        }
+    }
+
+    /// The block at RIP, translated if need be.
+    pub(super) fn find(&mut self, more: u32) -> Found {
+        let mode = self.interp.mode();
+        let Some(key) = translate::mode_key(&mode) else {
+            return Found::Interpret;
+        };
+        self.check_jumps(key);
+        let alone = if self.rest.end.is_some() { SINGLE } else { 0 };
+        let key = key | more | alone;
+        let rip = self.interp.rip();
+        let context = u64::from(key) << 32 | u64::from(self.rest.generations[(rip >> 63) as usize]);
+        let slot = seen_slot(rip);
+        let seen = self.rest.found[slot];
+        // SAFETY: of the present context, hence found since the last flush.
+        if seen.address == rip && seen.context == context && !unsafe { &*seen.block }.dead.load(Ordering::Relaxed) {
+            return Found::Code(seen.block);
+        }
+        let found = self.find_slow(rip, &mode, key);
+        if let Found::Code(block) = found {
+            // A flush on the way has changed nothing that the context tells: it was noted already.
+            self.rest.found[slot] = Seen {
+                address: rip,
+                context,
+                block,
+            };
+        }
+        found
+    }
+
+    /// The same, where nothing is known of the address.
+    #[cold]
+    fn find_slow(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        let Some(source) = self.interp.source(rip) else {
+            return Found::Fault;
+        };
+        if source.host.is_null() {
+            return Found::Interpret;
+        }
+        let found = self.rest.shared.registry.lock().find((source.gpa | rip & 0xfff, key));
+        if let Some(block) = found {
+            // SAFETY: found just now.
+            match unsafe { &*block }.second {
+                None => return Found::Code(block),
+                Some(second) => match self.interp.source(next_page(rip)) {
+                    Some(next) if next.gpa == second.gpa => return Found::Code(block),
+                    Some(_) => return Found::Interpret,
+                    None => return Found::Fault,
+                },
+            }
+        }
+        self.translate(rip, mode, key)
+    }
+
+    /// Translates the block at RIP.
+    fn translate(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        loop {
+            let Some(source) = self.interp.source(rip) else {
+                return Found::Fault;
+            };
+            // SAFETY: code pages live as long as guest memory.
+            let version = unsafe { &*source.code }.version();
+            let mut bytes = [0u8; 4096];
+            let len = 4096 - (rip & 0xfff) as usize;
+            let bytes = &mut bytes[..len];
+            self.interp.fetch(&source, rip, bytes);
+            let items = translate::scan(&self.interp, mode, bytes, rip, key);
+            let Some(last) = items.last() else {
+                return self.translate_crossing(rip, mode, key);
+            };
+            let end = u64::from(last.offset) + last.ins.len() as u64;
+            self.interp.hold(&source, rip & 0xfff, end - 1);
+            let mut again = [0u8; 4096];
+            let held = (end - (rip & 0xfff)) as usize;
+            self.interp.fetch(&source, rip, &mut again[..held]);
+            if again[..held] != bytes[..held] {
+                continue;
+            }
+            let draft = Translator::translate(mode, key, items, bytes, rip);
+            let origin = Origin {
+                key: (source.gpa | rip & 0xfff, key),
+                code: source.code,
+                second: None,
+            };
+            if let Some(found) = self.take_in(draft, &origin, version, None) {
+                return found;
+            }
+        }
+    }
+
+    /// Translates the instruction at RIP that goes on in the next page.
+    fn translate_crossing(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        let next = next_page(rip);
+        let (Some(source), Some(source2)) = (self.interp.source(rip), self.interp.source(next)) else {
+            return Found::Fault;
+        };
+        if source2.host.is_null() {
+            return Found::Interpret;
+        }
+        // SAFETY: code pages live as long as guest memory.
+        let versions = unsafe { ((*source.code).version(), (*source2.code).version()) };
+        let first = 4096 - (rip & 0xfff) as usize;
+        self.interp.hold(&source, rip & 0xfff, 4095);
+        self.interp.hold(&source2, 0, MAX_LEN as u64 - 1);
+        let mut bytes = [0u8; 2 * MAX_LEN];
+        self.interp.fetch(&source, rip, &mut bytes[..first]);
+        self.interp.fetch(&source2, next, &mut bytes[first..first + MAX_LEN]);
+        let items = translate::scan_one(&self.interp, mode, &bytes[..first + MAX_LEN], rip, key);
+        if items.is_empty() {
+            return Found::Interpret;
+        }
+        let draft = Translator::translate(mode, key, items, &[], rip);
+        let origin = Origin {
+            key: (source.gpa | rip & 0xfff, key),
+            code: source.code,
+            second: Some(Second {
+                gpa: source2.gpa,
+                code: source2.code,
+            }),
+        };
+        self.take_in(draft, &origin, versions.0, Some(versions.1))
+            .unwrap_or(Found::Interpret)
+    }
+
+    /// Takes a draft into the registry, unless its code was overwritten meanwhile.
+    fn take_in(
+        &mut self,
+        draft: translate::Draft,
+        origin: &Origin,
+        version: u32,
+        version2: Option<u32>,
+    ) -> Option<Found> {
+        self.rest.counters.translated += 1;
+        let shared = Arc::clone(&self.rest.shared);
+        let mut registry = shared.registry.lock();
+        // SAFETY: code pages live as long as guest memory.
+        let same = unsafe {
+            (*origin.code).version() == version && origin.second.is_none_or(|s| Some((*s.code).version()) == version2)
+        };
+        if !same {
+            return None;
+        }
+        if let Some(block) = registry.find(origin.key) {
+            return Some(Found::Code(block));
+        }
+        if let Some(block) = registry.insert(draft, origin) {
+            return Some(Found::Code(block));
+        }
+        drop(registry);
+        self.flush();
+        None
+    }
+
+    /// Throws all translations away: the code memory is full.
+    fn flush(&mut self) {
+        let shared = Arc::clone(&self.rest.shared);
+        shared.flush_wanted.store(true, Ordering::SeqCst);
+        shared.call_all();
+        self.rest.world = None;
+        {
+            let _world = shared.world.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if shared.flush_wanted.swap(false, Ordering::SeqCst) {
+                shared.registry.lock().flush();
+                shared.flushes.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        self.take_world();
+        self.rest.running = std::ptr::null();
+        self.check_jumps(self.rest.modes[0]);
+    }
+}
+
+fn next_page(lin: u64) -> u64 {
+    (lin & !0xfff).wrapping_add(4096)
+}
