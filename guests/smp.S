@@ -3,28 +3,15 @@
  */
 #include "guest.inc"
 
-#define ICR 0xfee00300
-#define ICR_HIGH 0xfee00310
-#define LOW 0x8000
+#include "second.inc"
 
 main:
-    mov dword ptr [0xfee000f0], 0x1ff
-    mov esi, offset low_code
-    mov edi, LOW
-    mov ecx, offset low_end - low_code
-    rep movsb
-    sgdt [0x9000]
     mov edi, 0x40
     mov ebx, offset handler
     mov ecx, KCODE
     mov edx, 0x8e00
     call gate
-    mov dword ptr [ICR_HIGH], 1 << 24
-    mov dword ptr [ICR], 0x4500
-    mov dword ptr [ICR], 0x4600 | LOW >> 12
-1:  pause
-    cmp dword ptr [alive], 1
-    jne 1b
+    call start_second
 
     /* Both add to one counter. */
     mov dword ptr [go], 1
@@ -58,14 +45,6 @@ main:
     DONE("smp ok\n")
 
 second:
-    mov eax, KDATA
-    mov ds, ax
-    mov es, ax
-    mov ss, ax
-    mov esp, offset ring0_top
-    lidt [idt_pointer]
-    mov dword ptr [0xfee000f0], 0x1ff
-    mov dword ptr [alive], 1
 1:  pause
     cmp dword ptr [go], 1
     jne 1b
@@ -94,24 +73,8 @@ patched:
     ret
 .align 64
 
-low_code:
-.code16
-    cli
-    xor ax, ax
-    mov ds, ax
-    lgdt [0x9000]
-    mov eax, cr0
-    or al, 1
-    mov cr0, eax
-    .byte 0x66, 0xea
-    .long second
-    .word KCODE
-low_end:
-.code32
-
 .bss
 .align 64
-alive: .skip 64
 go: .skip 64
 done: .skip 64
 counter: .skip 64

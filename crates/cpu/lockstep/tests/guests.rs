@@ -209,6 +209,8 @@ enum On {
     JitSingle,
     /// The translator at its full speed.
     Jit,
+    /// The same with the least memory for code.
+    JitSmall,
     Lockstep,
 }
 
@@ -217,6 +219,7 @@ impl On {
         match self {
             Self::Interp => Box::new(InterpEngine::new(memory, policy).unwrap()),
             Self::JitSingle | Self::Jit => Box::new(JitEngine::new(memory, policy).unwrap()),
+            Self::JitSmall => Box::new(JitEngine::with_code_memory(memory, policy, 0).unwrap()),
             Self::Lockstep => Box::new(LockstepEngine::new(memory, policy).unwrap()),
         }
     }
@@ -224,7 +227,7 @@ impl On {
 
 fn drive(on: On, board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
     // Without a budget the watchdog ends a guest that is stuck.
-    let budget = (on != On::Jit).then_some(BUDGET);
+    let budget = (!matches!(on, On::Jit | On::JitSmall)).then_some(BUDGET);
     while board.result.get().is_none() {
         match vcpu.run(board, budget).unwrap() {
             Stop::Halted => {
@@ -327,6 +330,7 @@ on_engines! {
     Interp, interp;
     JitSingle, jit_block_by_block;
     Jit, jit;
+    JitSmall, jit_small;
     Lockstep, lock_step;
 }
 
@@ -334,6 +338,7 @@ guests!(Interp, interp_irq: irq_guest_passes("irq", 1));
 guests!(JitSingle, jit_block_by_block_irq: irq_guest_passes("irq", 1));
 guests!(Jit, jit_irq: irq_guest_passes("irq", 1));
 
-guests!(Interp, interp_smp: smp_guest_passes("smp", 2));
-guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2));
-guests!(Jit, jit_smp: smp_guest_passes("smp", 2));
+guests!(Interp, interp_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
+guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
+guests!(Jit, jit_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
+guests!(JitSmall, jit_small_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));

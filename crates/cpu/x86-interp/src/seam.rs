@@ -153,6 +153,13 @@ impl InterpVcpu {
         }
     }
 
+    /// Does what other vCPUs wait for. Only between instructions.
+    pub fn serve_requests(&mut self) {
+        if self.peer.is_asked() {
+            self.serve();
+        }
+    }
+
     /// Does what is to be done between instructions. `Some` when `run` must come back.
     pub fn attend(&mut self) -> Option<Stop> {
         self.between()

@@ -408,7 +408,7 @@ impl InterpVcpu {
     }
 
     /// Serves a request of another vCPU to forget write translations.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         serve(&self.peer, &mut self.cpu.tlb);
     }
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::RwLock;
+use std::sync::RwLockReadGuard;
+use std::sync::RwLockWriteGuard;
+use std::sync::TryLockError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 
@@ -32,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) thunks: Thunks,
     /// Held for reading by every vCPU that is inside `run`, but for moments when it holds no block; for writing by one
     /// that flushes.
-    pub(crate) world: RwLock<()>,
+    world: RwLock<()>,
     /// Somebody waits for `world`.
     pub(crate) flush_wanted: AtomicBool,
     /// Flushes so far: jump caches of another number are void.
@@ -41,6 +44,24 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Takes part, if nobody flushes.
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.world.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Takes hold of all, if nobody takes part.
+    pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.world.try_write() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Makes every vCPU leave translated code soon.
     pub(crate) fn call_all(&self) {
         let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,12 +91,24 @@ impl JitEngine {
     /// # Errors
     /// [`EngineError::Host`] when the host's processor lacks what translated code uses, or gives no executable memory.
     pub fn new(memory: Arc<GuestMemory>, policy: Arc<CpuPolicy>) -> Result<Self, EngineError> {
+        Self::with_code_memory(memory, policy, crate::memory::LEN)
+    }
+
+    /// The same, with room for so many bytes of code. All of it is thrown away when it is full.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_code_memory(
+        memory: Arc<GuestMemory>,
+        policy: Arc<CpuPolicy>,
+        bytes: usize,
+    ) -> Result<Self, EngineError> {
         let host = |reason: String| EngineError::Host { engine: "jit", reason };
         if let Some(feature) = host_lacks() {
             return Err(host(format!("the host's processor has no {feature}")));
         }
         let interp = InterpEngine::new(Arc::clone(&memory), policy)?;
-        let mut code = CodeMemory::new().map_err(|e| host(format!("no executable memory: {e}")))?;
+        let mut code = CodeMemory::new(bytes).map_err(|e| host(format!("no executable memory: {e}")))?;
         let thunks = thunk::make(&mut code, crate::vcpu::helper_address()).map_err(|e| host(e.to_string()))?;
         crate::signals::install(code.range(), thunks.leave[thunk::Why::Fault as usize])
             .map_err(|e| host(format!("no signal handlers: {e}")))?;

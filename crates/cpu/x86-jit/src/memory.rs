@@ -10,12 +10,16 @@ use rustix::fs::MemfdFlags;
 use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 
-/// Bytes reserved; only what is used takes memory.
+/// Bytes reserved unless told otherwise; only what is used takes memory.
 pub(crate) const LEN: usize = 128 << 20;
+
+/// The least that has room for any block.
+const LEAST: usize = 256 << 10;
 
 pub(crate) struct CodeMemory {
     write: *mut u8,
     exec: *mut u8,
+    len: usize,
     /// Bytes at the start that stay for ever: the thunks.
     floor: usize,
     used: usize,
@@ -23,39 +27,44 @@ pub(crate) struct CodeMemory {
     cold: usize,
 }
 
-/// Where that part begins.
-const COLD: usize = LEN / 2;
-
 // SAFETY: the mappings belong to this value; they are written under the registry's lock, but for aligned atomic patches.
 unsafe impl Send for CodeMemory {}
 
 impl CodeMemory {
-    pub(crate) fn new() -> std::io::Result<Self> {
+    /// Memory for `len` bytes of code.
+    pub(crate) fn new(len: usize) -> std::io::Result<Self> {
+        let len = len.max(LEAST).next_multiple_of(8192);
         let file = rustix::fs::memfd_create("oxbow-code", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, LEN as u64)?;
+        rustix::fs::ftruncate(&file, len as u64)?;
         let map = |prot| {
             // SAFETY: a new mapping at an address of the kernel's choice.
-            unsafe { rustix::mm::mmap(null_mut(), LEN, prot, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0) }
+            unsafe { rustix::mm::mmap(null_mut(), len, prot, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0) }
         };
         let exec = map(ProtFlags::READ | ProtFlags::EXEC)?.cast();
         let write = map(ProtFlags::READ | ProtFlags::WRITE)?.cast();
         Ok(Self {
             write,
             exec,
+            len,
             floor: 0,
             used: 0,
-            cold: COLD,
+            cold: len / 2,
         })
+    }
+
+    /// Where the part for rarely executed code begins.
+    fn middle(&self) -> usize {
+        self.len / 2
     }
 
     /// Addresses that translated code has.
     pub(crate) fn range(&self) -> Range<u64> {
-        self.exec as u64..self.exec as u64 + LEN as u64
+        self.exec as u64..self.exec as u64 + self.len as u64
     }
 
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
-        self.used + (self.cold - COLD)
+        self.used + (self.cold - self.middle())
     }
 
     /// The address that the next rarely executed code gets.
@@ -65,13 +74,13 @@ impl CodeMemory {
 
     /// Whether there is room for so many bytes of both kinds.
     pub(crate) fn has_room(&self, hot: usize, cold: usize) -> bool {
-        self.used.next_multiple_of(16) + hot <= COLD && self.cold.next_multiple_of(16) + cold <= LEN
+        self.used.next_multiple_of(16) + hot <= self.middle() && self.cold.next_multiple_of(16) + cold <= self.len
     }
 
     /// Adds rarely executed code at [`Self::next_cold`].
     pub(crate) fn add_cold(&mut self, code: &[u8]) {
         let at = self.cold.next_multiple_of(16);
-        assert!(at + code.len() <= LEN);
+        assert!(at + code.len() <= self.len);
         // SAFETY: as in `add`.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.cold = at + code.len();
@@ -85,7 +94,7 @@ impl CodeMemory {
     /// Adds code at [`Self::next`]; `None` when there is no room.
     pub(crate) fn add(&mut self, code: &[u8]) -> Option<u64> {
         let at = self.used.next_multiple_of(16);
-        if at + code.len() > COLD {
+        if at + code.len() > self.middle() {
             return None;
         }
         // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
@@ -102,7 +111,7 @@ impl CodeMemory {
     /// Forgets all but what stays. Nothing may execute it, nor come back to it.
     pub(crate) fn clear(&mut self) {
         self.used = self.floor;
-        self.cold = COLD;
+        self.cold = self.middle();
     }
 
     /// Changes the 32-bit displacement at executable address `at`, which is aligned, to lead to `to`.
@@ -126,7 +135,7 @@ impl CodeMemory {
 
     fn writable(&self, at: u64) -> *mut u8 {
         let offset = (at - self.exec as u64) as usize;
-        assert!(offset < LEN);
+        assert!(offset < self.len);
         // SAFETY: the offset lies in the mapping.
         unsafe { self.write.add(offset) }
     }
@@ -136,8 +145,8 @@ impl Drop for CodeMemory {
     fn drop(&mut self) {
         // SAFETY: both mappings are ours, and no vCPU that could execute them is left: each holds the engine.
         unsafe {
-            let _ = rustix::mm::munmap(self.write.cast(), LEN);
-            let _ = rustix::mm::munmap(self.exec.cast(), LEN);
+            let _ = rustix::mm::munmap(self.write.cast(), self.len);
+            let _ = rustix::mm::munmap(self.exec.cast(), self.len);
         }
     }
 }

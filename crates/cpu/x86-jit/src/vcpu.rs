@@ -265,11 +265,13 @@ impl Frame {
         if self.interp.needs_attention() || self.rest.end.is_some() {
             return self.dispatch();
         }
+        let flushes = self.rest.flushes;
         match self.find(0) {
             Found::Code(to) => {
-                // SAFETY: found just now, and flushes only happen in `dispatch`.
+                // SAFETY: found just now.
                 let to_block = unsafe { &*to };
-                if to_block.second.is_none() {
+                // After a flush there is nothing left to link.
+                if to_block.second.is_none() && self.rest.flushes == flushes {
                     self.rest.shared.registry.lock().link(block, exit, to_block);
                 }
                 self.go(to, false)
@@ -292,7 +294,6 @@ impl Frame {
         self.rest.running = std::ptr::null();
         loop {
             if self.interp.needs_attention() {
-                self.yield_world();
                 if let Some(stop) = self.interp.attend() {
                     return self.come_back(stop);
                 }
@@ -304,6 +305,8 @@ impl Frame {
                     continue;
                 }
             }
+            // Whether or not a signal is there: the interpreter may have taken it.
+            self.yield_world();
             let room = self.room();
             if room == 0 {
                 return self.come_back(Stop::Budget);
@@ -341,21 +344,29 @@ impl Frame {
     fn yield_world(&mut self) {
         if self.rest.shared.flush_wanted.load(Ordering::SeqCst) {
             self.rest.world = None;
-            std::thread::yield_now();
+            // Not any sooner: the signal that has led here does not come again.
+            while self.rest.shared.flush_wanted.load(Ordering::SeqCst) {
+                self.interp.serve_requests();
+                std::thread::yield_now();
+            }
             self.take_world();
         }
     }
 
+    /// Takes part again. Other vCPUs may wait for this one to serve them meanwhile, while they hold up a flush.
     fn take_world(&mut self) {
-        let guard = self
-            .rest
-            .shared
-            .world
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        // SAFETY: the lock is inside `shared`, which this vCPU holds longer than the guard.
-        self.rest.world =
-            Some(unsafe { std::mem::transmute::<RwLockReadGuard<'_, ()>, RwLockReadGuard<'static, ()>>(guard) });
+        let shared = Arc::clone(&self.rest.shared);
+        loop {
+            if let Some(guard) = shared.try_read() {
+                // SAFETY: the lock is inside `shared`, which this vCPU holds longer than the guard.
+                let guard =
+                    unsafe { std::mem::transmute::<RwLockReadGuard<'_, ()>, RwLockReadGuard<'static, ()>>(guard) };
+                self.rest.world = Some(guard);
+                return;
+            }
+            self.interp.serve_requests();
+            std::thread::yield_now();
+        }
     }
 
     /// Enters a block at RIP, and lets jumps find it if they may.

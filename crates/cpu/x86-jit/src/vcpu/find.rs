@@ -10,6 +10,7 @@ use crate::area::Frame;
 use crate::block::Block;
 use crate::block::Second;
 use crate::registry::Origin;
+use crate::thunk::Why;
 use crate::translate;
 use crate::translate::SINGLE;
 use crate::translate::Translator;
@@ -67,6 +68,9 @@ impl Frame {
             }
             if all {
                 self.rest.found.fill(UNSEEN);
+                // Empty slots are jumped through before they are looked at.
+                let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
+                self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
             }
             self.rest.generations = generations;
             self.rest.flushes = flushes;
@@ -237,11 +241,17 @@ impl Frame {
         shared.flush_wanted.store(true, Ordering::SeqCst);
         shared.call_all();
         self.rest.world = None;
-        {
-            let _world = shared.world.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if shared.flush_wanted.swap(false, Ordering::SeqCst) {
-                shared.registry.lock().flush();
-                shared.flushes.fetch_add(1, Ordering::SeqCst);
+        // Until it is done, by this vCPU or by another that wanted it too.
+        while shared.flush_wanted.load(Ordering::SeqCst) {
+            if let Some(_world) = shared.try_write() {
+                if shared.flush_wanted.swap(false, Ordering::SeqCst) {
+                    shared.registry.lock().flush();
+                    shared.flushes.fetch_add(1, Ordering::SeqCst);
+                }
+            } else {
+                // Who holds it may wait for this vCPU.
+                self.interp.serve_requests();
+                std::thread::yield_now();
             }
         }
         self.take_world();
