@@ -8,7 +8,7 @@ use x86_interp::seam::TlbData;
 use x86_interp::seam::layout;
 
 /// Slots of a jump cache.
-pub(crate) const JUMPS: usize = 4096;
+pub(crate) const JUMPS: usize = 1 << 14;
 
 /// Targets of indirect jumps, by a hash of their address: the address, and where its code begins.
 #[repr(C)]
@@ -141,15 +141,40 @@ pub(crate) fn jump_slot(address: u64) -> usize {
     address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
 }
 
+/// Slots of a jump cache that may be in use, so that few are cleared where few were filled.
+#[derive(Default)]
+pub(crate) struct Filled {
+    slots: Vec<u32>,
+}
+
+impl Filled {
+    /// With more in use than this all slots are cleared.
+    const MOST: usize = JUMPS / 16;
+
+    pub(crate) fn note(&mut self, slot: usize) {
+        if self.slots.len() <= Self::MOST {
+            self.slots.push(slot as u32);
+        }
+    }
+}
+
 impl JumpCache {
-    /// Forgets all targets; empty slots lead to `miss`.
-    pub(crate) fn clear(&mut self) {
-        self.address.fill(NOWHERE);
+    /// Forgets all targets. The slots still lead to code, which will not find the address that it is for.
+    pub(crate) fn clear(&mut self, filled: &mut Filled) {
+        if filled.slots.len() <= Filled::MOST {
+            filled
+                .slots
+                .iter()
+                .for_each(|&slot| self.address[slot as usize] = NOWHERE);
+        } else {
+            self.address.fill(NOWHERE);
+        }
+        filled.slots.clear();
     }
 
     /// The first state: every slot has code to go to.
     pub(crate) fn init(&mut self, miss: u64) {
-        self.clear();
+        self.address.fill(NOWHERE);
         self.host.fill(miss);
     }
 }

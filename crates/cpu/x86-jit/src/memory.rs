@@ -1,6 +1,7 @@
 //! Memory for translated code: one file mapped twice, writable here and executable there, never both.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::ptr::null_mut;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
@@ -16,10 +17,23 @@ pub(crate) const LEN: usize = 128 << 20;
 /// The least that has room for any block.
 const LEAST: usize = 256 << 10;
 
+/// A huge page. Code is scattered, and the processor remembers few small pages of it.
+const HUGE: usize = 2 << 20;
+
+/// Code in a huge page's worth of memory that makes it worth one.
+const WORTH: usize = HUGE / 8;
+
+/// Makes huge pages of small ones, whatever the system's policy for them is (Linux 6.1, madvise(2)).
+const MADV_COLLAPSE: libc::c_int = 25;
+
 pub(crate) struct CodeMemory {
+    /// Address space that the mappings lie in, and its length.
+    reserved: [(*mut u8, usize); 2],
     write: *mut u8,
     exec: *mut u8,
     len: usize,
+    /// Which parts were made huge pages, or cannot be.
+    collapsed: Vec<bool>,
     /// Bytes at the start that stay for ever: the thunks.
     floor: usize,
     used: usize,
@@ -30,22 +44,33 @@ pub(crate) struct CodeMemory {
 // SAFETY: the mappings belong to this value; they are written under the registry's lock, but for aligned atomic patches.
 unsafe impl Send for CodeMemory {}
 
+/// Maps the file at a multiple of a huge page. The address space that it takes, and where it is in there.
+fn map(file: &OwnedFd, len: usize, prot: ProtFlags) -> std::io::Result<((*mut u8, usize), *mut u8)> {
+    let room = len + HUGE;
+    // SAFETY: a new mapping at an address of the kernel's choice; then one inside it.
+    unsafe {
+        let base = rustix::mm::mmap_anonymous(null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE)?.cast::<u8>();
+        let at = base.add(base.align_offset(HUGE));
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        rustix::mm::mmap(at.cast(), len, prot, flags, file, 0)?;
+        Ok(((base, room), at))
+    }
+}
+
 impl CodeMemory {
     /// Memory for `len` bytes of code.
     pub(crate) fn new(len: usize) -> std::io::Result<Self> {
         let len = len.max(LEAST).next_multiple_of(8192);
         let file = rustix::fs::memfd_create("oxbow-code", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, len as u64)?;
-        let map = |prot| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            unsafe { rustix::mm::mmap(null_mut(), len, prot, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0) }
-        };
-        let exec = map(ProtFlags::READ | ProtFlags::EXEC)?.cast();
-        let write = map(ProtFlags::READ | ProtFlags::WRITE)?.cast();
+        let (reserved_exec, exec) = map(&file, len, ProtFlags::READ | ProtFlags::EXEC)?;
+        let (reserved_write, write) = map(&file, len, ProtFlags::READ | ProtFlags::WRITE)?;
         Ok(Self {
+            reserved: [reserved_exec, reserved_write],
             write,
             exec,
             len,
+            collapsed: vec![false; len / HUGE],
             floor: 0,
             used: 0,
             cold: len / 2,
@@ -84,6 +109,20 @@ impl CodeMemory {
         // SAFETY: as in `add`.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.cold = at + code.len();
+        self.collapse(self.cold);
+    }
+
+    /// Makes the part that ends with offset `end` a huge page, if it has got enough code for one.
+    fn collapse(&mut self, end: usize) {
+        let part = end / HUGE;
+        if end % HUGE < WORTH || self.collapsed.get(part) != Some(&false) {
+            return;
+        }
+        self.collapsed[part] = true;
+        for mapping in [self.write, self.exec] {
+            // SAFETY: a whole part of the mapping; its contents stay. Without huge pages all is as before.
+            unsafe { libc::madvise(mapping.add(part * HUGE).cast(), HUGE, MADV_COLLAPSE) };
+        }
     }
 
     /// The address that the next code gets.
@@ -100,6 +139,7 @@ impl CodeMemory {
         // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.used = at + code.len();
+        self.collapse(self.used);
         Some(self.exec as u64 + at as u64)
     }
 
@@ -143,10 +183,9 @@ impl CodeMemory {
 
 impl Drop for CodeMemory {
     fn drop(&mut self) {
-        // SAFETY: both mappings are ours, and no vCPU that could execute them is left: each holds the engine.
-        unsafe {
-            let _ = rustix::mm::munmap(self.write.cast(), self.len);
-            let _ = rustix::mm::munmap(self.exec.cast(), self.len);
+        for (base, len) in self.reserved {
+            // SAFETY: both mappings are ours, and no vCPU that could execute them is left: each holds the engine.
+            let _ = unsafe { rustix::mm::munmap(base.cast(), len) };
         }
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Rest {
     modes: [u32; 2],
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
+    /// Slots in use of the jump caches.
+    filled: [area::Filled; 2],
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -104,6 +106,7 @@ impl JitVcpu {
             flushes: 0,
             modes: [u32::MAX; 2],
             found: vec![UNSEEN; SEEN].into(),
+            filled: Default::default(),
             low: false,
             stop: None,
             end: None,
@@ -385,6 +388,7 @@ impl Frame {
             let jumps = &mut self.area.jumps[cache];
             jumps.host[slot] = found.host;
             jumps.address[slot] = rip.wrapping_neg();
+            self.rest.filled[cache].note(slot);
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
         self.enter(found.host + u64::from(found.body))

@@ -58,11 +58,11 @@ impl Frame {
         if all || generations != self.rest.generations {
             let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
             if all || low || high {
-                self.area.jumps[0].clear();
+                self.area.jumps[0].clear(&mut self.rest.filled[0]);
                 self.rest.counters.user_clears += 1;
             }
             if all || high || low && self.rest.low {
-                self.area.jumps[1].clear();
+                self.area.jumps[1].clear(&mut self.rest.filled[1]);
                 self.rest.counters.kernel_clears += 1;
                 self.rest.low = false;
             }
@@ -77,7 +77,7 @@ impl Frame {
         }
         let cache = area::cache_of(key as u8 & 3) as usize;
         if self.rest.modes[cache] != key {
-            self.area.jumps[cache].clear();
+            self.area.jumps[cache].clear(&mut self.rest.filled[cache]);
             self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
         }
