@@ -1,4 +1,4 @@
-//! The interpreter's side: a machine in 64-bit mode, ring 3, with the same virtual addresses as the host's process, and
+//! The guest's side: a machine in 64-bit mode, ring 3, with the same virtual addresses as the host's process, and
 //! an IDT whose handlers' addresses tell the vector.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use cpu_model::Engine;
 use cpu_model::Model;
 use cpu_model::MsrFault;
 use cpu_model::SegmentState;
+use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::VmTime;
 use device_model::Width;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
-use x86_interp::InterpEngine;
 
 use crate::case::CODE;
 use crate::case::Case;
@@ -25,6 +25,7 @@ use crate::case::DATA;
 use crate::case::DATA_LEN;
 use crate::case::NO_FAULT;
 use crate::case::Outcome;
+use crate::case::Regs;
 use crate::case::WINDOWS;
 use crate::case::checksum;
 
@@ -88,14 +89,15 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new() -> Self {
+    /// A machine whose processor is of the engine that `make` makes.
+    pub(crate) fn new(make: impl FnOnce(Arc<GuestMemory>, Arc<CpuPolicy>) -> Box<dyn Engine>) -> Self {
         let mut memory = GuestMemory::new();
         let ram = Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).expect("16 MiB are there"));
         memory.add(0, Arc::clone(&ram)).expect("the map is empty");
         build(&memory);
         let memory = Arc::new(memory);
         let policy = Arc::new(CpuPolicy::new(Model::Host).expect("the host model fits the host"));
-        let engine = InterpEngine::new(Arc::clone(&memory), policy).expect("the host runs the interpreter");
+        let engine = make(Arc::clone(&memory), policy);
         let vcpu = engine.new_vcpu(0).expect("a first vCPU");
         Self {
             memory,
@@ -105,26 +107,51 @@ impl Guest {
         }
     }
 
-    /// Executes a case in the interpreter.
+    /// Executes a case: one instruction.
     pub(crate) fn run(&mut self, case: &Case) -> Outcome {
+        self.load(CODE, &case.bytes);
+        self.enter(CODE, &case.before, [0; 2]);
+        self.step();
+        let (mut outcome, rip) = self.outcome(&case.before);
+        // An instruction pointer that is wrong shows as a wrong exception.
+        let right = if outcome.vector == NO_FAULT {
+            CODE + u64::from(case.len)
+        } else {
+            CODE
+        };
+        if rip != right {
+            outcome.vector = 0x1000;
+        }
+        outcome
+    }
+
+    /// Writes code, which may go on in the page behind that of `CODE`.
+    pub(crate) fn load(&mut self, at: u64, bytes: &[u8]) {
+        self.memory
+            .write(CODE_FRAME + (at - (CODE & !4095)), bytes)
+            .expect("inside RAM");
+    }
+
+    /// Sets the state before the code at `rip`; `bases` are those of FS and GS.
+    pub(crate) fn enter(&mut self, rip: u64, r: &Regs, bases: [u64; 2]) {
         let data = self.data();
         data.fill(0);
         let mut at = 0;
         for (start, len) in WINDOWS {
-            data[start..start + len].copy_from_slice(&case.before.window[at..at + len]);
+            data[start..start + len].copy_from_slice(&r.window[at..at + len]);
             at += len;
         }
-        self.memory
-            .write(CODE_FRAME + (CODE & 4095), &case.bytes)
-            .expect("inside RAM");
         let mut state = self.base.clone();
-        let r = &case.before;
-        (state.gpr, state.rflags, state.rip) = (r.gpr, r.flags, CODE);
+        (state.gpr, state.rflags, state.rip) = (r.gpr, r.flags, rip);
+        (state.segments[4].base, state.segments[5].base) = (bases[0], bases[1]);
         let f = &mut state.fpu;
         (f.ymm, f.st, f.mxcsr, f.fcw, f.fsw, f.ftw) = (r.ymm, r.st, r.mxcsr, r.fcw, r.fsw, r.ftw);
         self.vcpu.set_state(&state).expect("a state of user mode");
-        self.step();
-        self.outcome(case)
+    }
+
+    /// Runs until an exception.
+    pub(crate) fn run_on(&mut self) -> Stop {
+        self.vcpu.run(&NoBoard, None).expect("the engine goes on")
     }
 
     /// The pages of data.
@@ -144,7 +171,8 @@ impl Guest {
         }
     }
 
-    fn outcome(&mut self, case: &Case) -> Outcome {
+    /// What has come of the state `before`, and RIP.
+    pub(crate) fn outcome(&mut self, before: &Regs) -> (Outcome, u64) {
         let mut state = self.vcpu.state();
         let (mut vector, mut error) = (NO_FAULT, 0);
         let mut rip = state.rip;
@@ -159,17 +187,8 @@ impl Guest {
             }
             (rip, state.rflags, state.gpr[4]) = (word(frame), word(frame + 16), word(frame + 24));
         }
-        // An instruction pointer that is wrong shows as a wrong exception.
-        let right = if vector == NO_FAULT {
-            CODE + u64::from(case.len)
-        } else {
-            CODE
-        };
-        if rip != right {
-            vector = 0x1000;
-        }
         let data = self.data();
-        let mut regs = case.before;
+        let mut regs = *before;
         (regs.gpr, regs.flags) = (state.gpr, state.rflags);
         let f = &state.fpu;
         (regs.ymm, regs.st, regs.mxcsr, regs.fcw, regs.fsw, regs.ftw) = (f.ymm, f.st, f.mxcsr, f.fcw, f.fsw, f.ftw);
@@ -178,13 +197,14 @@ impl Guest {
             regs.window[at..at + len].copy_from_slice(&data[start..start + len]);
             at += len;
         }
-        Outcome {
+        let outcome = Outcome {
             regs,
             data: checksum(data),
             vector,
             error,
             cr2: if vector == 14 { state.cr2 } else { 0 },
-        }
+        };
+        (outcome, rip)
     }
 }
 
@@ -198,7 +218,12 @@ fn build(memory: &GuestMemory) {
     put(PD_KERNEL, 0x80 | KERNEL);
     put(PD + (CODE >> 21) * 8, PT_CODE | USER);
     put(PD + (DATA >> 21) * 8, PT_DATA | USER);
-    put(PT_CODE + (CODE >> 12 & 511) * 8, CODE_FRAME | USER);
+    for page in 0..2 {
+        put(
+            PT_CODE + ((CODE >> 12 & 511) + page) * 8,
+            (CODE_FRAME + page * 4096) | USER,
+        );
+    }
     for page in 0..DATA_LEN as u64 / 4096 {
         put(
             PT_DATA + ((DATA >> 12 & 511) + page) * 8,

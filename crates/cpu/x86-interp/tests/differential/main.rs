@@ -22,6 +22,7 @@ mod host;
 use std::collections::HashSet;
 
 use iced_x86::Code;
+use x86_interp::InterpEngine;
 
 use crate::case::Case;
 use crate::case::Outcome;
@@ -138,7 +139,9 @@ fn every_instruction_does_what_the_host_does() {
     let strict = std::env::var_os("OXBOW_DIFF_STRICT").is_some();
     let mut test = Test {
         host: Host::new(),
-        guest: Guest::new(),
+        guest: Guest::new(|memory, policy| {
+            Box::new(InterpEngine::new(memory, policy).expect("the host runs the interpreter"))
+        }),
         strict,
     };
     let mut rng = Rng(seed);
