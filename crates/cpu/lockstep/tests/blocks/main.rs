@@ -8,17 +8,17 @@
 //! OXBOW_DIFF_CASES=1000000 OXBOW_DIFF_SEED=7 cargo test --release -p lockstep --test blocks
 //! ```
 
-#[allow(dead_code, reason = "shared with the test against the host")]
+#[expect(dead_code, reason = "shared with the test against the host")]
 #[path = "../../../x86-interp/tests/differential/case.rs"]
 mod case;
-#[allow(dead_code, reason = "shared with the test against the host")]
 #[path = "../../../x86-interp/tests/differential/generate.rs"]
 mod generate;
-#[allow(dead_code, reason = "shared with the test against the host")]
+#[expect(dead_code, reason = "shared with the test against the host")]
 #[path = "../../../x86-interp/tests/differential/guest.rs"]
 mod guest;
 mod program;
 
+use cpu_model::Stop;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
 
@@ -26,6 +26,7 @@ use crate::case::Outcome;
 use crate::case::describe;
 use crate::generate::Rng;
 use crate::guest::Guest;
+use crate::guest::NoBoard;
 use crate::program::BASES;
 use crate::program::Forms;
 use crate::program::Program;
@@ -46,7 +47,7 @@ impl Test {
         let bytes = program.bytes();
         let run = |guest: &mut Guest| {
             guest.enter(program.start, &program.before, BASES);
-            let stop = guest.run_on();
+            let stop = run_on(guest);
             (stop, guest.outcome(&program.before))
         };
         self.interp.load(program.start, &bytes);
@@ -77,6 +78,11 @@ impl Test {
         }
         program
     }
+}
+
+/// Runs until an exception.
+fn run_on(guest: &mut Guest) -> Stop {
+    guest.vcpu.run(&NoBoard, None).expect("the engine goes on")
 }
 
 fn compare(program: &Program, right: &(Outcome, u64), other: &(Outcome, u64)) -> Vec<String> {
@@ -140,7 +146,7 @@ fn programs_do_on_the_translator_what_they_do_on_the_interpreter() {
         let mut survives = |program: &Program| {
             interp.load(program.start, &program.bytes());
             interp.enter(program.start, &program.before, BASES);
-            interp.run_on();
+            run_on(interp);
             interp.outcome(&program.before).1 == program.end()
         };
         let program = Program::random(&forms, &mut rng, &mut survives);

@@ -11,7 +11,6 @@ use cpu_model::Engine;
 use cpu_model::Model;
 use cpu_model::MsrFault;
 use cpu_model::SegmentState;
-use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::VmTime;
 use device_model::Width;
@@ -52,7 +51,8 @@ const USER: u64 = 0x67;
 /// The same without user.
 const KERNEL: u64 = 0x63;
 
-struct NoBoard;
+/// A board that has nothing.
+pub(crate) struct NoBoard;
 
 impl CpuBoard for NoBoard {
     fn pio_read(&self, _: u32, _: u16, _: Width) -> u32 {
@@ -84,7 +84,7 @@ impl CpuBoard for NoBoard {
 pub(crate) struct Guest {
     memory: Arc<GuestMemory>,
     ram: Arc<MemoryRegion>,
-    vcpu: Box<dyn Vcpu>,
+    pub(crate) vcpu: Box<dyn Vcpu>,
     base: CpuState,
 }
 
@@ -147,11 +147,6 @@ impl Guest {
         let f = &mut state.fpu;
         (f.ymm, f.st, f.mxcsr, f.fcw, f.fsw, f.ftw) = (r.ymm, r.st, r.mxcsr, r.fcw, r.fsw, r.ftw);
         self.vcpu.set_state(&state).expect("a state of user mode");
-    }
-
-    /// Runs until an exception.
-    pub(crate) fn run_on(&mut self) -> Stop {
-        self.vcpu.run(&NoBoard, None).expect("the engine goes on")
     }
 
     /// The pages of data.
