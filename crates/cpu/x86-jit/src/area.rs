@@ -10,13 +10,26 @@ use x86_interp::seam::layout;
 /// Slots of a jump cache.
 pub(crate) const JUMPS: usize = 1 << 14;
 
-/// Targets of indirect jumps, by a hash of their address: the address, and where its code begins.
+/// A target of indirect jumps.
 #[repr(C)]
-pub(crate) struct JumpCache {
-    /// Negated, so that adding the address gives zero.
-    pub(crate) address: [u64; JUMPS],
-    pub(crate) host: [u64; JUMPS],
+#[derive(Clone, Copy)]
+pub(crate) struct Jump {
+    /// Its address negated, so that adding the address gives zero.
+    pub(crate) address: u64,
+    /// Where its code begins.
+    pub(crate) host: u64,
 }
+
+/// Targets of indirect jumps, by a hash of their address.
+#[repr(C)]
+pub(crate) struct JumpCache([Jump; JUMPS]);
+
+/// Pages of code that direct jumps from other pages are linked to.
+pub(crate) const PAGES: usize = 4096;
+
+/// By the number of a page of code: the virtual address at which it is known to be, negated.
+#[repr(C)]
+pub(crate) struct PageMap([u64; PAGES]);
 
 /// An address that no jump goes to: not canonical.
 pub(crate) const NOWHERE: u64 = 1 << 62;
@@ -51,6 +64,8 @@ pub(crate) struct Area {
     pub(crate) this: *mut Frame,
     /// By privilege: level 3, others.
     pub(crate) jumps: [JumpCache; 2],
+    /// Likewise.
+    pub(crate) pages: [PageMap; 2],
     pub(crate) translations: TlbData,
 }
 
@@ -86,6 +101,7 @@ area! {
     VECTORS = vectors,
     THIS = this,
     JUMP_CACHES = jumps,
+    PAGE_MAPS = pages,
     TRANSLATIONS = translations,
 }
 
@@ -124,12 +140,17 @@ pub(crate) const fn stack(bank: u8) -> u32 {
 
 /// Addresses of the jump cache of a privilege level.
 pub(crate) const fn jump_address(cpl: u8) -> u32 {
-    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(JumpCache, address) as u32
+    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(Jump, address) as u32
 }
 
 /// Code of the jump cache of a privilege level.
 pub(crate) const fn jump_host(cpl: u8) -> u32 {
-    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(JumpCache, host) as u32
+    JUMP_CACHES + cache_of(cpl) * size_of::<JumpCache>() as u32 + offset_of!(Jump, host) as u32
+}
+
+/// Where page number `page` is, for code of a privilege level.
+pub(crate) const fn page_map(cpl: u8, page: u32) -> u32 {
+    PAGE_MAPS + cache_of(cpl) * size_of::<PageMap>() as u32 + page * 8
 }
 
 pub(crate) const fn cache_of(cpl: u8) -> u32 {
@@ -141,7 +162,7 @@ pub(crate) fn jump_slot(address: u64) -> usize {
     address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
 }
 
-/// Slots of a jump cache that may be in use, so that few are cleared where few were filled.
+/// Slots of a table that may be in use, so that few are cleared where few were filled.
 #[derive(Default)]
 pub(crate) struct Filled {
     slots: Vec<u32>,
@@ -149,32 +170,72 @@ pub(crate) struct Filled {
 
 impl Filled {
     /// With more in use than this all slots are cleared.
-    const MOST: usize = JUMPS / 16;
+    const MOST: usize = 1024;
 
-    pub(crate) fn note(&mut self, slot: usize) {
+    fn note(&mut self, slot: usize) {
         if self.slots.len() <= Self::MOST {
             self.slots.push(slot as u32);
         }
     }
+
+    /// Calls `clear` for each slot; false when it is to be done for all slots there are.
+    fn each(&mut self, mut clear: impl FnMut(usize)) -> bool {
+        let few = self.slots.len() <= Self::MOST;
+        if few {
+            self.slots.iter().for_each(|&slot| clear(slot as usize));
+        }
+        self.slots.clear();
+        few
+    }
 }
 
 impl JumpCache {
+    /// Lets jumps to `address` go to `host`.
+    pub(crate) fn set(&mut self, address: u64, host: u64, filled: &mut Filled) {
+        let slot = jump_slot(address);
+        self.0[slot] = Jump {
+            address: address.wrapping_neg(),
+            host,
+        };
+        filled.note(slot);
+    }
+
     /// Forgets all targets. The slots still lead to code, which will not find the address that it is for.
     pub(crate) fn clear(&mut self, filled: &mut Filled) {
-        if filled.slots.len() <= Filled::MOST {
-            filled
-                .slots
-                .iter()
-                .for_each(|&slot| self.address[slot as usize] = NOWHERE);
-        } else {
-            self.address.fill(NOWHERE);
+        if !filled.each(|slot| self.0[slot].address = NOWHERE) {
+            self.0.iter_mut().for_each(|jump| jump.address = NOWHERE);
         }
-        filled.slots.clear();
     }
 
     /// The first state: every slot has code to go to.
     pub(crate) fn init(&mut self, miss: u64) {
-        self.address.fill(NOWHERE);
-        self.host.fill(miss);
+        self.0.fill(Jump {
+            address: NOWHERE,
+            host: miss,
+        });
+    }
+}
+
+impl PageMap {
+    /// Page number `page` is at virtual address `at`.
+    pub(crate) fn set(&mut self, page: u32, at: u64, filled: &mut Filled) {
+        if let Some(place) = self.0.get_mut(page as usize)
+            && *place != at.wrapping_neg()
+        {
+            *place = at.wrapping_neg();
+            filled.note(page as usize);
+        }
+    }
+
+    /// Forgets where all pages are.
+    pub(crate) fn clear(&mut self, filled: &mut Filled) {
+        if !filled.each(|page| self.0[page] = NOWHERE) {
+            self.init();
+        }
+    }
+
+    /// The first state.
+    pub(crate) fn init(&mut self) {
+        self.0.fill(NOWHERE);
     }
 }

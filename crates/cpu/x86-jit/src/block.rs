@@ -28,20 +28,31 @@ pub(crate) struct Span {
     pub(crate) high: i32,
 }
 
-/// A direct jump out of a block, to the same page.
+/// A direct jump out of a block.
 pub(crate) struct Exit {
-    /// Offset of the target in the guest's page.
-    pub(crate) target: u16,
+    /// Offset of the target from the start of the block's page.
+    pub(crate) target: i32,
     /// Where the displacement of the jump is, from the start of the block's code.
     pub(crate) place: u32,
     /// Where the jump leads while it is not linked, from the start of the code as if both parts were one.
     pub(crate) stub: u32,
+    /// Code that goes there through the jump cache, likewise, when it is in another page.
+    pub(crate) far: u32,
     /// Jumps backwards: signals are looked at on the way.
     pub(crate) backward: bool,
 }
 
+impl Exit {
+    /// The target is in another page.
+    pub(crate) fn leaves_page(&self) -> bool {
+        !(0..4096).contains(&self.target)
+    }
+}
+
 pub(crate) struct Block {
     pub(crate) id: u32,
+    /// Number of its page, which may be too high for the page maps.
+    pub(crate) page: u32,
     pub(crate) key: Key,
     /// Address of the code.
     pub(crate) host: u64,
@@ -91,6 +102,11 @@ impl Block {
     /// Where a jump leads that is not linked.
     pub(crate) fn stub(&self, exit: &Exit) -> u64 {
         self.cold + u64::from(exit.stub - self.len)
+    }
+
+    /// The way through the jump cache of a jump to another page.
+    pub(crate) fn far(&self, exit: &Exit) -> u64 {
+        self.cold + u64::from(exit.far - self.len)
     }
 
     /// The stack check at instruction `index`.

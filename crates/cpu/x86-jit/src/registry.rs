@@ -13,7 +13,13 @@ use guest_memory::CodePage;
 use guest_memory::CodeWatch;
 use rustc_hash::FxHashMap;
 
+use crate::area;
+use crate::asm::Asm;
+use crate::asm::RCX;
+use crate::asm::T0;
+use crate::asm::T1;
 use crate::block::Block;
+use crate::block::Exit;
 use crate::block::Key;
 use crate::block::Record;
 use crate::block::Second;
@@ -44,6 +50,8 @@ pub(crate) struct Registry {
     by_key: FxHashMap<Key, u32>,
     by_page: FxHashMap<usize, Vec<u32>>,
     by_host: BTreeMap<u64, u32>,
+    /// Numbers of code pages.
+    pages: FxHashMap<usize, u32>,
     pub(crate) translated: u64,
     pub(crate) overwritten: u64,
     pub(crate) flushes: u64,
@@ -61,6 +69,7 @@ impl SharedRegistry {
             by_key: FxHashMap::default(),
             by_page: FxHashMap::default(),
             by_host: BTreeMap::new(),
+            pages: FxHashMap::default(),
             translated: 0,
             overwritten: 0,
             flushes: 0,
@@ -139,8 +148,11 @@ impl Registry {
         let host = self.memory.add(&draft.code[..draft.split])?;
         self.memory.add_cold(&draft.code[draft.split..]);
         let id = self.blocks.len() as u32;
+        let next_page = self.pages.len() as u32;
+        let page = *self.pages.entry(origin.code as usize).or_insert(next_page);
         place.write(Block {
             id,
+            page,
             key: origin.key,
             host,
             len: draft.split as u32,
@@ -180,8 +192,42 @@ impl Registry {
             stub: from.stub(exit),
         };
         let entry = to.host + u64::from(if exit.backward { to.poll } else { to.body });
-        self.memory.patch_jump(link.place, entry);
+        if !exit.leaves_page() {
+            self.memory.patch_jump(link.place, entry);
+        } else if let Some(guard) = self.guard(from, exit, to, entry) {
+            self.memory.patch_jump(link.place, guard);
+        } else {
+            // For good: the way through the jump cache finds whatever is there.
+            self.memory.patch_jump(link.place, from.far(exit));
+            return;
+        }
         self.blocks[to.id as usize].links.push(link);
+    }
+
+    /// Code that goes on at `entry` of `to` if its page is where the exit leads, else through the jump cache. Flags stay.
+    fn guard(&mut self, from: &Block, exit: &Exit, to: &Block, entry: u64) -> Option<u64> {
+        if to.page as usize >= area::PAGES {
+            return None;
+        }
+        let mut a = Asm::new();
+        let base = self.memory.next();
+        let lead = |a: &mut Asm, to: u64| {
+            let fix = a.jmp();
+            a.lead(fix, to.wrapping_sub(base) as i64);
+        };
+        a.load(T0, area::PAGE);
+        a.lea(T0, T0, exit.target & !0xfff);
+        a.load(T1, area::page_map(to.key.1 as u8 & 3, to.page));
+        a.lea_sum(T1, T1, T0);
+        a.xchg_rcx(T1);
+        let hit = a.jrcxz();
+        a.mov(RCX, T1);
+        lead(&mut a, from.far(exit));
+        a.here_short(hit);
+        a.mov(RCX, T1);
+        a.store(area::PAGE, T0);
+        lead(&mut a, entry);
+        self.memory.add(&a.buf)
     }
 
     /// Throws away the blocks of a page.
@@ -219,6 +265,7 @@ impl Registry {
         self.by_key.clear();
         self.by_page.clear();
         self.by_host.clear();
+        self.pages.clear();
         self.memory.clear();
     }
 }

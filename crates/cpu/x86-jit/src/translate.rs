@@ -332,6 +332,10 @@ impl Translator {
                 Cold::Exit { exit } => {
                     self.exits[exit].stub = self.asm.len() as u32;
                     self.hand(Why::Exit, exit as u64);
+                    if self.exits[exit].leaves_page() {
+                        self.exits[exit].far = self.asm.len() as u32;
+                        self.far(self.exits[exit].target.into());
+                    }
                 }
                 Cold::Far { fix, offset } => {
                     self.asm.here(fix);

@@ -45,8 +45,8 @@ pub(crate) struct Rest {
     modes: [u32; 2],
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
-    /// Slots in use of the jump caches.
-    filled: [area::Filled; 2],
+    /// Slots in use of the jump caches and the page maps.
+    filled: [(area::Filled, area::Filled); 2],
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -120,7 +120,8 @@ impl JitVcpu {
         frame.area.jump_mask = JUMPS as u64 - 1;
         frame.area.host_mxcsr = HOST_MXCSR;
         frame.area.this = &raw mut *frame;
-        frame.area.jumps.iter_mut().for_each(|j| j.init(miss));
+        frame.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
+        frame.area.pages.iter_mut().for_each(area::PageMap::init);
         Self { frame }
     }
 }
@@ -258,13 +259,13 @@ impl Frame {
         }
     }
 
-    /// A direct jump inside a page.
+    /// A direct jump that is not linked.
     fn exit(&mut self, block: &Block, exit: usize) -> u64 {
         self.rest.counters.exits += 1;
         self.block_done();
         let target = &block.exits[exit];
         self.interp
-            .set_rip(self.area.page.wrapping_add(u64::from(target.target)));
+            .set_rip(self.area.page.wrapping_add(target.target as i64 as u64));
         if self.interp.needs_attention() || self.rest.end.is_some() {
             return self.dispatch();
         }
@@ -277,7 +278,7 @@ impl Frame {
                 if to_block.second.is_none() && self.rest.flushes == flushes {
                     self.rest.shared.registry.lock().link(block, exit, to_block);
                 }
-                self.go(to, false)
+                self.go(to, target.leaves_page())
             }
             _ => self.dispatch(),
         }
@@ -384,11 +385,9 @@ impl Frame {
         self.rest.counted = 0;
         if remember {
             let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
-            let slot = area::jump_slot(rip);
-            let jumps = &mut self.area.jumps[cache];
-            jumps.host[slot] = found.host;
-            jumps.address[slot] = rip.wrapping_neg();
-            self.rest.filled[cache].note(slot);
+            let filled = &mut self.rest.filled[cache];
+            self.area.jumps[cache].set(rip, found.host, &mut filled.0);
+            self.area.pages[cache].set(found.page, rip & !0xfff, &mut filled.1);
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
         self.enter(found.host + u64::from(found.body))

@@ -1,6 +1,7 @@
 //! Entries, direct and indirect jumps, calls and returns.
 //!
-//! Jumps within a page are linked: their displacement is changed to lead to the target's code. All others go through the
+//! Direct jumps are linked: their displacement is changed to lead to the target's code. To another page they lead there by
+//! way of a guard (`registry.rs`), which finds out whether that page still is where it was. All others go through the
 //! jump cache of the vCPU, whose entry the code it leads to compares with the address meant: `T0` holds the address on the way, `T1`
 //! the slot, `T2` the instruction that jumps.
 
@@ -20,7 +21,7 @@ use crate::translate::Class;
 use crate::translate::Cold;
 use crate::translate::Translator;
 
-/// Targets in the page that are linked. An instruction that begins further on may cross into the next page, and then must be
+/// Targets in a page that are linked. An instruction that begins further on may cross into the next page, and then must be
 /// found anew when the code translations have changed.
 const LINKED: u64 = 4096 - 14;
 
@@ -95,6 +96,8 @@ impl Translator {
         a.rorx(T1, T0, 10);
         a.lea_sum32(T1, T0, T1);
         a.pext(T1, T1, area::JUMP_MASK);
+        // A slot is two words.
+        a.lea_sum(T1, T1, T1);
         a.jmp_scaled(T1, area::jump_host(self.cpl));
     }
 
@@ -122,21 +125,29 @@ impl Translator {
 
     /// A direct jump to `target`.
     pub(crate) fn transfer(&mut self, page: u64, target: u64, backward: bool) {
-        let offset = target.wrapping_sub(page);
-        if offset < LINKED {
+        let offset = target.wrapping_sub(page) as i64;
+        if let Some(offset) = self.linked(offset) {
             let fix = self.asm.jmp_aligned();
-            self.exit(offset as u16, fix, backward);
+            self.exit(offset, fix, backward);
         } else {
-            self.far(offset as i64);
+            self.far(offset);
         }
     }
 
-    fn exit(&mut self, target: u16, fix: crate::asm::Fix, backward: bool) {
+    /// The distance of a target from the page, if jumps to it are linked.
+    fn linked(&self, offset: i64) -> Option<i32> {
+        let same_page = (offset as u64) < 4096;
+        let fits = (offset as u64) % 4096 < LINKED && (same_page || self.wide && !self.single);
+        i32::try_from(offset).ok().filter(|_| fits)
+    }
+
+    fn exit(&mut self, target: i32, fix: crate::asm::Fix, backward: bool) {
         let exit = self.exits.len();
         self.exits.push(Exit {
             target,
             place: fix.place() as u32,
             stub: 0,
+            far: 0,
             backward,
         });
         self.cold.push(Cold::Exit { exit });
@@ -146,17 +157,14 @@ impl Translator {
         let ins = self.items[index].ins;
         let condition = ins.condition_code() as u8 - 1;
         let target = ins.near_branch_target();
-        let offset = target.wrapping_sub(page);
+        let offset = target.wrapping_sub(page) as i64;
         let backward = target <= ins.ip();
-        if offset < LINKED {
+        if let Some(offset) = self.linked(offset) {
             let fix = self.asm.jcc_aligned(condition);
-            self.exit(offset as u16, fix, backward);
+            self.exit(offset, fix, backward);
         } else {
             let fix = self.asm.jcc(condition);
-            self.cold.push(Cold::Far {
-                fix,
-                offset: offset as i64,
-            });
+            self.cold.push(Cold::Far { fix, offset });
         }
     }
 

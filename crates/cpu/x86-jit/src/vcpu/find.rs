@@ -58,11 +58,11 @@ impl Frame {
         if all || generations != self.rest.generations {
             let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
             if all || low || high {
-                self.area.jumps[0].clear(&mut self.rest.filled[0]);
+                self.forget(0);
                 self.rest.counters.user_clears += 1;
             }
             if all || high || low && self.rest.low {
-                self.area.jumps[1].clear(&mut self.rest.filled[1]);
+                self.forget(1);
                 self.rest.counters.kernel_clears += 1;
                 self.rest.low = false;
             }
@@ -71,16 +71,24 @@ impl Frame {
                 // Empty slots are jumped through before they are looked at.
                 let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
                 self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
+                self.area.pages.iter_mut().for_each(area::PageMap::init);
             }
             self.rest.generations = generations;
             self.rest.flushes = flushes;
         }
         let cache = area::cache_of(key as u8 & 3) as usize;
         if self.rest.modes[cache] != key {
-            self.area.jumps[cache].clear(&mut self.rest.filled[cache]);
+            self.forget(cache);
             self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
         }
+    }
+
+    /// Forgets the jump targets, and where pages are, of a privilege level.
+    fn forget(&mut self, cache: usize) {
+        let filled = &mut self.rest.filled[cache];
+        self.area.jumps[cache].clear(&mut filled.0);
+        self.area.pages[cache].clear(&mut filled.1);
     }
 
     /// The block at RIP, translated if need be.
