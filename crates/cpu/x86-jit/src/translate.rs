@@ -215,6 +215,8 @@ impl Translator {
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
         if !t.single {
             t.liveness(bytes, at);
+            let slot = t.slot();
+            stack::hoist(&mut t.items, slot);
         }
         let (poll, body) = t.header();
         let ends = t.body(at);

@@ -162,6 +162,33 @@ pub(crate) fn plan(items: &mut [Item], slot: i32) {
     }
 }
 
+/// Moves checks up to where nobody wants the flags that they would have to keep. What lies between moves RSP by known
+/// distances or not at all.
+pub(crate) fn hoist(items: &mut [Item], slot: i32) {
+    for index in 1..items.len() {
+        let Some(mut span) = items[index].check else { continue };
+        if items[index].wanted == 0 || span.register != RSP {
+            continue;
+        }
+        for place in (0..index).rev() {
+            let by = match effect(&items[place], slot) {
+                Effect::None => 0,
+                Effect::Move(by) => by,
+                _ => break,
+            };
+            let (Some(low), Some(high)) = (span.low.checked_add(by), span.high.checked_add(by)) else {
+                break;
+            };
+            (span.low, span.high) = (low, high);
+            if items[place].wanted == 0 {
+                items[place].check = Some(span);
+                items[index].check = None;
+                break;
+            }
+        }
+    }
+}
+
 /// Lets the check at `first` cover another access.
 fn widen(items: &mut [Item], first: usize, moved: i32, low: i32, high: i32) -> bool {
     let Some(span) = &mut items[first].check else {
