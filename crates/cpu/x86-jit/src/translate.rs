@@ -83,6 +83,15 @@ pub(crate) struct Item {
     pub(crate) check: Option<Span>,
 }
 
+/// Where RAX is while AX holds the flags.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parked {
+    /// At home: the flags are nobody's.
+    Not,
+    In(crate::asm::Reg),
+    InMemory,
+}
+
 /// Code that lies beside the way of normal execution.
 enum Cold {
     /// Hands an instruction over.
@@ -90,7 +99,7 @@ enum Cold {
         fixes: Vec<Fix>,
         why: Why,
         index: usize,
-        restore: bool,
+        parked: Parked,
     },
     /// Leaves through an exit.
     Exit { exit: usize },
@@ -291,21 +300,16 @@ impl Translator {
 
     /// Leaves when the vector registers are not in the host's.
     fn ask_for_vectors(&mut self, index: usize) {
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
-        }
+        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(crate::asm::T0));
         self.asm.cmp_dword_gs_zero(crate::area::VECTORS);
         let fix = self.asm.jcc(crate::asm::E);
         self.cold.push(Cold::Slow {
             fixes: vec![fix],
             why: Why::Vectors,
             index,
-            restore: saved,
+            parked,
         });
-        if saved {
-            self.restore_flags();
-        }
+        self.restore_flags(parked);
     }
 
     /// Gives the instruction to the interpreter.
@@ -323,12 +327,10 @@ impl Translator {
                     fixes,
                     why,
                     index,
-                    restore,
+                    parked,
                 } => {
                     fixes.into_iter().for_each(|fix| self.asm.here(fix));
-                    if restore {
-                        self.restore_flags();
-                    }
+                    self.restore_flags(parked);
                     self.hand(why, index as u64);
                 }
                 Cold::Exit { exit } => {

@@ -19,6 +19,7 @@ use crate::block::Exit;
 use crate::thunk::Why;
 use crate::translate::Class;
 use crate::translate::Cold;
+use crate::translate::Parked;
 use crate::translate::Translator;
 
 /// Targets in a page that are linked. An instruction that begins further on may cross into the next page, and then must be
@@ -52,9 +53,7 @@ impl Translator {
 
     /// Leaves when a signal is pending.
     fn poll(&mut self, flags: bool) {
-        if flags {
-            self.save_flags();
-        }
+        let parked = self.save_flags(flags, Parked::In(T0));
         self.asm.load(T1, area::PENDING);
         self.asm.cmp_dword_zero(T1);
         let fix = self.asm.jcc(NE);
@@ -62,27 +61,37 @@ impl Translator {
             fixes: vec![fix],
             why: Why::Poll,
             index: 0,
-            restore: flags,
+            parked,
         });
-        if flags {
-            self.restore_flags();
+        self.restore_flags(parked);
+    }
+
+    /// Moves the flags to AX, if they are wanted, and RAX to `place`. Until they come back nothing may use RAX.
+    pub(crate) fn save_flags(&mut self, wanted: bool, place: Parked) -> Parked {
+        if !wanted {
+            return Parked::Not;
         }
+        match place {
+            Parked::Not => {}
+            Parked::In(register) => self.asm.mov(register, 0),
+            Parked::InMemory => self.asm.store(area::SCRATCH, 0),
+        }
+        self.asm.flags_to_ax();
+        place
     }
 
-    pub(crate) fn save_flags(&mut self) {
-        let a = &mut self.asm;
-        a.store(area::SCRATCH, 0);
-        a.flags_to_ax();
-        a.store(area::SCRATCH + 8, 0);
-        a.load(0, area::SCRATCH);
-    }
-
-    pub(crate) fn restore_flags(&mut self) {
-        let a = &mut self.asm;
-        a.store(area::SCRATCH, 0);
-        a.load(0, area::SCRATCH + 8);
-        a.flags_from_ax();
-        a.load(0, area::SCRATCH);
+    pub(crate) fn restore_flags(&mut self, parked: Parked) {
+        match parked {
+            Parked::Not => {}
+            Parked::In(register) => {
+                self.asm.flags_from_ax();
+                self.asm.mov(0, register);
+            }
+            Parked::InMemory => {
+                self.asm.flags_from_ax();
+                self.asm.load(0, area::SCRATCH);
+            }
+        }
     }
 
     /// Goes to the address in T0; T2 holds the record of the instruction that has computed it, or zero.

@@ -27,6 +27,7 @@ use crate::asm::T1;
 use crate::asm::T2;
 use crate::thunk::Why;
 use crate::translate::Cold;
+use crate::translate::Parked;
 use crate::translate::Translator;
 use crate::translate::stack::stack_operand;
 
@@ -99,38 +100,28 @@ impl Translator {
             };
         }
         let (write, size) = self.operand_access(index);
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
+        let wanted = self.items[index].wanted != 0;
+        if let Some((base, disp)) = self.simple_base(index) {
+            self.asm.lea(T0, base, disp);
+            let parked = self.save_flags(wanted, Parked::In(T2));
+            self.look_up(index, T0, write, size, parked);
+            self.restore_flags(parked);
+            return Place { base, index: T1, disp };
         }
-        let simple = self.simple_base(index);
-        match simple {
-            Some((base, disp)) => self.asm.lea(T0, base, disp),
-            None => self.address(index),
+        self.address(index);
+        self.asm.mov(T2, T0);
+        let parked = self.save_flags(wanted, Parked::InMemory);
+        self.look_up(index, T2, write, size, parked);
+        self.restore_flags(parked);
+        Place {
+            base: T0,
+            index: T1,
+            disp: 0,
         }
-        let place = match simple {
-            Some((base, disp)) => {
-                self.look_up(index, T0, write, size, saved);
-                Place { base, index: T1, disp }
-            }
-            None => {
-                self.asm.mov(T2, T0);
-                self.look_up(index, T2, write, size, saved);
-                Place {
-                    base: T0,
-                    index: T1,
-                    disp: 0,
-                }
-            }
-        };
-        if saved {
-            self.restore_flags();
-        }
-        place
     }
 
     /// Leaves the addend of the page in T1. T0 holds the address, and so does `offset`, which is destroyed.
-    fn look_up(&mut self, index: usize, offset: Reg, write: bool, size: u32, saved: bool) {
+    fn look_up(&mut self, index: usize, offset: Reg, write: bool, size: u32, parked: Parked) {
         let tlb = area::tlb(self.bank);
         let tag = if write { layout::TLB_WRITE } else { layout::TLB_READ } as u32;
         self.asm.rorx(T1, T0, SLOT_ROTATE);
@@ -143,7 +134,7 @@ impl Translator {
             fixes: vec![fix],
             why: Why::Slow,
             index,
-            restore: saved,
+            parked,
         });
     }
 
@@ -204,31 +195,21 @@ impl Translator {
 
     /// Writes `value` below the top of the stack, which is not known to be on the stack's page.
     pub(crate) fn checked_push(&mut self, index: usize, value: Reg) {
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
-        }
+        let parked = self.save_flags(self.items[index].wanted != 0, Parked::InMemory);
         let slot = self.slot();
         self.stack_address(RSP, -slot);
-        self.look_up(index, T0, true, slot as u32, saved);
-        if saved {
-            self.restore_flags();
-        }
+        self.look_up(index, T0, true, slot as u32, parked);
+        self.restore_flags(parked);
         self.stack_address(RSP, -slot);
         self.store_slot(T0, T1, 0, value);
     }
 
     /// Reads the eight bytes at `base` into T0, likewise.
     pub(crate) fn checked_stack_read(&mut self, index: usize, base: Reg) {
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
-        }
+        let parked = self.save_flags(self.items[index].wanted != 0, Parked::InMemory);
         self.stack_address(base, 0);
-        self.look_up(index, T0, false, self.slot() as u32, saved);
-        if saved {
-            self.restore_flags();
-        }
+        self.look_up(index, T0, false, self.slot() as u32, parked);
+        self.restore_flags(parked);
         self.stack_address(base, 0);
         self.load_slot(T0, T0, T1, 0);
     }

@@ -15,11 +15,13 @@ use crate::asm::RSP;
 use crate::asm::Reg;
 use crate::asm::STK;
 use crate::asm::T0;
+use crate::asm::T1;
 use crate::block::Span;
 use crate::thunk::Why;
 use crate::translate::Class;
 use crate::translate::Cold;
 use crate::translate::Item;
+use crate::translate::Parked;
 use crate::translate::Translator;
 
 /// Bytes that one check covers at most.
@@ -240,10 +242,7 @@ impl Translator {
 
     /// Checks that the bytes of `span` lie on the known stack page.
     pub(crate) fn stack_check(&mut self, index: usize, span: Span) {
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
-        }
+        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(T1));
         let page = area::stack(self.bank);
         self.asm.lea(T0, span.register, span.low);
         self.asm.sub(T0, page);
@@ -253,11 +252,9 @@ impl Translator {
             fixes: vec![fix],
             why: Why::Stack,
             index,
-            restore: saved,
+            parked,
         });
-        if saved {
-            self.restore_flags();
-        }
+        self.restore_flags(parked);
     }
 
     pub(crate) fn push(&mut self, index: usize) {

@@ -10,6 +10,7 @@ use crate::asm::T1;
 use crate::asm::T2;
 use crate::thunk::Why;
 use crate::translate::Cold;
+use crate::translate::Parked;
 use crate::translate::Translator;
 
 impl Translator {
@@ -17,27 +18,22 @@ impl Translator {
     pub(crate) fn system(&mut self, index: usize) {
         match self.items[index].ins.mnemonic() {
             Mnemonic::Swapgs => self.swapgs(),
-            Mnemonic::Cli => self.with_flags(index, |t| t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))),
+            Mnemonic::Cli => self.with_flags(index, |t, _| t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))),
             _ => self.sti(index),
         }
     }
 
     /// Does something that destroys the flags; they are kept if they are wanted.
-    fn with_flags(&mut self, index: usize, f: impl FnOnce(&mut Self)) {
-        let saved = self.items[index].wanted != 0;
-        if saved {
-            self.save_flags();
-        }
-        f(self);
-        if saved {
-            self.restore_flags();
-        }
+    fn with_flags(&mut self, index: usize, f: impl FnOnce(&mut Self, Parked)) {
+        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(T1));
+        f(self, parked);
+        self.restore_flags(parked);
     }
 
     /// Where an interrupt waits, the interpreter does it, and holds the interrupt back for one more instruction. Where none
     /// does, there is nothing to hold back.
     fn sti(&mut self, index: usize) {
-        self.with_flags(index, |t| {
+        self.with_flags(index, |t, parked| {
             t.asm.load(T0, area::PENDING);
             t.asm.cmp_dword_zero(T0);
             let signal = t.asm.jcc(NE);
@@ -47,7 +43,7 @@ impl Translator {
                 fixes: vec![signal, interrupt],
                 why: Why::Slow,
                 index,
-                restore: t.items[index].wanted != 0,
+                parked,
             });
             t.asm.or_dword_gs(area::SYSFLAGS, flags::IF as u32);
         });
