@@ -33,8 +33,8 @@ struct Options {
     rounds: usize,
     machines: Vec<String>,
     timeout: Duration,
-    json: Option<PathBuf>,
-    markdown: Option<PathBuf>,
+    json: PathBuf,
+    markdown: PathBuf,
 }
 
 impl Options {
@@ -54,8 +54,8 @@ impl Options {
             rounds: arguments.parsed("-n")?.unwrap_or(1),
             machines,
             timeout: Duration::from_secs(arguments.parsed("--timeout")?.unwrap_or(3600)),
-            json: arguments.value("--json")?.map(PathBuf::from),
-            markdown: arguments.value("--markdown")?.map(PathBuf::from),
+            json: output(arguments.value("--json")?, "bench.json"),
+            markdown: output(arguments.value("--markdown")?, "bench.md"),
         };
         arguments.end()?;
         let is_word = |name: &String| {
@@ -67,6 +67,11 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// Where a table goes.
+fn output(asked: Option<String>, name: &str) -> PathBuf {
+    asked.map_or_else(|| workspace::root().join("target").join(name), PathBuf::from)
 }
 
 pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
@@ -88,11 +93,12 @@ pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     print!("{}", results.table());
-    if let Some(path) = &options.json {
-        std::fs::write(path, results.json()?).with_context(|| path.display().to_string())?;
-    }
-    if let Some(path) = &options.markdown {
-        std::fs::write(path, results.markdown()).with_context(|| path.display().to_string())?;
+    for (path, text) in [
+        (&options.json, results.json()?),
+        (&options.markdown, results.markdown()),
+    ] {
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        eprintln!("bench: written to {}", path.display());
     }
     if results.has_failures() {
         bail!("not all benchmarks ended, or not with the same output everywhere");
@@ -122,12 +128,12 @@ fn default_machines() -> anyhow::Result<Vec<Machine>> {
     } else {
         eprintln!("bench: no native run: a chroot needs root");
     }
-    machines.push(oxbow()?);
     if crate::process::find("qemu-system-x86_64").is_some() {
         machines.push(Machine::new("qemu-tcg", QEMU)?);
     } else {
         eprintln!("bench: no QEMU: qemu-system-x86_64 is not installed");
     }
+    machines.push(oxbow()?);
     Ok(machines)
 }
 

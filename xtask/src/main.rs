@@ -38,10 +38,10 @@ Usage: cargo xtask <command> [options]
       -n ROUNDS         rounds; the figures are medians
       --machine NAME=COMMAND
                         a machine with {kernel}, {initrd}, {append}; may be repeated. `native=` is a chroot.
-                        (default: native where we are root, oxbow, and qemu-tcg where QEMU is installed)
+                        (default: native where we are root, qemu-tcg where QEMU is installed, and oxbow)
       --timeout SECONDS per machine and round (default 3600)
-      --json FILE       write the figures there too
-      --markdown FILE   the same as a Markdown table
+      --json FILE       where the figures are written too (default: target/bench.json)
+      --markdown FILE   the same as a Markdown table (default: target/bench.md)
   layers                check which crate uses which, and which may hold unsafe code
   size                  check the length of files and functions
   bless                 accept what the golden tests see now";

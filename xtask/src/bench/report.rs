@@ -66,7 +66,7 @@ impl Results {
         !self.wrong.is_empty() || self.failures > 0
     }
 
-    /// For the terminal: seconds, then ratios to the first machine.
+    /// For the terminal: seconds, then ratios.
     pub(super) fn table(&self) -> String {
         let rows = self.rows();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -121,20 +121,31 @@ impl Results {
 
     /// Cells of the table, the head first.
     fn rows(&self) -> Vec<Vec<String>> {
-        let first = self.machines.first().map_or("", String::as_str);
         let mut head = vec!["seconds".to_owned()];
         head.extend(self.machines.iter().cloned());
-        head.extend(self.machines.iter().skip(1).map(|name| format!("{name}/{first}")));
+        let pairs = self.pairs();
+        head.extend(
+            pairs
+                .iter()
+                .map(|&(own, other)| format!("{}/{}", self.machines[own], self.machines[other])),
+        );
         let mut rows = vec![head];
         for name in &self.order {
             let figures: Vec<Option<f64>> = (0..self.machines.len())
                 .map(|machine| self.figure(machine, name))
                 .collect();
             let mark = |machine| self.wrong.contains(&(machine, name.clone()));
-            rows.push(row(name, &figures, mark));
+            rows.push(row(name, &figures, &pairs, mark));
         }
         rows.extend(self.mean_row());
         rows
+    }
+
+    /// Machines that are set against each other: each with the first, and of three or more the last two.
+    fn pairs(&self) -> Vec<(usize, usize)> {
+        let count = self.machines.len();
+        let last = (count > 2).then(|| (count - 1, count - 2));
+        (1..count).map(|own| (own, 0)).chain(last).collect()
     }
 
     fn figure(&self, machine: usize, name: &str) -> Option<f64> {
@@ -160,24 +171,23 @@ impl Results {
             Some((logs / names.len() as f64).exp())
         };
         let figures: Vec<Option<f64>> = all.map(mean).collect();
-        Some(row(&format!("geometric mean of {}", names.len()), &figures, |_| false))
+        let name = format!("geometric mean of {}", names.len());
+        Some(row(&name, &figures, &self.pairs(), |_| false))
     }
 }
 
 /// Seconds and ratios of one benchmark. A wrong result is marked.
-fn row(name: &str, figures: &[Option<f64>], is_wrong: impl Fn(usize) -> bool) -> Vec<String> {
+fn row(name: &str, figures: &[Option<f64>], pairs: &[(usize, usize)], is_wrong: impl Fn(usize) -> bool) -> Vec<String> {
     let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
     let mut row = vec![name.to_owned()];
     for (machine, &figure) in figures.iter().enumerate() {
         let mark = if is_wrong(machine) { " WRONG RESULT" } else { "" };
         row.push(format!("{}{mark}", number(figure)));
     }
-    let first = figures.first().copied().flatten();
     row.extend(
-        figures
+        pairs
             .iter()
-            .skip(1)
-            .map(|&figure| number(figure.zip(first).map(|(own, first)| own / first))),
+            .map(|&(own, other)| number(figures[own].zip(figures[other]).map(|(own, other)| own / other))),
     );
     row
 }
@@ -223,6 +233,23 @@ mod tests {
         assert!(text.contains("| sort | 1.00 | 4.00 | 4.00 |"), "{text}");
         assert!(text.contains("| boot | - | 9.00 | - |"), "{text}");
         assert!(text.contains("| geometric mean of 2 | 2.00 | 8.00 | 4.00 |"), "{text}");
+    }
+
+    #[test]
+    fn of_three_machines_the_last_two_are_set_against_each_other() {
+        let mut results = Results::new(["native", "qemu-tcg", "oxbow"].map(str::to_owned).to_vec());
+        for (machine, seconds) in [1.0, 8.0, 2.0].into_iter().enumerate() {
+            results.add(machine, run(&[("sort", seconds)], "a"));
+        }
+        let text = results.markdown();
+        assert!(
+            text.contains("| qemu-tcg/native | oxbow/native | oxbow/qemu-tcg |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| sort | 1.00 | 8.00 | 2.00 | 8.00 | 2.00 | 0.25 |"),
+            "{text}"
+        );
     }
 
     #[test]
