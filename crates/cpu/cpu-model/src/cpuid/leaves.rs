@@ -28,9 +28,10 @@ const MAX_EXTENDED: u32 = 0x8000_0008;
 const VENDOR: &[u8; 12] = b"GenuineIntel";
 const HYPERVISOR_VENDOR: &[u8; 12] = b"OxbowOxbowOx";
 
-/// Family 6, model 8Fh, stepping 8. A recent server model: guests know of no errata that have to be worked around and
-/// are not told off by [`CpuPolicy::arch_capabilities`].
-const SIGNATURE: u32 = 0x0008_06f8;
+/// Family 6, model AFh, stepping 3. A recent server model: guests know of no errata that have to be worked around and
+/// are not told off by [`CpuPolicy::arch_capabilities`]. It is one without AVX-512: some programs choose their code by the
+/// model alone.
+const SIGNATURE: u32 = 0x000a_06f3;
 
 /// Bytes of a cache line.
 const LINE: u32 = 64;
