@@ -217,18 +217,6 @@ impl Asm {
         self.base_disp(dst, base, disp);
     }
 
-    /// `mov reg32, [base + index + disp]`
-    pub(crate) fn load_mem32(&mut self, reg: Reg, base: Reg, index: Reg, disp: i32) {
-        self.bytes(&[rex(0, reg, index, base), 0x8b]);
-        self.base_index(reg, base, index, disp);
-    }
-
-    /// `mov [base + index + disp], reg32`
-    pub(crate) fn store_mem32(&mut self, base: Reg, index: Reg, disp: i32, reg: Reg) {
-        self.bytes(&[rex(0, reg, index, base), 0x89]);
-        self.base_index(reg, base, index, disp);
-    }
-
     /// `lea dst32, [a + b]`
     pub(crate) fn lea_sum32(&mut self, dst: Reg, a: Reg, b: Reg) {
         self.bytes(&[rex(0, dst, b, a), 0x8d]);
@@ -259,15 +247,15 @@ impl Asm {
         self.bytes(&[rex(0, src, 0, dst), 0x89, 0xc0 | (src & 7) << 3 | dst & 7]);
     }
 
-    /// `mov reg, [base + index + disp]`
-    pub(crate) fn load_mem(&mut self, reg: Reg, base: Reg, index: Reg, disp: i32) {
-        self.bytes(&[rex(1, reg, index, base), 0x8b]);
+    /// `mov reg, [base + index + disp]`; 32 bits wide unless `wide`.
+    pub(crate) fn load_mem(&mut self, wide: bool, reg: Reg, base: Reg, index: Reg, disp: i32) {
+        self.bytes(&[rex(u8::from(wide), reg, index, base), 0x8b]);
         self.base_index(reg, base, index, disp);
     }
 
-    /// `mov [base + index + disp], reg`
-    pub(crate) fn store_mem(&mut self, base: Reg, index: Reg, disp: i32, reg: Reg) {
-        self.bytes(&[rex(1, reg, index, base), 0x89]);
+    /// `mov [base + index + disp], reg`; 32 bits wide unless `wide`.
+    pub(crate) fn store_mem(&mut self, wide: bool, base: Reg, index: Reg, disp: i32, reg: Reg) {
+        self.bytes(&[rex(u8::from(wide), reg, index, base), 0x89]);
         self.base_index(reg, base, index, disp);
     }
 
@@ -454,11 +442,11 @@ mod tests {
         assert_eq!(text(|a| a.lea(T0, 13, 0x1000)), "lea r10,[r13+1000h]");
         assert_eq!(text(|a| a.lea(T0, 12, 0)), "lea r10,[r12]");
         assert_eq!(text(|a| a.lea32(T0, 4, 4)), "lea r10d,[rsp+4]");
-        assert_eq!(text(|a| a.store_mem32(RSP, STK, -4, T0)), "mov [rsp+r8-4],r10d");
-        assert_eq!(text(|a| a.load_mem32(1, RSP, STK, 300)), "mov ecx,[rsp+r8+12Ch]");
+        assert_eq!(text(|a| a.store_mem(false, RSP, STK, -4, T0)), "mov [rsp+r8-4],r10d");
+        assert_eq!(text(|a| a.load_mem(false, 1, RSP, STK, 300)), "mov ecx,[rsp+r8+12Ch]");
         assert_eq!(text(|a| a.lea_sum32(T1, T0, T1)), "lea r11d,[r10+r11]");
-        assert_eq!(text(|a| a.load_mem(5, RSP, STK, 0)), "mov rbp,[rsp+r8]");
-        assert_eq!(text(|a| a.store_mem(RSP, STK, -8, T0)), "mov [rsp+r8-8],r10");
+        assert_eq!(text(|a| a.load_mem(true, 5, RSP, STK, 0)), "mov rbp,[rsp+r8]");
+        assert_eq!(text(|a| a.store_mem(true, RSP, STK, -8, T0)), "mov [rsp+r8-8],r10");
         assert_eq!(
             text(|a| a.store_mem_imm(true, RSP, STK, -8, -2)),
             "mov qword ptr [rsp+r8-8],0FFFFFFFFFFFFFFFEh"

@@ -5,6 +5,7 @@ use std::sync::RwLock;
 use std::sync::RwLockReadGuard;
 use std::sync::RwLockWriteGuard;
 use std::sync::TryLockError;
+use std::sync::TryLockResult;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 
@@ -43,23 +44,24 @@ pub(crate) struct Shared {
     peers: Mutex<Vec<Arc<Signals>>>,
 }
 
+/// The guard, if the lock was free.
+fn unless_busy<G>(result: TryLockResult<G>) -> Option<G> {
+    match result {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 impl Shared {
     /// Takes part, if nobody flushes.
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        match self.world.try_read() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        unless_busy(self.world.try_read())
     }
 
     /// Takes hold of all, if nobody takes part.
     pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, ()>> {
-        match self.world.try_write() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        unless_busy(self.world.try_write())
     }
 
     /// Makes every vCPU leave translated code soon.

@@ -105,11 +105,17 @@ impl CodeMemory {
     /// Adds rarely executed code at [`Self::next_cold`].
     pub(crate) fn add_cold(&mut self, code: &[u8]) {
         let at = self.cold.next_multiple_of(16);
-        assert!(at + code.len() <= self.len);
-        // SAFETY: as in `add`.
+        self.cold = self.put(at, code);
+    }
+
+    /// Writes code at offset `at`, where nothing is yet. Where it ends.
+    fn put(&mut self, at: usize, code: &[u8]) -> usize {
+        let end = at + code.len();
+        assert!(end <= self.len);
+        // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
-        self.cold = at + code.len();
-        self.collapse(self.cold);
+        self.collapse(end);
+        end
     }
 
     /// Makes the part that ends with offset `end` a huge page, if it has got enough code for one.
@@ -136,10 +142,7 @@ impl CodeMemory {
         if at + code.len() > self.middle() {
             return None;
         }
-        // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
-        self.used = at + code.len();
-        self.collapse(self.used);
+        self.used = self.put(at, code);
         Some(self.exec as u64 + at as u64)
     }
 

@@ -300,16 +300,10 @@ impl Translator {
 
     /// Leaves when the vector registers are not in the host's.
     fn ask_for_vectors(&mut self, index: usize) {
-        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(crate::asm::T0));
-        self.asm.cmp_dword_gs_zero(crate::area::VECTORS);
-        let fix = self.asm.jcc(crate::asm::E);
-        self.cold.push(Cold::Slow {
-            fixes: vec![fix],
-            why: Why::Vectors,
-            index,
-            parked,
+        self.check(index, Why::Vectors, Parked::In(crate::asm::T0), |asm| {
+            asm.cmp_dword_gs_zero(crate::area::VECTORS);
+            asm.jcc(crate::asm::E)
         });
-        self.restore_flags(parked);
     }
 
     /// Gives the instruction to the interpreter.

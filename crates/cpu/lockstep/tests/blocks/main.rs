@@ -25,6 +25,7 @@ use x86_jit::JitEngine;
 use crate::case::Outcome;
 use crate::case::describe;
 use crate::generate::Rng;
+use crate::generate::setting;
 use crate::guest::Guest;
 use crate::guest::NoBoard;
 use crate::program::BASES;
@@ -115,12 +116,6 @@ fn compare(program: &Program, right: &(Outcome, u64), other: &(Outcome, u64)) ->
     out
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
-}
-
 #[test]
 fn programs_do_on_the_translator_what_they_do_on_the_interpreter() {
     if !(std::is_x86_feature_detected!("avx") && std::is_x86_feature_detected!("bmi2")) {
@@ -131,10 +126,7 @@ fn programs_do_on_the_translator_what_they_do_on_the_interpreter() {
         interp: Guest::new(|memory, policy| Box::new(InterpEngine::new(memory, policy).expect("it runs everywhere"))),
         jit: Guest::new(|memory, policy| Box::new(JitEngine::new(memory, policy).expect("it was asked"))),
     };
-    let seed = setting("OXBOW_DIFF_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(1, |time| time.as_nanos() as u64)
-    });
+    let seed = generate::seed();
     let cases = setting("OXBOW_DIFF_CASES").unwrap_or(CASES);
     println!("OXBOW_DIFF_SEED={seed} OXBOW_DIFF_CASES={cases}");
     let forms = Forms::new();

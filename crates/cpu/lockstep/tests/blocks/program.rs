@@ -16,6 +16,7 @@ use iced_x86::RflagsBits;
 
 use crate::case::CODE;
 use crate::case::Regs;
+use crate::case::rflags;
 use crate::generate;
 use crate::generate::Rng;
 
@@ -209,7 +210,7 @@ impl Program {
                 break;
             }
         }
-        bits(live)
+        rflags(live)
     }
 
     /// In assembler.
@@ -222,23 +223,6 @@ impl Program {
         }
         text
     }
-}
-
-/// RFLAGS bits of iced's.
-fn bits(flags: u32) -> u64 {
-    let table = [
-        (RflagsBits::CF, 0),
-        (RflagsBits::PF, 2),
-        (RflagsBits::AF, 4),
-        (RflagsBits::ZF, 6),
-        (RflagsBits::SF, 7),
-        (RflagsBits::OF, 11),
-    ];
-    table
-        .iter()
-        .filter(|(bit, _)| flags & bit != 0)
-        .map(|(_, at)| 1u64 << at)
-        .sum()
 }
 
 /// An instruction, and before it what loads the registers that it addresses memory with.

@@ -100,7 +100,11 @@ pub(crate) fn checksum(data: &[u8]) -> u64 {
 
 /// RFLAGS bits that the instruction leaves undefined.
 pub(crate) fn undefined_flags(ins: &Instruction) -> u64 {
-    let undefined = ins.rflags_undefined();
+    rflags(ins.rflags_undefined())
+}
+
+/// The arithmetic flags among iced's `RflagsBits`, as RFLAGS has them.
+pub(crate) fn rflags(flags: u32) -> u64 {
     let table = [
         (RflagsBits::CF, 0),
         (RflagsBits::PF, 2),
@@ -111,7 +115,7 @@ pub(crate) fn undefined_flags(ins: &Instruction) -> u64 {
     ];
     table
         .iter()
-        .filter(|(bit, _)| undefined & bit != 0)
+        .filter(|(bit, _)| flags & bit != 0)
         .map(|(_, at)| 1u64 << at)
         .sum()
 }

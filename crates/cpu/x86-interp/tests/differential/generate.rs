@@ -19,6 +19,21 @@ use crate::case::Regs;
 /// SplitMix64.
 pub(crate) struct Rng(pub(crate) u64);
 
+/// A number from the environment.
+pub(crate) fn setting(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+}
+
+/// The seed from the environment, or else the time.
+pub(crate) fn seed() -> u64 {
+    setting("OXBOW_DIFF_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |time| time.as_nanos() as u64)
+    })
+}
+
 impl Rng {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -31,6 +31,7 @@ use crate::case::describe;
 use crate::case::differences;
 use crate::case::undefined_flags;
 use crate::generate::Rng;
+use crate::generate::setting;
 use crate::guest::Guest;
 use crate::host::BATCH;
 use crate::host::Host;
@@ -39,12 +40,6 @@ use crate::host::Host;
 const CASES: usize = 100_000;
 /// Instruction forms whose failures are printed.
 const PRINTED: usize = 40;
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
-}
 
 struct Test {
     host: Host,
@@ -124,10 +119,7 @@ fn every_instruction_does_what_the_host_does() {
         eprintln!("skipped: saving the state of the host's processor needs AVX");
         return;
     }
-    let seed = setting("OXBOW_DIFF_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(1, |time| time.as_nanos() as u64)
-    });
+    let seed = generate::seed();
     let cases = setting("OXBOW_DIFF_CASES").map_or(CASES, |n| n as usize);
     println!("OXBOW_DIFF_SEED={seed} OXBOW_DIFF_CASES={cases}");
     let only = std::env::var("OXBOW_DIFF_ONLY").unwrap_or_default();

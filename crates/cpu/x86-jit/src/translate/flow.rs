@@ -8,6 +8,8 @@
 use iced_x86::OpKind;
 
 use crate::area;
+use crate::asm::Asm;
+use crate::asm::Fix;
 use crate::asm::NE;
 use crate::asm::RCX;
 use crate::asm::RSP;
@@ -33,7 +35,6 @@ impl Translator {
     /// for may want them.
     pub(crate) fn header(&mut self) -> (u32, u32) {
         let offset = i32::from(self.items[0].offset);
-        let wanted = self.items[0].wanted != 0;
         // At least eight bytes: the first instruction may be overwritten by a jump.
         self.asm.load_scaled(T1, T1, area::jump_address(self.cpl));
         self.asm.lea_sum(T1, T1, T0);
@@ -47,29 +48,38 @@ impl Translator {
         self.asm.lea(T1, T0, -offset);
         self.asm.store(area::PAGE, T1);
         let poll = self.asm.len() as u32;
-        self.poll(wanted);
+        self.poll();
         (poll, self.asm.len() as u32)
     }
 
     /// Leaves when a signal is pending.
-    fn poll(&mut self, flags: bool) {
-        let parked = self.save_flags(flags, Parked::In(T0));
-        self.asm.load(T1, area::PENDING);
-        self.asm.cmp_dword_zero(T1);
-        let fix = self.asm.jcc(NE);
-        self.cold.push(Cold::Slow {
-            fixes: vec![fix],
-            why: Why::Poll,
-            index: 0,
-            parked,
+    fn poll(&mut self) {
+        self.check(0, Why::Poll, Parked::In(T0), |asm| {
+            asm.load(T1, area::PENDING);
+            asm.cmp_dword_zero(T1);
+            asm.jcc(NE)
         });
-        self.restore_flags(parked);
     }
 
-    /// Moves the flags to AX, if they are wanted, and RAX to `place`. Until they come back nothing may use RAX.
-    pub(crate) fn save_flags(&mut self, wanted: bool, place: Parked) -> Parked {
-        if !wanted {
-            return Parked::Not;
+    /// Leaves before instruction `index` when the jump that `test` ends with is taken. `test` destroys flags and uses
+    /// neither RAX nor `place`.
+    pub(crate) fn check(&mut self, index: usize, why: Why, place: Parked, test: impl FnOnce(&mut Asm) -> Fix) {
+        self.with_flags(index, place, |t, parked| {
+            let fixes = vec![test(&mut t.asm)];
+            t.cold.push(Cold::Slow {
+                fixes,
+                why,
+                index,
+                parked,
+            });
+        });
+    }
+
+    /// Does something that destroys the flags before instruction `index`. If they are wanted, they are in AX meanwhile, and
+    /// RAX in `place`: nothing may use either.
+    pub(crate) fn with_flags(&mut self, index: usize, place: Parked, f: impl FnOnce(&mut Self, Parked)) {
+        if self.items[index].wanted == 0 {
+            return f(self, Parked::Not);
         }
         match place {
             Parked::Not => {}
@@ -77,7 +87,8 @@ impl Translator {
             Parked::InMemory => self.asm.store(area::SCRATCH, 0),
         }
         self.asm.flags_to_ax();
-        place
+        f(self, place);
+        self.restore_flags(place);
     }
 
     pub(crate) fn restore_flags(&mut self, parked: Parked) {
@@ -150,7 +161,7 @@ impl Translator {
         i32::try_from(offset).ok().filter(|_| fits)
     }
 
-    fn exit(&mut self, target: i32, fix: crate::asm::Fix, backward: bool) {
+    fn exit(&mut self, target: i32, fix: Fix, backward: bool) {
         let exit = self.exits.len();
         self.exits.push(Exit {
             target,

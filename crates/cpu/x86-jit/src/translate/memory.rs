@@ -100,19 +100,18 @@ impl Translator {
             };
         }
         let (write, size) = self.operand_access(index);
-        let wanted = self.items[index].wanted != 0;
         if let Some((base, disp)) = self.simple_base(index) {
             self.asm.lea(T0, base, disp);
-            let parked = self.save_flags(wanted, Parked::In(T2));
-            self.look_up(index, T0, write, size, parked);
-            self.restore_flags(parked);
+            self.with_flags(index, Parked::In(T2), |t, parked| {
+                t.look_up(index, T0, write, size, parked)
+            });
             return Place { base, index: T1, disp };
         }
         self.address(index);
         self.asm.mov(T2, T0);
-        let parked = self.save_flags(wanted, Parked::InMemory);
-        self.look_up(index, T2, write, size, parked);
-        self.restore_flags(parked);
+        self.with_flags(index, Parked::InMemory, |t, parked| {
+            t.look_up(index, T2, write, size, parked)
+        });
         Place {
             base: T0,
             index: T1,
@@ -195,21 +194,22 @@ impl Translator {
 
     /// Writes `value` below the top of the stack, which is not known to be on the stack's page.
     pub(crate) fn checked_push(&mut self, index: usize, value: Reg) {
-        let parked = self.save_flags(self.items[index].wanted != 0, Parked::InMemory);
         let slot = self.slot();
         self.stack_address(RSP, -slot);
-        self.look_up(index, T0, true, slot as u32, parked);
-        self.restore_flags(parked);
+        self.with_flags(index, Parked::InMemory, |t, parked| {
+            t.look_up(index, T0, true, slot as u32, parked);
+        });
         self.stack_address(RSP, -slot);
         self.store_slot(T0, T1, 0, value);
     }
 
     /// Reads the eight bytes at `base` into T0, likewise.
     pub(crate) fn checked_stack_read(&mut self, index: usize, base: Reg) {
-        let parked = self.save_flags(self.items[index].wanted != 0, Parked::InMemory);
+        let slot = self.slot();
         self.stack_address(base, 0);
-        self.look_up(index, T0, false, self.slot() as u32, parked);
-        self.restore_flags(parked);
+        self.with_flags(index, Parked::InMemory, |t, parked| {
+            t.look_up(index, T0, false, slot as u32, parked);
+        });
         self.stack_address(base, 0);
         self.load_slot(T0, T0, T1, 0);
     }

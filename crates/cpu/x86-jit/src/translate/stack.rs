@@ -19,7 +19,6 @@ use crate::asm::T1;
 use crate::block::Span;
 use crate::thunk::Why;
 use crate::translate::Class;
-use crate::translate::Cold;
 use crate::translate::Item;
 use crate::translate::Parked;
 use crate::translate::Translator;
@@ -224,37 +223,23 @@ impl Translator {
 
     /// Writes a slot of the stack.
     pub(crate) fn store_slot(&mut self, base: Reg, index: Reg, disp: i32, value: Reg) {
-        if self.wide {
-            self.asm.store_mem(base, index, disp, value);
-        } else {
-            self.asm.store_mem32(base, index, disp, value);
-        }
+        self.asm.store_mem(self.wide, base, index, disp, value);
     }
 
     /// Reads a slot of the stack, or a pointer to code.
     pub(crate) fn load_slot(&mut self, to: Reg, base: Reg, index: Reg, disp: i32) {
-        if self.wide {
-            self.asm.load_mem(to, base, index, disp);
-        } else {
-            self.asm.load_mem32(to, base, index, disp);
-        }
+        self.asm.load_mem(self.wide, to, base, index, disp);
     }
 
     /// Checks that the bytes of `span` lie on the known stack page.
     pub(crate) fn stack_check(&mut self, index: usize, span: Span) {
-        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(T1));
         let page = area::stack(self.bank);
-        self.asm.lea(T0, span.register, span.low);
-        self.asm.sub(T0, page);
-        self.asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
-        let fix = self.asm.jcc(A);
-        self.cold.push(Cold::Slow {
-            fixes: vec![fix],
-            why: Why::Stack,
-            index,
-            parked,
+        self.check(index, Why::Stack, Parked::In(T1), |asm| {
+            asm.lea(T0, span.register, span.low);
+            asm.sub(T0, page);
+            asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
+            asm.jcc(A)
         });
-        self.restore_flags(parked);
     }
 
     pub(crate) fn push(&mut self, index: usize) {

@@ -18,22 +18,17 @@ impl Translator {
     pub(crate) fn system(&mut self, index: usize) {
         match self.items[index].ins.mnemonic() {
             Mnemonic::Swapgs => self.swapgs(),
-            Mnemonic::Cli => self.with_flags(index, |t, _| t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))),
+            Mnemonic::Cli => self.with_flags(index, Parked::In(T1), |t, _| {
+                t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))
+            }),
             _ => self.sti(index),
         }
-    }
-
-    /// Does something that destroys the flags; they are kept if they are wanted.
-    fn with_flags(&mut self, index: usize, f: impl FnOnce(&mut Self, Parked)) {
-        let parked = self.save_flags(self.items[index].wanted != 0, Parked::In(T1));
-        f(self, parked);
-        self.restore_flags(parked);
     }
 
     /// Where an interrupt waits, the interpreter does it, and holds the interrupt back for one more instruction. Where none
     /// does, there is nothing to hold back.
     fn sti(&mut self, index: usize) {
-        self.with_flags(index, |t, parked| {
+        self.with_flags(index, Parked::In(T1), |t, parked| {
             t.asm.load(T0, area::PENDING);
             t.asm.cmp_dword_zero(T0);
             let signal = t.asm.jcc(NE);

@@ -54,34 +54,36 @@ impl Frame {
     pub(super) fn check_jumps(&mut self, key: u32) {
         let generations = self.interp.code_generations();
         let flushes = self.rest.shared.flushes.load(Ordering::SeqCst);
-        let all = flushes != self.rest.flushes;
-        if all || generations != self.rest.generations {
-            let [low, high] = [0, 1].map(|i| generations[i] != self.rest.generations[i]);
-            if all || low || high {
-                self.forget(0);
-                self.rest.counters.user_clears += 1;
-            }
-            if all || high || low && self.rest.low {
+        if flushes != self.rest.flushes {
+            self.start_over();
+        } else if generations != self.rest.generations {
+            let high = generations[1] != self.rest.generations[1];
+            self.forget(0);
+            self.rest.counters.user_clears += 1;
+            if high || self.rest.low {
                 self.forget(1);
                 self.rest.counters.kernel_clears += 1;
                 self.rest.low = false;
             }
-            if all {
-                self.rest.found.fill(UNSEEN);
-                // Empty slots are jumped through before they are looked at.
-                let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
-                self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
-                self.area.pages.iter_mut().for_each(area::PageMap::init);
-            }
-            self.rest.generations = generations;
-            self.rest.flushes = flushes;
         }
+        self.rest.generations = generations;
+        self.rest.flushes = flushes;
         let cache = area::cache_of(key as u8 & 3) as usize;
         if self.rest.modes[cache] != key {
             self.forget(cache);
             self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
         }
+    }
+
+    /// Forgets everything after a flush: empty slots of the jump caches are jumped through before they are looked at.
+    fn start_over(&mut self) {
+        let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
+        self.rest.found.fill(UNSEEN);
+        self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
+        self.area.pages.iter_mut().for_each(area::PageMap::init);
+        self.rest.filled = Default::default();
+        self.rest.low = false;
     }
 
     /// Forgets the jump targets, and where pages are, of a privilege level.

@@ -128,7 +128,7 @@ impl Chip {
             .min_by_key(|level| self.rank(*level))
     }
 
-    /// The level that the chip asks service for now.
+    /// The level that the chip asks service for: the highest that nothing blocks.
     pub(super) fn request(&self) -> Option<u8> {
         let wanted = self.highest(self.irr() & !self.regs.imr)?;
         let mut blocking = self.regs.isr;
