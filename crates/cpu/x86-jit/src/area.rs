@@ -47,10 +47,8 @@ pub(crate) struct Area {
     pub(crate) page: u64,
     /// The vCPU's pending signals.
     pub(crate) pending: *const AtomicU32,
-    /// T2 while translated code is left.
-    pub(crate) t2: u64,
-    /// STK for the bank in use.
-    pub(crate) stk: u64,
+    /// The host's R8 to R11: as translated code was left, and as it will be entered.
+    pub(crate) low: [u64; 4],
     /// Why translated code was left, and the record or the address that goes with it.
     pub(crate) why: u64,
     pub(crate) what: u64,
@@ -92,8 +90,7 @@ area! {
     SCRATCH = scratch,
     PAGE = page,
     PENDING = pending,
-    SAVED_T2 = t2,
-    SAVED_STK = stk,
+    LOW = low,
     WHY = why,
     WHAT = what,
     JUMP_MASK = jump_mask,

@@ -8,6 +8,53 @@ use x86_interp::DInsn;
 /// What a block is found by: the address of its first byte in guest physical memory, and [`ModeKey`].
 pub(crate) type Key = (u64, u32);
 
+/// What one of the host's R8 to R11 holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    Nothing,
+    /// The addend of the stack's page.
+    Stack,
+    /// The guest register of this number.
+    Guest(u8),
+}
+
+/// What the host's R8 to R11 hold: four bits for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holdings(u16);
+
+impl Holdings {
+    pub(crate) const NONE: Self = Self(0);
+    /// At the start of a block: the addend of the stack's page in R8.
+    pub(crate) const START: Self = Self(1);
+
+    /// What register number `reg` holds.
+    pub(crate) fn get(self, reg: u8) -> Held {
+        match self.0 >> ((reg - 8) * 4) & 15 {
+            0 => Held::Nothing,
+            1 => Held::Stack,
+            n => Held::Guest(n as u8),
+        }
+    }
+
+    pub(crate) fn set(&mut self, reg: u8, held: Held) {
+        let code = match held {
+            Held::Nothing => 0,
+            Held::Stack => 1,
+            Held::Guest(n) => u16::from(n),
+        };
+        let shift = (reg - 8) * 4;
+        self.0 = self.0 & !(15 << shift) | code << shift;
+    }
+
+    /// The guest registers, and where they are.
+    pub(crate) fn guests(self) -> impl Iterator<Item = (u8, u8)> {
+        (8..12).filter_map(move |reg| match self.get(reg) {
+            Held::Guest(n) => Some((reg, n)),
+            _ => None,
+        })
+    }
+}
+
 /// An instruction of a block.
 pub(crate) struct Insn {
     /// Offset of its first byte in the guest's page; beyond the page never.
@@ -16,6 +63,10 @@ pub(crate) struct Insn {
     pub(crate) host: u32,
     /// What moves RSP back when the target of this indirect jump turns out to be none.
     pub(crate) undo: i32,
+    /// What R8 to R11 hold before it.
+    pub(crate) holdings: Holdings,
+    /// Guest registers that are there only, when the host faults on it.
+    pub(crate) unsaved: Holdings,
     /// For the interpreter.
     pub(crate) decoded: DInsn,
 }

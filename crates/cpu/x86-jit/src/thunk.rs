@@ -81,6 +81,9 @@ fn vectors() -> [AsmRegisterYmm; 16] {
 const YMM: usize = std::mem::offset_of!(cpu_model::FpuState, ymm);
 const MXCSR: usize = std::mem::offset_of!(cpu_model::FpuState, mxcsr);
 
+/// Registers that hold now this, now that.
+const LOW: [AsmRegister64; 4] = [r8, r9, r10, r11];
+
 /// What the host's callee keeps for its caller.
 const HOST: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
@@ -101,9 +104,9 @@ fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     for (register, n) in kept() {
         a.mov(register, at(area::gpr(n)))?;
     }
-    a.mov(r8, at(area::SAVED_STK))?;
-    a.mov(r9, at(area::SAVED_T2))?;
-    a.mov(r10, at(area::WHAT))?;
+    for (i, register) in LOW.into_iter().enumerate() {
+        a.mov(register, at(area::LOW + 8 * i as u32))?;
+    }
     a.jmp(qword_ptr(area::RESUME).gs())
 }
 
@@ -115,7 +118,9 @@ fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     for (register, n) in kept() {
         a.mov(at(area::gpr(n)), register)?;
     }
-    a.mov(at(area::SAVED_T2), r9)?;
+    for (i, register) in LOW.into_iter().enumerate() {
+        a.mov(at(area::LOW + 8 * i as u32), register)?;
+    }
     a.mov(rsp, at(area::HOST_RSP))?;
     let mut without = a.create_label();
     a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;

@@ -13,6 +13,7 @@
 //! that are not taken go on inside it. All guest registers are in their homes at every instruction boundary, so that any
 //! instruction can be given to the interpreter instead.
 
+mod cache;
 mod classify;
 mod encode;
 mod flags;
@@ -36,6 +37,8 @@ use crate::block::Exit;
 use crate::block::Insn;
 use crate::block::Span;
 use crate::thunk::Why;
+use crate::block::Holdings;
+use cache::Cache;
 use classify::Class;
 
 /// Instructions of a block at most.
@@ -100,6 +103,7 @@ enum Cold {
         why: Why,
         index: usize,
         parked: Parked,
+        unsaved: Holdings,
     },
     /// Leaves through an exit.
     Exit { exit: usize },
@@ -137,7 +141,9 @@ pub(crate) struct Translator {
     items: Vec<Item>,
     cold: Vec<Cold>,
     exits: Vec<Exit>,
-    hosts: Vec<u32>,
+    /// By instruction: where its code is, what R8 to R11 hold before it, and what of that is nowhere else when it faults.
+    hosts: Vec<(u32, Holdings, Holdings)>,
+    cache: Cache,
     thunks: Vec<(Fix, Why)>,
     /// Displacements that lead to the record of an instruction or an exit.
     records: Vec<(Fix, u64)>,
@@ -218,6 +224,7 @@ impl Translator {
             cold: Vec::new(),
             exits: Vec::new(),
             hosts: Vec::new(),
+            cache: Cache::new(),
             thunks: Vec::new(),
             records: Vec::new(),
         };
@@ -270,7 +277,12 @@ impl Translator {
         let page = at & !0xfff;
         let mut vectors = false;
         for index in 0..self.items.len() {
-            self.hosts.push(self.asm.len() as u32);
+            self.release_all();
+            if self.items[index].class.leaves() {
+                self.settle();
+            }
+            self.hosts
+                .push((self.asm.len() as u32, self.holdings(), Holdings::NONE));
             if let Some(span) = self.items[index].check {
                 self.stack_check(index, span);
             }
@@ -295,7 +307,11 @@ impl Translator {
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
         }
-        self.items.last().is_some_and(|i| i.class.ends_block())
+        let ends = self.items.last().is_some_and(|i| i.class.ends_block());
+        if !ends {
+            self.settle();
+        }
+        ends
     }
 
     /// Leaves when the vector registers are not in the host's.
@@ -308,6 +324,7 @@ impl Translator {
 
     /// Gives the instruction to the interpreter.
     fn hand_over(&mut self, index: usize) {
+        self.save_all();
         let fix = self.asm.lea_rip(crate::asm::T0);
         self.records.push((fix, index as u64));
         let jump = self.asm.jmp();
@@ -322,8 +339,12 @@ impl Translator {
                     why,
                     index,
                     parked,
+                    unsaved,
                 } => {
                     fixes.into_iter().for_each(|fix| self.asm.here(fix));
+                    for (reg, n) in unsaved.guests() {
+                        self.asm.store(crate::area::gpr(n), reg);
+                    }
                     self.restore_flags(parked);
                     self.hand(why, index as u64);
                 }
@@ -380,9 +401,11 @@ impl Translator {
             .items
             .into_iter()
             .zip(&self.hosts)
-            .map(|(item, host)| Insn {
+            .map(|(item, (host, holdings, unsaved))| Insn {
                 offset: item.offset,
                 host: *host,
+                holdings: *holdings,
+                unsaved: *unsaved,
                 undo: item.undo,
                 decoded: item.decoded,
             })

@@ -22,6 +22,8 @@ use crate::area;
 use crate::area::Frame;
 use crate::area::JUMPS;
 use crate::block::Block;
+use crate::block::Held;
+use crate::block::Holdings;
 use crate::block::Record;
 use crate::engine::Shared;
 use crate::signals::Quiet;
@@ -165,7 +167,7 @@ impl Frame {
             w if w == Why::Vectors as u64 => {
                 let (block, index) = record(what);
                 self.area.vectors = 1;
-                self.enter(block.host + u64::from(block.insns[index].host))
+                self.enter_at(block, index)
             }
             w if w == Why::Poll as u64 => {
                 let (block, _) = record(what);
@@ -178,11 +180,15 @@ impl Frame {
                 let found = self.rest.shared.registry.lock().find_host(what);
                 // SAFETY: a block in which the host has faulted is held until the next flush.
                 let block = unsafe { &*found.expect("faults outside blocks are not ours") };
-                self.one(block, block.insn_at(what))
+                let index = block.insn_at(what);
+                for (reg, n) in block.insns[index].unsaved.guests() {
+                    self.interp.set_gpr(n.into(), self.area.low[usize::from(reg - 8)]);
+                }
+                self.one(block, index)
             }
             _ => {
                 self.rest.counters.misses += 1;
-                if (what as i64) << 16 >> 16 != what as i64 && self.area.t2 != 0 {
+                if (what as i64) << 16 >> 16 != what as i64 && self.area.low[1] != 0 {
                     return self.not_canonical();
                 }
                 self.block_done();
@@ -194,7 +200,7 @@ impl Frame {
 
     /// An indirect jump goes where there can be no code: the fault is the jump's own, if this is none with 57 bits.
     fn not_canonical(&mut self) -> u64 {
-        let (block, index) = record(self.area.t2);
+        let (block, index) = record(self.area.low[1]);
         let rsp = self.interp.gpr(4);
         self.interp
             .set_gpr(4, rsp.wrapping_add(block.insns[index].undo as i64 as u64));
@@ -218,16 +224,14 @@ impl Frame {
         if self.rest.end.is_none() {
             self.interp.end_sti_shadow();
         }
-        match block.insns.get(index + 1) {
-            Some(next)
-                if outcome == Outcome::Next
-                    && !self.interp.needs_attention()
-                    && self.interp.code_generations() == self.rest.generations =>
-            {
-                let host = block.host + u64::from(next.host);
-                self.enter(host)
-            }
-            _ => self.dispatch(),
+        if index + 1 < block.insns.len()
+            && outcome == Outcome::Next
+            && !self.interp.needs_attention()
+            && self.interp.code_generations() == self.rest.generations
+        {
+            self.enter_at(block, index + 1)
+        } else {
+            self.dispatch()
         }
     }
 
@@ -242,8 +246,7 @@ impl Frame {
                 .wrapping_add(span.low as i64 as u64);
             let high = low.wrapping_add((span.high - span.low - 1) as u64);
             if low >> 12 == high >> 12 && self.interp.set_stack_page(low) {
-                let host = block.host + u64::from(block.insns[index].host);
-                return self.enter(host);
+                return self.enter_at(block, index);
             }
         }
         if self.rest.end.is_some() {
@@ -390,15 +393,30 @@ impl Frame {
             self.area.pages[cache].set(found.page, rip & !0xfff, &mut filled.1);
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
-        self.enter(found.host + u64::from(found.body))
+        self.enter(found.host + u64::from(found.body), Holdings::START)
+    }
+
+    /// Goes on with an instruction of a block.
+    fn enter_at(&mut self, block: &Block, index: usize) -> u64 {
+        let insn = &block.insns[index];
+        self.enter(block.host + u64::from(insn.host), insn.holdings)
     }
 
     /// Goes on at a host address, in the present state.
-    fn enter(&mut self, host: u64) -> u64 {
+    fn enter(&mut self, host: u64, holdings: Holdings) -> u64 {
         self.interp.load_x87();
         let flags = self.interp.arith_flags();
         self.area.flags = (flags & 0xd5) << 8 | flags >> 11 & 1;
-        self.area.stk = self.interp.stack_addend();
+        self.area.low[0] = self.interp.stack_addend();
+        if holdings != Holdings::START {
+            for reg in 8..12 {
+                self.area.low[usize::from(reg - 8)] = match holdings.get(reg) {
+                    Held::Nothing => 0,
+                    Held::Stack => self.interp.stack_addend(),
+                    Held::Guest(n) => self.interp.gpr(n.into()),
+                };
+            }
+        }
         host
     }
 }

@@ -36,6 +36,11 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    /// What runs after it, if anything does, is another block, or unknown.
+    pub(crate) fn leaves(self) -> bool {
+        self.ends_block() || self == Self::Interpret
+    }
+
     /// Nothing is reached by falling through it.
     pub(crate) fn ends_block(self) -> bool {
         matches!(

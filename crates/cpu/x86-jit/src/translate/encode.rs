@@ -3,25 +3,23 @@
 use iced_x86::Instruction;
 use iced_x86::InstructionInfoOptions;
 use iced_x86::Mnemonic;
+use iced_x86::OpAccess;
 use iced_x86::OpKind;
 use iced_x86::Register;
 
-use crate::area;
 use crate::asm::Reg;
-use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
-use crate::asm::T2;
 use crate::translate::Translator;
 use crate::translate::memory::Place;
 use crate::translate::memory::in_memory;
 use crate::translate::memory::writes;
 
-/// A guest register in memory, and the temporary that stands for it.
+/// A guest register whose home is in memory, and what an instruction does with it.
 #[derive(Clone, Copy)]
-struct Renamed {
+struct Spilled {
     guest: Reg,
-    host: Reg,
+    read: bool,
     written: bool,
 }
 
@@ -59,67 +57,94 @@ fn spilled(ins: &Instruction, operand: u32) -> Option<Reg> {
 
 impl Translator {
     pub(crate) fn same(&mut self, index: usize) {
+        if self.try_same(index).is_none() {
+            self.hand_over(index);
+        }
+    }
+
+    fn try_same(&mut self, index: usize) -> Option<()> {
         let ins = self.items[index].ins;
-        if ins.mnemonic() == Mnemonic::Lea {
-            return self.load_address(index);
+        if ins.mnemonic() == Mnemonic::Lea && (ins.is_ip_rel_memory_operand() || ins.memory_base() == Register::EIP) {
+            return self.load_relative_address(index);
         }
         let memory = memory_operand(&ins);
         let any_spilled = (0..ins.op_count()).any(|i| spilled(&ins, i).is_some());
         if high_byte(&ins) && (memory || any_spilled) {
-            return self.hand_over(index);
+            return None;
         }
         let mut new = ins;
-        let mut free = vec![STK, T2];
-        if memory {
-            let place = self.operand(index);
+        if ins.mnemonic() == Mnemonic::Lea {
+            self.rename_address(index, &mut new)?;
+        } else if memory {
+            let place = self.operand(index)?;
             replace_memory(&mut new, place);
-            if place.base != T0 {
-                free.push(T0);
-            }
-            if place.index == STK {
-                free[0] = T1;
-            }
-        } else {
-            free.extend([T1, T0]);
         }
-        let Some(renamed) = self.rename(&ins, &mut new, free) else {
-            return self.hand_over(index);
-        };
-        for r in &renamed {
-            self.asm.load(r.host, area::gpr(r.guest));
-        }
+        let changed = self.rename(index, &mut new)?;
+        self.hosts[index].2 = self.unsaved();
         if !self.emit(&new) {
-            return self.hand_over(index);
+            return None;
         }
-        for r in renamed.iter().filter(|r| r.written) {
-            self.asm.store(area::gpr(r.guest), r.host);
-        }
-        if renamed.iter().any(|r| r.host == STK) {
-            self.asm.load(STK, area::stack(self.bank) + 8);
-        }
+        changed.into_iter().for_each(|r| self.written(r));
+        Some(())
     }
 
-    /// Gives every spilled register operand a temporary; `None` when there are too few.
-    fn rename(&mut self, ins: &Instruction, new: &mut Instruction, mut free: Vec<Reg>) -> Option<Vec<Renamed>> {
-        let mut renamed: Vec<Renamed> = Vec::new();
+    /// Replaces the registers of an address that is only computed.
+    fn rename_address(&mut self, index: usize, new: &mut Instruction) -> Option<()> {
+        let (base, scaled) = (new.memory_base(), new.memory_index());
+        if base != Register::None && in_memory(base.full_register().number() as Reg) {
+            let host = self.fetch(index, base.full_register().number() as Reg, true)?;
+            new.set_memory_base(of_width(base, host));
+        }
+        if scaled != Register::None && in_memory(scaled.full_register().number() as Reg) {
+            let host = self.fetch(index, scaled.full_register().number() as Reg, true)?;
+            new.set_memory_index(of_width(scaled, host));
+        }
+        Some(())
+    }
+
+    /// Gives every spilled register operand a host register, and tells which of those are written.
+    fn rename(&mut self, index: usize, new: &mut Instruction) -> Option<Vec<Reg>> {
+        let ins = self.items[index].ins;
+        let mut changed = Vec::new();
+        for s in self.spilled_operands(&ins) {
+            let host = self.fetch(index, s.guest, s.read)?;
+            if s.written {
+                changed.push(host);
+            }
+            for i in 0..ins.op_count() {
+                if spilled(&ins, i) == Some(s.guest) {
+                    new.set_op_register(i, of_width(ins.op_register(i), host));
+                }
+            }
+        }
+        Some(changed)
+    }
+
+    fn spilled_operands(&mut self, ins: &Instruction) -> Vec<Spilled> {
+        let mut all: Vec<Spilled> = Vec::new();
         let options = InstructionInfoOptions::NO_MEMORY_USAGE | InstructionInfoOptions::NO_REGISTER_USAGE;
         for i in 0..ins.op_count() {
             let Some(guest) = spilled(ins, i) else { continue };
-            let written = writes(self.info.info_options(ins, options).op_access(i));
-            let host = match renamed.iter_mut().find(|r| r.guest == guest) {
-                Some(r) => {
-                    r.written |= written;
-                    r.host
-                }
+            let access = self.info.info_options(ins, options).op_access(i);
+            let register = ins.op_register(i);
+            let whole = access == OpAccess::Write
+                && (register.is_gpr64() || register.is_gpr32())
+                && !matches!(ins.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+            let found = match all.iter_mut().position(|s| s.guest == guest) {
+                Some(found) => found,
                 None => {
-                    let host = free.pop()?;
-                    renamed.push(Renamed { guest, host, written });
-                    host
+                    all.push(Spilled {
+                        guest,
+                        read: false,
+                        written: false,
+                    });
+                    all.len() - 1
                 }
             };
-            new.set_op_register(i, of_width(ins.op_register(i), host));
+            all[found].read |= !whole;
+            all[found].written |= writes(access);
         }
-        Some(renamed)
+        all
     }
 
     /// Encodes an instruction that does not depend on its place; false when it has no encoding.
@@ -130,24 +155,24 @@ impl Translator {
         done
     }
 
-    fn load_address(&mut self, index: usize) {
+    /// LEA of an address relative to the instruction.
+    fn load_relative_address(&mut self, index: usize) -> Option<()> {
         let ins = self.items[index].ins;
         let target = ins.op0_register();
-        let plain = |r: Register| r == Register::None || !in_memory(r.full_register().number() as Reg);
-        if !ins.is_ip_rel_memory_operand()
-            && [target, ins.memory_base(), ins.memory_index()].into_iter().all(plain)
-            && self.emit(&ins)
-        {
-            return;
-        }
         if target.is_gpr16() || ins.memory_base() == Register::EIP {
-            return self.hand_over(index);
+            return None;
         }
-        self.effective_address(index);
+        self.claim(&[T0, T1]);
+        self.effective_address(index)?;
+        let n = target.full_register().number() as Reg;
+        let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
         if target.is_gpr32() {
-            self.asm.mov32(T0, T0);
+            self.asm.mov32(host, T0);
+        } else {
+            self.asm.mov(host, T0);
         }
-        self.set(target.full_register().number() as Reg, T0);
+        self.written(host);
+        Some(())
     }
 }
 

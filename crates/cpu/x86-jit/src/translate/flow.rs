@@ -66,12 +66,19 @@ impl Translator {
     pub(crate) fn check(&mut self, index: usize, why: Why, place: Parked, test: impl FnOnce(&mut Asm) -> Fix) {
         self.with_flags(index, place, |t, parked| {
             let fixes = vec![test(&mut t.asm)];
-            t.cold.push(Cold::Slow {
-                fixes,
-                why,
-                index,
-                parked,
-            });
+            t.slow(fixes, why, index, parked);
+        });
+    }
+
+    /// Leaves before instruction `index` when one of the jumps is taken.
+    pub(crate) fn slow(&mut self, fixes: Vec<Fix>, why: Why, index: usize, parked: Parked) {
+        let unsaved = self.unsaved();
+        self.cold.push(Cold::Slow {
+            fixes,
+            why,
+            index,
+            parked,
+            unsaved,
         });
     }
 
@@ -83,7 +90,10 @@ impl Translator {
         }
         match place {
             Parked::Not => {}
-            Parked::In(register) => self.asm.mov(register, 0),
+            Parked::In(register) => {
+                self.claim(&[register]);
+                self.asm.mov(register, 0);
+            }
             Parked::InMemory => self.asm.store(area::SCRATCH, 0),
         }
         self.asm.flags_to_ax();
@@ -174,6 +184,7 @@ impl Translator {
     }
 
     pub(crate) fn conditional(&mut self, index: usize, page: u64) {
+        self.bring_home();
         let ins = self.items[index].ins;
         let condition = ins.condition_code() as u8 - 1;
         let target = ins.near_branch_target();
@@ -211,10 +222,15 @@ impl Translator {
         let ins = self.items[index].ins;
         let call = self.items[index].class == Class::CallIndirect;
         if call && !self.items[index].on_stack && ins.op0_kind() == OpKind::Memory {
-            return self.hand_over_instead(index);
+            return self.hand_over(index);
         }
         match ins.op0_kind() {
-            OpKind::Memory => self.load_operand(index),
+            OpKind::Memory => {
+                if self.load_operand(index).is_none() {
+                    return self.hand_over(index);
+                }
+                self.bring_home();
+            }
             _ => {
                 let value = self.value_of(ins.op0_register());
                 self.target_from(value);
@@ -272,14 +288,8 @@ impl Translator {
         } else {
             0
         };
-        self.pop_to_t0(index);
+        self.pop_to_t0(index).expect("nothing else is in use");
         self.move_stack(RSP, self.slot() + extra);
         self.indirect_from(index, -self.slot() - extra);
-    }
-
-    /// For forms that are too rare to be worth code: the interpreter does it after all.
-    pub(crate) fn hand_over_instead(&mut self, index: usize) {
-        // What was emitted for the instruction so far has changed nothing that the guest sees.
-        self.hand_over(index);
     }
 }

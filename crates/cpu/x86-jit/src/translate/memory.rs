@@ -21,12 +21,10 @@ use crate::area;
 use crate::asm::A;
 use crate::asm::RSP;
 use crate::asm::Reg;
-use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
 use crate::thunk::Why;
-use crate::translate::Cold;
 use crate::translate::Parked;
 use crate::translate::Translator;
 use crate::translate::stack::stack_operand;
@@ -55,7 +53,8 @@ pub(crate) fn writes(access: OpAccess) -> bool {
 }
 
 impl Translator {
-    /// The host register that holds a 64-bit guest register; T2 after loading it, for those in memory.
+    /// The host register that holds a 64-bit guest register at the end of a block; T2 after loading it, for those in
+    /// memory.
     pub(crate) fn value_of(&mut self, register: Register) -> Reg {
         let n = register.number() as Reg;
         if in_memory(n) {
@@ -63,15 +62,6 @@ impl Translator {
             T2
         } else {
             n
-        }
-    }
-
-    /// Sets a 64-bit guest register.
-    pub(crate) fn set(&mut self, n: Reg, from: Reg) {
-        if in_memory(n) {
-            self.asm.store(area::gpr(n), from);
-        } else {
-            self.asm.mov(n, from);
         }
     }
 
@@ -87,36 +77,46 @@ impl Translator {
         (writes(info.op_access(operand)), ins.memory_size().size() as u32)
     }
 
-    /// Checks the memory operand. On success the code goes on with the place; else the interpreter takes over.
-    pub(crate) fn operand(&mut self, index: usize) -> Place {
+    /// Checks the memory operand. On success the code goes on with the place; else the interpreter takes over. `None`
+    /// when there are too few registers.
+    pub(crate) fn operand(&mut self, index: usize) -> Option<Place> {
         let item = &self.items[index];
         if item.on_stack
             && let Some(disp) = stack_operand(item)
         {
-            return Place {
+            return Some(Place {
                 base: RSP,
-                index: STK,
+                index: self.stack_addend(index)?,
                 disp,
-            };
+            });
         }
         let (write, size) = self.operand_access(index);
         if let Some((base, disp)) = self.simple_base(index) {
+            let flags = self.items[index].wanted != 0;
+            self.claim(if flags { &[T0, T1, T2] } else { &[T0, T1] });
+            let base = self.host_of(index, base)?;
             self.asm.lea(T0, base, disp);
             self.with_flags(index, Parked::In(T2), |t, parked| {
                 t.look_up(index, T0, write, size, parked)
             });
-            return Place { base, index: T1, disp };
+            self.release(T0);
+            if flags {
+                self.release(T2);
+            }
+            return Some(Place { base, index: T1, disp });
         }
-        self.address(index);
+        self.claim(&[T0, T1, T2]);
+        self.address(index)?;
         self.asm.mov(T2, T0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
             t.look_up(index, T2, write, size, parked)
         });
-        Place {
+        self.release(T2);
+        Some(Place {
             base: T0,
             index: T1,
             disp: 0,
-        }
+        })
     }
 
     /// Leaves the addend of the page in T1. T0 holds the address, and so does `offset`, which is destroyed.
@@ -129,28 +129,20 @@ impl Translator {
         self.asm.cmp_imm(offset, 4096 - size);
         let fix = self.asm.jcc(A);
         self.asm.load_at(T1, T1, tlb + layout::TLB_ADDEND as u32);
-        self.cold.push(Cold::Slow {
-            fixes: vec![fix],
-            why: Why::Slow,
-            index,
-            parked,
-        });
+        self.slow(vec![fix], Why::Slow, index, parked);
     }
 
-    /// `[base + disp]` with a base that is in a host register.
+    /// `[base + disp]`
     fn simple_base(&self, index: usize) -> Option<(Reg, i32)> {
         let ins = &self.items[index].ins;
         let base = ins.memory_base();
         let plain = self.wide && base.is_gpr64() && ins.memory_index() == Register::None && segment(ins).is_none();
-        if !plain || in_memory(base.number() as Reg) {
-            return None;
-        }
-        Some((base.number() as Reg, ins.memory_displacement64() as i32))
+        plain.then(|| (base.number() as Reg, ins.memory_displacement64() as i32))
     }
 
     /// The linear address of the memory operand into T0.
-    fn address(&mut self, index: usize) {
-        self.effective_address(index);
+    fn address(&mut self, index: usize) -> Option<()> {
+        self.effective_address(index)?;
         if let Some(n) = segment(&self.items[index].ins) {
             self.asm.load(T1, area::segment_base(n));
             if self.wide {
@@ -159,40 +151,39 @@ impl Translator {
                 self.asm.lea_sum32(T0, T0, T1);
             }
         }
+        Some(())
     }
 
-    /// The effective address of the memory operand into T0.
-    pub(crate) fn effective_address(&mut self, index: usize) {
+    /// The effective address of the memory operand into T0, which is claimed.
+    pub(crate) fn effective_address(&mut self, index: usize) -> Option<()> {
         let ins = self.items[index].ins;
         if ins.is_ip_rel_memory_operand() {
             let page = ins.ip() & !0xfff;
-            return self.page_relative(ins.ip_rel_memory_address().wrapping_sub(page) as i64);
+            self.page_relative(ins.ip_rel_memory_address().wrapping_sub(page) as i64);
+            return Some(());
         }
-        let host = |t: &mut Self, register: Register, temporary: Reg| {
-            let n = register.full_register().number() as Reg;
-            if in_memory(n) {
-                t.asm.load(temporary, area::gpr(n));
-                temporary
-            } else {
-                n
-            }
-        };
         let (base, scaled) = (ins.memory_base(), ins.memory_index());
         let wide = self.wide && !(base.is_gpr32() || scaled.is_gpr32());
-        let base = (base != Register::None).then(|| host(self, base, T0));
-        let scaled = (scaled != Register::None).then(|| host(self, scaled, T1));
+        let mut host = |r: Register| self.host_of(index, r.full_register().number() as Reg);
+        let base = if base == Register::None { None } else { Some(host(base)?) };
+        let scaled = if scaled == Register::None { None } else { Some(host(scaled)?) };
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
         let disp = ins.memory_displacement64() as i32;
         self.asm.lea_any(T0, base, scaled.map(|r| (r, scale)), disp, wide);
+        base.into_iter().chain(scaled).for_each(|r| self.release(r));
+        Some(())
     }
 
     /// Reads the memory operand of a jump or push into T0.
-    pub(crate) fn load_operand(&mut self, index: usize) {
-        let place = self.operand(index);
+    pub(crate) fn load_operand(&mut self, index: usize) -> Option<()> {
+        let place = self.operand(index)?;
+        self.release_all();
+        self.claim(&[T0]);
         self.load_slot(T0, place.base, place.index, place.disp);
+        Some(())
     }
 
-    /// Writes `value` below the top of the stack, which is not known to be on the stack's page.
+    /// Writes `value` below the top of the stack, which is not known to be on the stack's page. T0 and T1 are claimed.
     pub(crate) fn checked_push(&mut self, index: usize, value: Reg) {
         let slot = self.slot();
         self.stack_address(RSP, -slot);
@@ -205,6 +196,7 @@ impl Translator {
 
     /// Reads the eight bytes at `base` into T0, likewise.
     pub(crate) fn checked_stack_read(&mut self, index: usize, base: Reg) {
+        self.claim(&[T0, T1]);
         let slot = self.slot();
         self.stack_address(base, 0);
         self.with_flags(index, Parked::InMemory, |t, parked| {

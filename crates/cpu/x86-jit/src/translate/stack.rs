@@ -13,15 +13,16 @@ use crate::area;
 use crate::asm::A;
 use crate::asm::RSP;
 use crate::asm::Reg;
-use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
+use crate::asm::T2;
 use crate::block::Span;
 use crate::thunk::Why;
 use crate::translate::Class;
 use crate::translate::Item;
 use crate::translate::Parked;
 use crate::translate::Translator;
+use crate::translate::memory::in_memory;
 
 /// Bytes that one check covers at most.
 const REACH: i32 = 1024;
@@ -234,66 +235,105 @@ impl Translator {
     /// Checks that the bytes of `span` lie on the known stack page.
     pub(crate) fn stack_check(&mut self, index: usize, span: Span) {
         let page = area::stack(self.bank);
+        self.claim(&[T0]);
         self.check(index, Why::Stack, Parked::In(T1), |asm| {
             asm.lea(T0, span.register, span.low);
             asm.sub(T0, page);
             asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
             asm.jcc(A)
         });
+        self.release_all();
     }
 
     pub(crate) fn push(&mut self, index: usize) {
-        let ins = self.items[index].ins;
-        let covered = self.items[index].on_stack;
-        match ins.op0_kind() {
-            OpKind::Register => {
-                let value = self.value_of(ins.op0_register());
-                if covered {
-                    self.store_slot(RSP, STK, -self.slot(), value);
-                } else {
-                    self.checked_push(index, value);
-                }
-            }
-            OpKind::Memory => {
-                self.load_operand(index);
-                if covered {
-                    self.store_slot(RSP, STK, -self.slot(), T0);
-                } else {
-                    self.hand_over_instead(index);
-                    return;
-                }
-            }
-            _ if covered => self
-                .asm
-                .store_mem_imm(self.wide, RSP, STK, -self.slot(), ins.immediate(0) as i32),
-            _ => {
-                self.asm.mov_imm64(crate::asm::T2, ins.immediate(0));
-                self.checked_push(index, crate::asm::T2);
-            }
+        let done = if self.items[index].on_stack {
+            self.push_covered(index)
+        } else {
+            self.push_checked(index)
+        };
+        match done {
+            Some(()) => self.move_stack(RSP, -self.slot()),
+            None => self.hand_over(index),
         }
-        self.move_stack(RSP, -self.slot());
+    }
+
+    fn push_covered(&mut self, index: usize) -> Option<()> {
+        let ins = self.items[index].ins;
+        let value = match ins.op0_kind() {
+            OpKind::Register => self.host_of(index, ins.op0_register().number() as Reg)?,
+            OpKind::Memory => {
+                self.load_operand(index)?;
+                T0
+            }
+            _ => {
+                let stack = self.stack_addend(index)?;
+                self.asm
+                    .store_mem_imm(self.wide, RSP, stack, -self.slot(), ins.immediate(0) as i32);
+                return Some(());
+            }
+        };
+        let stack = self.stack_addend(index)?;
+        self.store_slot(RSP, stack, -self.slot(), value);
+        Some(())
+    }
+
+    fn push_checked(&mut self, index: usize) -> Option<()> {
+        let ins = self.items[index].ins;
+        self.claim(&[T0, T1, T2]);
+        let value = match ins.op0_kind() {
+            OpKind::Register => self.host_of(index, ins.op0_register().number() as Reg)?,
+            OpKind::Memory => return None,
+            _ => {
+                self.asm.mov_imm64(T2, ins.immediate(0));
+                T2
+            }
+        };
+        self.checked_push(index, value);
+        Some(())
     }
 
     pub(crate) fn pop(&mut self, index: usize) {
-        let register = self.items[index].ins.op0_register();
-        self.pop_to_t0(index);
+        if self.try_pop(index).is_none() {
+            self.hand_over(index);
+        }
+    }
+
+    fn try_pop(&mut self, index: usize) -> Option<()> {
+        let n = self.items[index].ins.op0_register().number() as Reg;
+        if self.items[index].on_stack && n != RSP {
+            let stack = self.stack_addend(index)?;
+            let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
+            self.load_slot(host, RSP, stack, 0);
+            self.written(host);
+            self.move_stack(RSP, self.slot());
+            return Some(());
+        }
+        self.pop_to_t0(index)?;
         // For RSP itself the value popped counts.
         self.move_stack(RSP, self.slot());
-        self.set(register.number() as u8, T0);
+        let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
+        self.asm.mov(host, T0);
+        self.written(host);
+        Some(())
     }
 
     /// Reads the top of the stack into T0.
-    pub(crate) fn pop_to_t0(&mut self, index: usize) {
+    pub(crate) fn pop_to_t0(&mut self, index: usize) -> Option<()> {
         if self.items[index].on_stack {
-            self.load_slot(T0, RSP, STK, 0);
+            let stack = self.stack_addend(index)?;
+            self.claim(&[T0]);
+            self.load_slot(T0, RSP, stack, 0);
         } else {
             self.checked_stack_read(index, RSP);
         }
+        Some(())
     }
 
     pub(crate) fn leave(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.load_slot(T0, RBP, STK, 0);
+            let stack = self.stack_addend(index).expect("nothing else is in use");
+            self.claim(&[T0]);
+            self.load_slot(T0, RBP, stack, 0);
         } else {
             self.checked_stack_read(index, RBP);
         }

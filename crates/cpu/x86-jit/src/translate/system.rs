@@ -9,13 +9,13 @@ use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
 use crate::thunk::Why;
-use crate::translate::Cold;
 use crate::translate::Parked;
 use crate::translate::Translator;
 
 impl Translator {
     /// CLI, STI and SWAPGS at privilege level 0, where they cannot fault.
     pub(crate) fn system(&mut self, index: usize) {
+        self.claim(&[T0, T1, T2]);
         match self.items[index].ins.mnemonic() {
             Mnemonic::Swapgs => self.swapgs(),
             Mnemonic::Cli => self.with_flags(index, Parked::In(T1), |t, _| {
@@ -34,12 +34,7 @@ impl Translator {
             let signal = t.asm.jcc(NE);
             t.asm.cmp_byte_gs_zero(area::INTERRUPT);
             let interrupt = t.asm.jcc(NE);
-            t.cold.push(Cold::Slow {
-                fixes: vec![signal, interrupt],
-                why: Why::Slow,
-                index,
-                parked,
-            });
+            t.slow(vec![signal, interrupt], Why::Slow, index, parked);
             t.asm.or_dword_gs(area::SYSFLAGS, flags::IF as u32);
         });
     }
