@@ -322,6 +322,7 @@ macro_rules! on_engines {
             smc_guest_passes("smc", 1),
             debug_guest_passes("debug", 1),
             long_guest_passes("long", 1),
+            loops_guest_passes("loops", 1),
         );)*
     };
 }

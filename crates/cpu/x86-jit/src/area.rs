@@ -43,6 +43,13 @@ pub(crate) struct Area {
     /// Arithmetic flags as LAHF and SETO leave them in AX.
     pub(crate) flags: u64,
     pub(crate) scratch: [u64; 4],
+    /// What was looked up for a hot loop, by group; the iterations for which it holds.
+    pub(crate) loop_groups: [u64; crate::translate::GROUPS],
+    pub(crate) loop_count: u64,
+    /// Iterations since a hot loop was entered, up to those that its ordinary body does.
+    pub(crate) loop_tries: u32,
+    /// Guest registers that a hot loop does not use, while it uses their host registers.
+    pub(crate) borrowed: [u64; 16],
     /// Virtual address of the page that the running block is on.
     pub(crate) page: u64,
     /// The vCPU's pending signals.
@@ -91,6 +98,10 @@ area! {
     PAGE = page,
     PENDING = pending,
     LOW = low,
+    LOOP = loop_groups,
+    LOOP_COUNT = loop_count,
+    LOOP_TRIES = loop_tries,
+    BORROWED = borrowed,
     WHY = why,
     WHAT = what,
     JUMP_MASK = jump_mask,

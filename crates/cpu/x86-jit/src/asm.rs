@@ -18,6 +18,7 @@ pub(crate) const T0: Reg = 10;
 pub(crate) const T1: Reg = 11;
 
 /// Conditions, as the low nibble of Jcc.
+pub(crate) const B: u8 = 2;
 pub(crate) const E: u8 = 4;
 pub(crate) const NE: u8 = 5;
 pub(crate) const A: u8 = 7;
@@ -271,11 +272,25 @@ impl Asm {
         self.bytes(&[rex(0, 0, 0, reg), 0x83, 0x38 | reg & 7, 0]);
     }
 
-    /// `cmp dword gs:[off], 0`
-    pub(crate) fn cmp_dword_gs_zero(&mut self, off: u32) {
+    /// `cmp dword gs:[off], imm`
+    pub(crate) fn cmp_dword_gs(&mut self, off: u32, imm: i8) {
         self.bytes(&[0x65, 0x83, 0x3c, 0x25]);
         self.u32(off);
-        self.bytes(&[0]);
+        self.bytes(&[imm as u8]);
+    }
+
+    /// `add dword gs:[off], imm`
+    pub(crate) fn add_dword_gs(&mut self, off: u32, imm: i8) {
+        self.bytes(&[0x65, 0x83, 0x04, 0x25]);
+        self.u32(off);
+        self.bytes(&[imm as u8]);
+    }
+
+    /// `mov dword gs:[off], imm`
+    pub(crate) fn mov_dword_gs(&mut self, off: u32, imm: u32) {
+        self.bytes(&[0x65, 0xc7, 0x04, 0x25]);
+        self.u32(off);
+        self.u32(imm);
     }
 
     /// `cmp byte gs:[off], 0`
@@ -381,7 +396,7 @@ impl Asm {
 
     /// Lets `fix` lead to a place relative to the start of this code.
     pub(crate) fn lead(&mut self, fix: Fix, to: i64) {
-        if fix.place() < self.split && to >= self.split as i64 {
+        if fix.place() < self.split && usize::try_from(to).is_ok_and(|to| to >= self.split) {
             self.across.push(fix.place());
         }
         let displacement = (to - fix.0 as i64) as i32;
@@ -472,7 +487,9 @@ mod tests {
         assert_eq!(text(|a| a.or_dword_gs(0x44, 0x200)), "or dword ptr gs:[44h],200h");
         assert_eq!(text(|a| a.load_disp(T0, T1, 8)), "mov r10,[r11+8]");
         assert_eq!(text(|a| a.store_disp(T1, 400, T2)), "mov [r11+190h],r9");
-        assert_eq!(text(|a| a.cmp_dword_gs_zero(0x44)), "cmp dword ptr gs:[44h],0");
+        assert_eq!(text(|a| a.cmp_dword_gs(0x44, 0)), "cmp dword ptr gs:[44h],0");
+        assert_eq!(text(|a| a.add_dword_gs(0x44, 1)), "add dword ptr gs:[44h],1");
+        assert_eq!(text(|a| a.mov_dword_gs(0x44, 7)), "mov dword ptr gs:[44h],7");
         assert_eq!(text(|a| a.cmp_dword_zero(T1)), "cmp dword ptr [r11],0");
     }
 

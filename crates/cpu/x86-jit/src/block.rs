@@ -1,6 +1,7 @@
 //! A translated block, and what is known about it.
 
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 
 use guest_memory::CodePage;
 use x86_interp::DInsn;
@@ -100,6 +101,21 @@ impl Exit {
     }
 }
 
+/// Times that a block jumps back to its own start before it counts as a hot loop.
+pub(crate) const HOT: u32 = 16;
+
+/// The body of a hot loop that has no checks.
+pub(crate) struct Hot {
+    /// Where the jump back leads, from the start of the block's code.
+    pub(crate) again: u32,
+    /// Where the instructions of the loop are in it, from the start of the block's code.
+    pub(crate) hosts: Box<[u32]>,
+    /// Guest registers whose home is in memory, and their host registers.
+    pub(crate) spilled: Box<[(u8, u8)]>,
+    /// Registers that are put aside.
+    pub(crate) borrowed: Box<[u8]>,
+}
+
 pub(crate) struct Block {
     pub(crate) id: u32,
     /// Number of its page, which may be too high for the page maps.
@@ -118,6 +134,10 @@ pub(crate) struct Block {
     pub(crate) insns: Box<[Insn]>,
     pub(crate) spans: Box<[(u8, Span)]>,
     pub(crate) exits: Box<[Exit]>,
+    /// The body without checks, if the block is a hot loop.
+    pub(crate) hot: Option<Box<Hot>>,
+    /// Times that it has jumped back to its own start before that jump was linked.
+    pub(crate) spins: AtomicU32,
     /// Its code was overwritten: it is not to be entered any more.
     pub(crate) dead: AtomicBool,
     /// The page after, when the block's one instruction goes on there.
@@ -147,7 +167,16 @@ impl Block {
     /// The instruction whose code holds host address `at`.
     pub(crate) fn insn_at(&self, at: u64) -> usize {
         let offset = (at - self.host) as u32;
-        self.insns.partition_point(|i| i.host <= offset).saturating_sub(1)
+        match self.hot_at(at) {
+            Some(hot) => hot.hosts.partition_point(|h| *h <= offset).saturating_sub(1),
+            None => self.insns.partition_point(|i| i.host <= offset).saturating_sub(1),
+        }
+    }
+
+    /// The body without checks, if it holds host address `at`.
+    pub(crate) fn hot_at(&self, at: u64) -> Option<&Hot> {
+        let offset = (at - self.host) as u32;
+        self.hot.as_deref().filter(|_| offset < self.insns[0].host)
     }
 
     /// Where a jump leads that is not linked.

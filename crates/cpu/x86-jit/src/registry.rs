@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 
 use guest_memory::CodePage;
@@ -20,6 +21,7 @@ use crate::asm::T0;
 use crate::asm::T1;
 use crate::block::Block;
 use crate::block::Exit;
+use crate::block::HOT;
 use crate::block::Key;
 use crate::block::Record;
 use crate::block::Second;
@@ -162,6 +164,8 @@ impl Registry {
             insns: draft.insns.into(),
             spans: draft.spans.into(),
             exits: draft.exits.into(),
+            hot: draft.hot.map(Box::new),
+            spins: AtomicU32::new(if draft.tried { HOT + 1 } else { 0 }),
             dead: AtomicBool::new(false),
             second: origin.second,
         });
@@ -191,7 +195,12 @@ impl Registry {
             place: from.host + u64::from(exit.place),
             stub: from.stub(exit),
         };
-        let entry = to.host + u64::from(if exit.backward { to.poll } else { to.body });
+        let entry = to.host
+            + u64::from(match &to.hot {
+                Some(hot) if from.id == to.id => hot.again,
+                _ if exit.backward => to.poll,
+                _ => to.body,
+            });
         if !exit.leaves_page() {
             self.memory.patch_jump(link.place, entry);
         } else if let Some(guard) = self.guard(from, exit, to, entry) {

@@ -78,6 +78,12 @@ fn vectors() -> [AsmRegisterYmm; 16] {
     ]
 }
 
+fn lower_vectors() -> [AsmRegisterXmm; 16] {
+    [
+        xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+    ]
+}
+
 const YMM: usize = std::mem::offset_of!(cpu_model::FpuState, ymm);
 const MXCSR: usize = std::mem::offset_of!(cpu_model::FpuState, mxcsr);
 
@@ -87,15 +93,38 @@ const LOW: [AsmRegister64; 4] = [r8, r9, r10, r11];
 /// What the host's callee keeps for its caller.
 const HOST: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
 
+/// Loads the vector registers from the image at R10.
+///
+/// Upper halves that are all zero are not loaded: once one was, SSE instructions wait for the old value of the register
+/// that they write (Intel 64 and IA-32 Architectures Optimization Reference Manual, 15.3).
+fn load_vectors(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut whole = a.create_label();
+    let mut done = a.create_label();
+    a.vmovdqu(xmm0, xmmword_ptr(r10 + YMM + 16))?;
+    for i in 1..16 {
+        a.vpor(xmm0, xmm0, xmmword_ptr(r10 + YMM + i * 32 + 16))?;
+    }
+    a.vptest(xmm0, xmm0)?;
+    a.jnz(whole)?;
+    for (i, xmm) in lower_vectors().into_iter().enumerate() {
+        a.vmovdqu(xmm, xmmword_ptr(r10 + YMM + i * 32))?;
+    }
+    a.jmp(done)?;
+    a.set_label(&mut whole)?;
+    for (i, ymm) in vectors().into_iter().enumerate() {
+        a.vmovdqu(ymm, ymmword_ptr(r10 + YMM + i * 32))?;
+    }
+    a.set_label(&mut done)?;
+    a.nop()
+}
+
 fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut without = a.create_label();
     a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
     a.je(without)?;
     a.mov(r10, at(area::FPU))?;
     a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
-    for (i, ymm) in vectors().into_iter().enumerate() {
-        a.vmovdqu(ymm, ymmword_ptr(r10 + YMM + i * 32))?;
-    }
+    load_vectors(a)?;
     a.set_label(&mut without)?;
     a.mov(rax, at(area::FLAGS))?;
     a.add(al, 127)?;

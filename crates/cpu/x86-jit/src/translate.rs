@@ -18,6 +18,7 @@ mod classify;
 mod encode;
 mod flags;
 mod flow;
+mod hot;
 mod memory;
 mod stack;
 mod system;
@@ -34,12 +35,15 @@ use x86_interp::seam::Mode;
 use crate::asm::Asm;
 use crate::asm::Fix;
 use crate::block::Exit;
+use crate::block::Holdings;
+use crate::block::Hot;
 use crate::block::Insn;
 use crate::block::Span;
 use crate::thunk::Why;
-use crate::block::Holdings;
 use cache::Cache;
 use classify::Class;
+pub(crate) use hot::GROUPS;
+use hot::Loop;
 
 /// Instructions of a block at most.
 pub(crate) const MAX_INSNS: usize = 64;
@@ -122,6 +126,9 @@ pub(crate) struct Draft {
     pub(crate) insns: Vec<Insn>,
     pub(crate) spans: Vec<(u8, Span)>,
     pub(crate) exits: Vec<Exit>,
+    pub(crate) hot: Option<Hot>,
+    /// It was looked at whether it is a hot loop.
+    pub(crate) tried: bool,
     /// Displacements that lead to thunks.
     pub(crate) thunks: Vec<(usize, Why)>,
     /// Places of records, and the number that each holds.
@@ -147,6 +154,8 @@ pub(crate) struct Translator {
     thunks: Vec<(Fix, Why)>,
     /// Displacements that lead to the record of an instruction or an exit.
     records: Vec<(Fix, u64)>,
+    hot: Option<Hot>,
+    tried: bool,
 }
 
 /// Decodes a block from `bytes`, which lie at `at` and end with the page.
@@ -210,8 +219,9 @@ fn renamed_by_model(vcpu: &InterpVcpu, ins: &Instruction) -> bool {
 }
 
 impl Translator {
-    /// Translates `items`, decoded from `bytes` at `at`.
-    pub(crate) fn translate(mode: &Mode, key: u32, items: Vec<Item>, bytes: &[u8], at: u64) -> Draft {
+    /// Translates `items`, decoded from `bytes` at `at`. `hot`: it may be a loop that is executed
+    /// often.
+    pub(crate) fn translate(mode: &Mode, key: u32, items: Vec<Item>, bytes: &[u8], at: u64, hot: bool) -> Draft {
         let mut t = Self {
             asm: Asm::new(),
             encoder: Encoder::new(64),
@@ -227,20 +237,45 @@ impl Translator {
             cache: Cache::new(),
             thunks: Vec::new(),
             records: Vec::new(),
+            hot: None,
+            tried: hot,
         };
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
         if !t.single {
             t.liveness(bytes, at);
-            let slot = t.slot();
+        }
+        let plan = if hot && t.wide {
+            hot::plan(&t.items, &mut t.info)
+        } else {
+            None
+        };
+        let slot = t.slot();
+        if let Some(l) = &plan {
+            // What comes behind the loop must not rely on a check that only its ordinary body makes.
+            let (inside, behind) = t.items.split_at_mut(l.last + 1);
+            for part in [inside, behind] {
+                stack::plan(part, slot);
+                stack::hoist(part, slot);
+            }
+        } else if !t.single {
             stack::hoist(&mut t.items, slot);
         }
         let (poll, body) = t.header();
-        let ends = t.body(at);
+        let fast = plan.as_ref().map(|l| t.hot_loop(l, at & !0xfff));
+        let ends = t.body(at, plan.as_ref());
+        let end = t.asm.len();
         if !ends {
             let last = t.items.last().expect("a block has an instruction");
             let next = u64::from(last.offset) + last.ins.len() as u64;
             t.transfer(at & !0xfff, (at & !0xfff).wrapping_add(next), false);
         }
+        t.hot = fast.map(|(hot, pending)| {
+            for (fix, index) in pending.ordinary {
+                let to = t.hosts.get(index).map_or(end as i64, |h| h.0.into());
+                t.asm.lead(fix, to);
+            }
+            hot
+        });
         t.asm.align(16);
         t.asm.split = t.asm.len();
         t.cold_code();
@@ -273,7 +308,7 @@ impl Translator {
     }
 
     /// Code of all instructions; true when the block ends with a transfer.
-    fn body(&mut self, at: u64) -> bool {
+    fn body(&mut self, at: u64, hot: Option<&Loop>) -> bool {
         let page = at & !0xfff;
         let mut vectors = false;
         for index in 0..self.items.len() {
@@ -306,6 +341,10 @@ impl Translator {
                 Class::System => self.system(index),
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
+            if hot.is_some_and(|l| l.last == index) {
+                // The other body comes here too.
+                self.settle();
+            }
         }
         let ends = self.items.last().is_some_and(|i| i.class.ends_block());
         if !ends {
@@ -317,7 +356,7 @@ impl Translator {
     /// Leaves when the vector registers are not in the host's.
     fn ask_for_vectors(&mut self, index: usize) {
         self.check(index, Why::Vectors, Parked::In(crate::asm::T0), |asm| {
-            asm.cmp_dword_gs_zero(crate::area::VECTORS);
+            asm.cmp_dword_gs(crate::area::VECTORS, 0);
             asm.jcc(crate::asm::E)
         });
     }
@@ -419,6 +458,8 @@ impl Translator {
             insns,
             spans,
             exits: self.exits,
+            hot: self.hot,
+            tried: self.tried,
             thunks: self.thunks.iter().map(|(fix, why)| (fix.place(), *why)).collect(),
             records: places.into_iter().map(|(index, place)| (place, index)).collect(),
         }

@@ -22,8 +22,10 @@ use crate::area;
 use crate::area::Frame;
 use crate::area::JUMPS;
 use crate::block::Block;
+use crate::block::HOT;
 use crate::block::Held;
 use crate::block::Holdings;
+use crate::block::Hot;
 use crate::block::Record;
 use crate::engine::Shared;
 use crate::signals::Quiet;
@@ -60,6 +62,8 @@ pub(crate) struct Rest {
     /// The running block, when blocks run one at a time.
     running: *const Block,
     world: Option<RwLockReadGuard<'static, ()>>,
+    /// The block translated next is a hot loop.
+    hot: bool,
     counters: Counters,
 }
 
@@ -71,6 +75,7 @@ struct Counters {
     misses: u64,
     polls: u64,
     faults: u64,
+    hot: u64,
     interpreted_blocks: u64,
     translated: u64,
     user_clears: u64,
@@ -115,6 +120,7 @@ impl JitVcpu {
             counted: 0,
             running: std::ptr::null(),
             world: None,
+            hot: false,
             counters: Counters::default(),
         };
         let mut frame = Frame::new(interp, rest);
@@ -181,6 +187,10 @@ impl Frame {
                 // SAFETY: a block in which the host has faulted is held until the next flush.
                 let block = unsafe { &*found.expect("faults outside blocks are not ours") };
                 let index = block.insn_at(what);
+                if let Some(hot) = block.hot_at(what) {
+                    self.leave_hot(hot);
+                    return self.one(block, index);
+                }
                 for (reg, n) in block.insns[index].unsaved.guests() {
                     self.interp.set_gpr(n.into(), self.area.low[usize::from(reg - 8)]);
                 }
@@ -195,6 +205,21 @@ impl Frame {
                 self.interp.set_rip(what);
                 self.dispatch()
             }
+        }
+    }
+
+    /// Brings all guest registers home from the body without checks.
+    fn leave_hot(&mut self, hot: &Hot) {
+        let value = |host: u8| match host {
+            8..12 => self.area.low[usize::from(host - 8)],
+            _ => self.interp.gpr(host.into()),
+        };
+        let spilled: Vec<u64> = hot.spilled.iter().map(|s| value(s.1)).collect();
+        for ((n, _), value) in hot.spilled.iter().zip(spilled) {
+            self.interp.set_gpr((*n).into(), value);
+        }
+        for (n, value) in hot.borrowed.iter().zip(self.area.borrowed) {
+            self.interp.set_gpr((*n).into(), value);
         }
     }
 
@@ -273,6 +298,14 @@ impl Frame {
             return self.dispatch();
         }
         let flushes = self.rest.flushes;
+        if target.target == i32::from(block.insns[0].offset) && block.key.1 & EXACT_STACK == 0 {
+            let spins = block.spins.fetch_add(1, Ordering::Relaxed);
+            if spins == HOT {
+                self.make_hot(block);
+            } else if spins < HOT {
+                return self.dispatch();
+            }
+        }
         match self.find(0) {
             Found::Code(to) => {
                 // SAFETY: found just now.
@@ -285,6 +318,13 @@ impl Frame {
             }
             _ => self.dispatch(),
         }
+    }
+
+    /// Has a loop translated anew the next time it is looked for.
+    fn make_hot(&mut self, block: &Block) {
+        self.rest.counters.hot += 1;
+        self.rest.shared.registry.lock().kill(block.id);
+        self.rest.hot = true;
     }
 
     /// Counts a block that has run to one of its ends, when blocks run one at a time.
@@ -486,6 +526,7 @@ impl Inspect for JitVcpu {
             .with("jump_misses", c.misses)
             .with("polls", c.polls)
             .with("host_faults", c.faults)
+            .with("hot_loops", c.hot)
             .with("interpreted_blocks", c.interpreted_blocks)
             .with("translated", c.translated)
             .with("user_jump_clears", c.user_clears)

@@ -198,7 +198,11 @@ impl Translator {
                 _ => 1,
             };
             let short = (r == T0 || r == T1) && claimed < soon && soon != usize::MAX;
-            let next = if held == Held::Nothing { usize::MAX } else { self.next_use(index, held) };
+            let next = if held == Held::Nothing {
+                usize::MAX
+            } else {
+                self.next_use(index, held)
+            };
             (missed + usize::from(short), usize::MAX - next)
         })
     }

@@ -24,7 +24,7 @@ struct Spilled {
 }
 
 /// The register of the same width with number `n` (8 to 15).
-fn of_width(like: Register, n: Reg) -> Register {
+pub(crate) fn of_width(like: Register, n: Reg) -> Register {
     let n = u32::from(n);
     match like {
         _ if like.is_gpr64() => Register::RAX + n,
@@ -34,7 +34,7 @@ fn of_width(like: Register, n: Reg) -> Register {
     }
 }
 
-fn high_byte(ins: &Instruction) -> bool {
+pub(crate) fn high_byte(ins: &Instruction) -> bool {
     (0..ins.op_count()).any(|i| {
         ins.op_kind(i) == OpKind::Register
             && matches!(
@@ -44,7 +44,7 @@ fn high_byte(ins: &Instruction) -> bool {
     })
 }
 
-fn memory_operand(ins: &Instruction) -> bool {
+pub(crate) fn memory_operand(ins: &Instruction) -> bool {
     (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory)
 }
 
@@ -148,7 +148,7 @@ impl Translator {
     }
 
     /// Encodes an instruction that does not depend on its place; false when it has no encoding.
-    fn emit(&mut self, ins: &Instruction) -> bool {
+    pub(crate) fn emit(&mut self, ins: &Instruction) -> bool {
         self.encoder.set_buffer(std::mem::take(&mut self.asm.buf));
         let done = self.encoder.encode(ins, 0).is_ok();
         self.asm.buf = self.encoder.take_buffer();

@@ -53,7 +53,7 @@ impl Translator {
     }
 
     /// Leaves when a signal is pending.
-    fn poll(&mut self) {
+    pub(crate) fn poll(&mut self) {
         self.check(0, Why::Poll, Parked::In(T0), |asm| {
             asm.load(T1, area::PENDING);
             asm.cmp_dword_zero(T1);

@@ -37,8 +37,8 @@ pub(crate) struct Place {
     pub(crate) disp: i32,
 }
 
-const SLOT_MASK: u32 = (layout::TLB_ENTRIES as u32 - 1) << layout::TLB_ENTRY_SHIFT;
-const SLOT_ROTATE: u8 = 12 - layout::TLB_ENTRY_SHIFT as u8;
+pub(crate) const SLOT_MASK: u32 = (layout::TLB_ENTRIES as u32 - 1) << layout::TLB_ENTRY_SHIFT;
+pub(crate) const SLOT_ROTATE: u8 = 12 - layout::TLB_ENTRY_SHIFT as u8;
 
 /// Guest registers that are not in host registers.
 pub(crate) fn in_memory(n: Reg) -> bool {
@@ -165,8 +165,16 @@ impl Translator {
         let (base, scaled) = (ins.memory_base(), ins.memory_index());
         let wide = self.wide && !(base.is_gpr32() || scaled.is_gpr32());
         let mut host = |r: Register| self.host_of(index, r.full_register().number() as Reg);
-        let base = if base == Register::None { None } else { Some(host(base)?) };
-        let scaled = if scaled == Register::None { None } else { Some(host(scaled)?) };
+        let base = if base == Register::None {
+            None
+        } else {
+            Some(host(base)?)
+        };
+        let scaled = if scaled == Register::None {
+            None
+        } else {
+            Some(host(scaled)?)
+        };
         let scale = ins.memory_index_scale().trailing_zeros() as u8;
         let disp = ins.memory_displacement64() as i32;
         self.asm.lea_any(T0, base, scaled.map(|r| (r, scale)), disp, wide);

@@ -121,6 +121,9 @@ fn same(item: &Item, operand: Option<(i32, i32)>) -> Effect {
 pub(crate) fn plan(items: &mut [Item], slot: i32) {
     // The open check: its instruction, what RSP has moved by since.
     let mut open: Option<(usize, i32)> = None;
+    for item in items.iter_mut() {
+        (item.check, item.on_stack) = (None, false);
+    }
     for index in 0..items.len() {
         match effect(&items[index], slot) {
             Effect::None => {}

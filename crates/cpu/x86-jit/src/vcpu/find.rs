@@ -111,6 +111,7 @@ impl Frame {
             return Found::Code(seen.block);
         }
         let found = self.find_slow(rip, &mode, key);
+        self.rest.hot = false;
         if let Found::Code(block) = found {
             // A flush on the way has changed nothing that the context tells: it was noted already.
             self.rest.found[slot] = Seen {
@@ -170,7 +171,8 @@ impl Frame {
             if again[..held] != bytes[..held] {
                 continue;
             }
-            let draft = Translator::translate(mode, key, items, bytes, rip);
+            let hot = std::mem::take(&mut self.rest.hot);
+            let draft = Translator::translate(mode, key, items, bytes, rip, hot);
             let origin = Origin {
                 key: (source.gpa | rip & 0xfff, key),
                 code: source.code,
@@ -203,7 +205,7 @@ impl Frame {
         if items.is_empty() {
             return Found::Interpret;
         }
-        let draft = Translator::translate(mode, key, items, &[], rip);
+        let draft = Translator::translate(mode, key, items, &[], rip, false);
         let origin = Origin {
             key: (source.gpa | rip & 0xfff, key),
             code: source.code,
