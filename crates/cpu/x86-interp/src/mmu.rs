@@ -6,6 +6,7 @@ mod tlb;
 mod walk;
 
 pub(crate) use access::copy;
+pub(crate) use access::fill;
 pub(crate) use tlb::ExecEntry;
 pub(crate) use tlb::Fill;
 pub(crate) use tlb::Tlb;

@@ -26,6 +26,7 @@ use crate::insn::R;
 use crate::int::Int;
 use crate::mmu::Access;
 use crate::mmu::copy;
+use crate::mmu::fill;
 use crate::ops::arith::Binary;
 use crate::ops::arith::Sub;
 
@@ -279,9 +280,7 @@ fn stos_run<T: Int>(cpu: &mut Cpu, d: &DInsn, count: u64) -> R<u64> {
     let words = bytes as usize / 8;
     // SAFETY: the run lies inside one page of guest memory.
     unsafe {
-        for i in 0..words {
-            u64::store_mem(target.add(i * 8), pattern);
-        }
+        fill(target, pattern, words * 8);
         for i in (words * 8..bytes as usize).step_by(T::BYTES as usize) {
             T::store_mem(target.add(i), value);
         }
