@@ -4,7 +4,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 
 use guest_memory::CodePage;
-use x86_interp::DInsn;
 
 /// What a block is found by: the address of its first byte in guest physical memory, and [`ModeKey`].
 pub(crate) type Key = (u64, u32);
@@ -61,15 +60,11 @@ pub(crate) struct Insn {
     /// Offset of its first byte in the guest's page; beyond the page never.
     pub(crate) offset: u16,
     /// Its code, from the start of the block's.
-    pub(crate) host: u32,
-    /// What moves RSP back when the target of this indirect jump turns out to be none.
-    pub(crate) undo: i32,
+    pub(crate) host: u16,
     /// What R8 to R11 hold before it.
     pub(crate) holdings: Holdings,
     /// Guest registers that are there only, when the host faults on it.
     pub(crate) unsaved: Holdings,
-    /// For the interpreter.
-    pub(crate) decoded: DInsn,
 }
 
 /// What the stack check of an instruction covers: the bytes `low..high` from a register.
@@ -169,14 +164,17 @@ impl Block {
         let offset = (at - self.host) as u32;
         match self.hot_at(at) {
             Some(hot) => hot.hosts.partition_point(|h| *h <= offset).saturating_sub(1),
-            None => self.insns.partition_point(|i| i.host <= offset).saturating_sub(1),
+            None => self
+                .insns
+                .partition_point(|i| u32::from(i.host) <= offset)
+                .saturating_sub(1),
         }
     }
 
     /// The body without checks, if it holds host address `at`.
     pub(crate) fn hot_at(&self, at: u64) -> Option<&Hot> {
         let offset = (at - self.host) as u32;
-        self.hot.as_deref().filter(|_| offset < self.insns[0].host)
+        self.hot.as_deref().filter(|_| offset < self.insns[0].host.into())
     }
 
     /// Where a jump leads that is not linked.

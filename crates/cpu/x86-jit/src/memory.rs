@@ -23,6 +23,9 @@ const HUGE: usize = 2 << 20;
 /// Code in a huge page's worth of memory that makes it worth one.
 const WORTH: usize = HUGE / 8;
 
+/// Writes after which the pages of the writable mapping are let go.
+const KEPT: u32 = 8192;
+
 /// Makes huge pages of small ones, whatever the system's policy for them is (Linux 6.1, madvise(2)).
 const MADV_COLLAPSE: libc::c_int = 25;
 
@@ -39,6 +42,8 @@ pub(crate) struct CodeMemory {
     used: usize,
     /// Bytes in use of the part for code that is rarely executed.
     cold: usize,
+    /// Writes since the writable mapping was let go.
+    writes: AtomicU32,
 }
 
 // SAFETY: the mappings belong to this value; they are written under the registry's lock, but for aligned atomic patches.
@@ -74,6 +79,7 @@ impl CodeMemory {
             floor: 0,
             used: 0,
             cold: len / 2,
+            writes: AtomicU32::new(0),
         })
     }
 
@@ -115,6 +121,7 @@ impl CodeMemory {
         // SAFETY: the range lies in the writable mapping, and nothing executes it yet.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(at), code.len()) };
         self.collapse(end);
+        self.written();
         end
     }
 
@@ -125,9 +132,16 @@ impl CodeMemory {
             return;
         }
         self.collapsed[part] = true;
-        for mapping in [self.write, self.exec] {
-            // SAFETY: a whole part of the mapping; its contents stay. Without huge pages all is as before.
-            unsafe { libc::madvise(mapping.add(part * HUGE).cast(), HUGE, MADV_COLLAPSE) };
+        // SAFETY: a whole part of the mapping; its contents stay. Without huge pages all is as before.
+        unsafe { libc::madvise(self.exec.add(part * HUGE).cast(), HUGE, MADV_COLLAPSE) };
+    }
+
+    /// Lets the pages of the writable mapping go now and then: they count as memory of the process a second time.
+    fn written(&self) {
+        if self.writes.fetch_add(1, Ordering::Relaxed) >= KEPT {
+            self.writes.store(0, Ordering::Relaxed);
+            // SAFETY: the mapping is shared: what it shows stays in the file.
+            unsafe { libc::madvise(self.write.cast(), self.len, libc::MADV_DONTNEED) };
         }
     }
 
@@ -164,6 +178,7 @@ impl CodeMemory {
         assert!(place.is_aligned());
         // SAFETY: inside the mapping, aligned; others execute it meanwhile, and see the old or the new one.
         unsafe { AtomicU32::from_ptr(place) }.store(displacement, Ordering::SeqCst);
+        self.written();
     }
 
     /// Overwrites the first instruction at `at`, which is aligned to eight bytes and at least eight long, by a jump.

@@ -1,7 +1,6 @@
 //! All translated blocks of a machine: found by physical address, linked to each other, thrown away when their code is
 //! overwritten.
 
-use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -30,13 +29,11 @@ use crate::thunk::Thunks;
 use crate::thunk::Why;
 use crate::translate::Draft;
 
-/// A jump that leads into a block.
+/// A jump that leads into a block: one of another block.
 #[derive(Clone, Copy)]
 struct Link {
-    /// Address of its displacement.
-    place: u64,
-    /// Where it led before it was linked.
-    stub: u64,
+    from: u32,
+    exit: u32,
 }
 
 struct State {
@@ -51,7 +48,6 @@ pub(crate) struct Registry {
     blocks: Vec<State>,
     by_key: FxHashMap<Key, u32>,
     by_page: FxHashMap<usize, Vec<u32>>,
-    by_host: BTreeMap<u64, u32>,
     /// Numbers of code pages.
     pages: FxHashMap<usize, u32>,
     pub(crate) translated: u64,
@@ -70,7 +66,6 @@ impl SharedRegistry {
             blocks: Vec::new(),
             by_key: FxHashMap::default(),
             by_page: FxHashMap::default(),
-            by_host: BTreeMap::new(),
             pages: FxHashMap::default(),
             translated: 0,
             overwritten: 0,
@@ -105,8 +100,9 @@ impl Registry {
 
     /// The block whose code holds host address `at`.
     pub(crate) fn find_host(&self, at: u64) -> Option<*const Block> {
-        let (_, id) = self.by_host.range(..=at).next_back()?;
-        let block = &self.blocks[*id as usize].block;
+        // Code is added at ever higher addresses.
+        let behind = self.blocks.partition_point(|s| s.block.host <= at);
+        let block = &self.blocks[behind.checked_sub(1)?].block;
         (at < block.host + u64::from(block.len)).then_some(&raw const **block)
     }
 
@@ -176,7 +172,6 @@ impl Registry {
         if let Some(second) = origin.second {
             self.by_page.entry(second.code as usize).or_default().push(id);
         }
-        self.by_host.insert(host, id);
         self.translated += 1;
         self.blocks.push(State {
             block,
@@ -190,11 +185,12 @@ impl Registry {
         if from.dead.load(Ordering::SeqCst) || to.dead.load(Ordering::SeqCst) {
             return;
         }
-        let exit = &from.exits[exit];
         let link = Link {
-            place: from.host + u64::from(exit.place),
-            stub: from.stub(exit),
+            from: from.id,
+            exit: exit as u32,
         };
+        let exit = &from.exits[exit];
+        let place = from.host + u64::from(exit.place);
         let entry = to.host
             + u64::from(match &to.hot {
                 Some(hot) if from.id == to.id => hot.again,
@@ -202,12 +198,12 @@ impl Registry {
                 _ => to.body,
             });
         if !exit.leaves_page() {
-            self.memory.patch_jump(link.place, entry);
+            self.memory.patch_jump(place, entry);
         } else if let Some(guard) = self.guard(from, exit, to, entry) {
-            self.memory.patch_jump(link.place, guard);
+            self.memory.patch_jump(place, guard);
         } else {
             // For good: the way through the jump cache finds whatever is there.
-            self.memory.patch_jump(link.place, from.far(exit));
+            self.memory.patch_jump(place, from.far(exit));
             return;
         }
         self.blocks[to.id as usize].links.push(link);
@@ -257,11 +253,15 @@ impl Registry {
         let block = &state.block;
         self.memory
             .patch_entry(block.host, self.thunks.leave[Why::Miss as usize]);
+        let key = block.key;
         for link in std::mem::take(&mut state.links) {
-            self.memory.patch_jump(link.place, link.stub);
+            let from = &self.blocks[link.from as usize].block;
+            let exit = &from.exits[link.exit as usize];
+            self.memory
+                .patch_jump(from.host + u64::from(exit.place), from.stub(exit));
         }
-        if self.by_key.get(&block.key) == Some(&id) {
-            self.by_key.remove(&block.key);
+        if self.by_key.get(&key) == Some(&id) {
+            self.by_key.remove(&key);
         }
     }
 
@@ -273,7 +273,6 @@ impl Registry {
         self.blocks.clear();
         self.by_key.clear();
         self.by_page.clear();
-        self.by_host.clear();
         self.pages.clear();
         self.memory.clear();
     }

@@ -28,7 +28,6 @@ use iced_x86::DecoderOptions;
 use iced_x86::Encoder;
 use iced_x86::Instruction;
 use iced_x86::InstructionInfoFactory;
-use x86_interp::DInsn;
 use x86_interp::InterpVcpu;
 use x86_interp::seam::Mode;
 
@@ -77,13 +76,10 @@ pub(crate) struct Item {
     pub(crate) ins: Instruction,
     pub(crate) class: Class,
     pub(crate) offset: u16,
-    pub(crate) decoded: DInsn,
     /// Flags wanted before it.
     pub(crate) wanted: u32,
     /// Its stack accesses are covered by a check before it.
     pub(crate) on_stack: bool,
-    /// What moves RSP back when the target of an indirect jump turns out to be none.
-    pub(crate) undo: i32,
     /// It works on the vector registers or MXCSR.
     pub(crate) vector: bool,
     /// The check that begins here.
@@ -191,10 +187,8 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             ins,
             class,
             offset,
-            decoded,
             wanted: flags::ALL,
             on_stack: false,
-            undo: 0,
             vector: class == Class::Same && classify::uses_vectors(&ins),
             check: None,
         });
@@ -442,11 +436,9 @@ impl Translator {
             .zip(&self.hosts)
             .map(|(item, (host, holdings, unsaved))| Insn {
                 offset: item.offset,
-                host: *host,
+                host: u16::try_from(*host).expect("a block is short"),
                 holdings: *holdings,
                 unsaved: *unsaved,
-                undo: item.undo,
-                decoded: item.decoded,
             })
             .collect();
         Draft {

@@ -16,6 +16,7 @@ use device_model::Node;
 use x86_interp::InterpVcpu;
 use x86_interp::seam::Outcome;
 
+mod decoded;
 mod find;
 
 use crate::area;
@@ -31,6 +32,7 @@ use crate::engine::Shared;
 use crate::signals::Quiet;
 use crate::thunk::Why;
 use crate::translate::EXACT_STACK;
+use decoded::Decoded;
 use find::Found;
 use find::SEEN;
 use find::Seen;
@@ -49,6 +51,7 @@ pub(crate) struct Rest {
     modes: [u32; 2],
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
+    decoded: Decoded,
     /// Slots in use of the jump caches and the page maps.
     filled: [(area::Filled, area::Filled); 2],
     /// The kernel's jump cache has targets in the lower half.
@@ -113,6 +116,7 @@ impl JitVcpu {
             flushes: 0,
             modes: [u32::MAX; 2],
             found: vec![UNSEEN; SEEN].into(),
+            decoded: Decoded::new(),
             filled: Default::default(),
             low: false,
             stop: None,
@@ -226,9 +230,11 @@ impl Frame {
     /// An indirect jump goes where there can be no code: the fault is the jump's own, if this is none with 57 bits.
     fn not_canonical(&mut self) -> u64 {
         let (block, index) = record(self.area.low[1]);
-        let rsp = self.interp.gpr(4);
-        self.interp
-            .set_gpr(4, rsp.wrapping_add(block.insns[index].undo as i64 as u64));
+        self.at(block, index);
+        if let Some(ins) = self.read_again(block) {
+            let moved = i64::from(ins.stack_pointer_increment()) as u64;
+            self.interp.set_gpr(4, self.interp.gpr(4).wrapping_sub(moved));
+        }
         self.one(block, index)
     }
 
@@ -245,7 +251,10 @@ impl Frame {
             self.interp.count(index as u64 - self.rest.counted);
             self.rest.counted = index as u64 + 1;
         }
-        let outcome = self.interp.execute(&block.insns[index].decoded);
+        let Some(decoded) = self.decoded(block, index) else {
+            return self.dispatch();
+        };
+        let outcome = self.interp.execute(&decoded);
         if self.rest.end.is_none() {
             self.interp.end_sti_shadow();
         }

@@ -261,7 +261,7 @@ impl Translator {
                 }
             }
         }
-        self.indirect_from(index, if call { self.slot() } else { 0 });
+        self.indirect_from(index);
     }
 
     /// T0 = `value`, the target of a jump.
@@ -273,9 +273,8 @@ impl Translator {
         }
     }
 
-    /// Goes to the address in T0, which may be one that the instruction faults on: then RSP moves back by `undo`.
-    fn indirect_from(&mut self, index: usize, undo: i32) {
-        self.items[index].undo = undo;
+    /// Goes to the address in T0, which may be one that the instruction faults on.
+    fn indirect_from(&mut self, index: usize) {
         let fix = self.asm.lea_rip(T2);
         self.records.push((fix, index as u64));
         self.through_cache();
@@ -290,6 +289,6 @@ impl Translator {
         };
         self.pop_to_t0(index).expect("nothing else is in use");
         self.move_stack(RSP, self.slot() + extra);
-        self.indirect_from(index, -self.slot() - extra);
+        self.indirect_from(index);
     }
 }

@@ -16,7 +16,7 @@ use crate::translate::SINGLE;
 use crate::translate::Translator;
 
 /// Longest instruction.
-const MAX_LEN: usize = 15;
+pub(super) const MAX_LEN: usize = 15;
 
 /// Where the next instruction is.
 pub(super) enum Found {
@@ -80,6 +80,7 @@ impl Frame {
     fn start_over(&mut self) {
         let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
         self.rest.found.fill(UNSEEN);
+        self.rest.decoded.clear();
         self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
         self.area.pages.iter_mut().for_each(area::PageMap::init);
         self.rest.filled = Default::default();
@@ -272,6 +273,6 @@ impl Frame {
     }
 }
 
-fn next_page(lin: u64) -> u64 {
+pub(super) fn next_page(lin: u64) -> u64 {
     (lin & !0xfff).wrapping_add(4096)
 }
