@@ -323,6 +323,7 @@ macro_rules! on_engines {
             debug_guest_passes("debug", 1),
             long_guest_passes("long", 1),
             loops_guest_passes("loops", 1),
+            pcid_guest_passes("pcid", 1),
         );)*
     };
 }

@@ -186,6 +186,11 @@ impl Filled {
         }
     }
 
+    /// The slots, unless all of the table may be in use.
+    fn few(&self) -> Option<&[u32]> {
+        (self.slots.len() <= Self::MOST).then_some(&self.slots)
+    }
+
     /// Calls `clear` for each slot; false when it is to be done for all slots there are.
     fn each(&mut self, mut clear: impl FnMut(usize)) -> bool {
         let few = self.slots.len() <= Self::MOST;
@@ -221,6 +226,37 @@ impl JumpCache {
             address: NOWHERE,
             host: miss,
         });
+    }
+}
+
+/// What a jump cache and a page map held for an address space that is not the present one.
+pub(crate) struct Aside {
+    jumps: Vec<(u32, Jump)>,
+    pages: Vec<(u32, u64)>,
+}
+
+impl Aside {
+    /// Copies what is in use, unless that is too much.
+    pub(crate) fn copy(jumps: &JumpCache, pages: &PageMap, filled: &(Filled, Filled)) -> Option<Self> {
+        let (of_jumps, of_pages) = (filled.0.few()?, filled.1.few()?);
+        let jumps = of_jumps.iter().map(|&slot| (slot, jumps.0[slot as usize]));
+        let pages = of_pages.iter().map(|&slot| (slot, pages.0[slot as usize]));
+        Some(Self {
+            jumps: jumps.filter(|(_, j)| j.address != NOWHERE).collect(),
+            pages: pages.filter(|(_, p)| *p != NOWHERE).collect(),
+        })
+    }
+
+    /// Puts everything back.
+    pub(crate) fn restore(self, jumps: &mut JumpCache, pages: &mut PageMap, filled: &mut (Filled, Filled)) {
+        for (slot, jump) in self.jumps {
+            jumps.0[slot as usize] = jump;
+            filled.0.note(slot as usize);
+        }
+        for (slot, page) in self.pages {
+            pages.0[slot as usize] = page;
+            filled.1.note(slot as usize);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The run loop, and what happens when translated code is left.
 
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::RwLockReadGuard;
@@ -54,6 +55,8 @@ pub(crate) struct Rest {
     decoded: Decoded,
     /// Slots in use of the jump caches and the page maps.
     filled: [(area::Filled, area::Filled); 2],
+    /// Jump targets of other address spaces: code generation, mode, and what they are. The oldest is first.
+    aside: VecDeque<(u32, u32, area::Aside)>,
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -118,6 +121,7 @@ impl JitVcpu {
             found: vec![UNSEEN; SEEN].into(),
             decoded: Decoded::new(),
             filled: Default::default(),
+            aside: VecDeque::new(),
             low: false,
             stop: None,
             end: None,

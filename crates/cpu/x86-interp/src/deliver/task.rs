@@ -300,6 +300,7 @@ impl Cpu {
         if task.wide && self.cr0 & cr0::PG != 0 {
             self.cr3 = task.cr3;
             self.pdptr = pdptr;
+            self.tlb.forget_spaces();
             self.tlb.flush_local();
         }
         for (i, &gpr) in task.gprs.iter().enumerate() {

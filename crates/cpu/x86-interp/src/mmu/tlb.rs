@@ -126,16 +126,33 @@ const EMPTY_EXEC: ExecEntry = ExecEntry {
     large: false,
 };
 
+/// Translations of a process-context identifier that is not the present one.
+struct Space {
+    pcid: u16,
+    code_gen: u32,
+    data: Vec<(u8, u16, DataEntry)>,
+    exec: Vec<(u8, u16, ExecEntry)>,
+}
+
+/// Address spaces kept beside the present one at most.
+const SPACES: usize = 8;
+/// Translations of one that are kept at most: beyond that finding them again is as cheap.
+const KEPT: usize = 1024;
+
 pub(crate) struct Tlb {
     data: Data,
     exec: [[ExecEntry; EXEC_ENTRIES]; 2],
     /// Slots with non-global entries, by bank (data, then exec); a slot may be listed twice.
     local: [Vec<u16>; 5],
+    /// The least recently used first.
+    spaces: Vec<Space>,
     /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64.
     large: u64,
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
     /// each half of the address space, so that process switches keep the kernel's.
     pub(crate) code_gen: [u32; 2],
+    /// The highest generation there has been: those of address spaces come back.
+    last_gen: u32,
     /// A code translation of the upper half is not global.
     local_high_code: bool,
     /// The page of each bank's stack as translated code knows it.
@@ -192,8 +209,10 @@ impl Tlb {
             data: Data::new(),
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
             local: Default::default(),
+            spaces: Vec::new(),
             large: 0,
             code_gen: [0; 2],
+            last_gen: 0,
             local_high_code: false,
             stack: [NO_STACK; 3],
             flushes: 0,
@@ -280,11 +299,88 @@ impl Tlb {
         }
         self.local.iter_mut().for_each(Vec::clear);
         self.large = 0;
+        self.spaces.clear();
         self.local_high_code = false;
-        self.code_gen = self.code_gen.map(|g| g.wrapping_add(1));
+        self.code_gen = [self.next_gen(); 2];
     }
 
-    /// Drops all that is not global.
+    fn next_gen(&mut self) -> u32 {
+        self.last_gen = self.last_gen.wrapping_add(1);
+        self.last_gen
+    }
+
+    /// Drops what is kept of other address spaces.
+    pub(crate) fn forget_spaces(&mut self) {
+        self.spaces.clear();
+    }
+
+    /// Drops what is kept of address space `pcid`, which is not the present one.
+    pub(crate) fn forget_space(&mut self, pcid: u16) {
+        self.spaces.retain(|s| s.pcid != pcid);
+    }
+
+    /// Goes from one address space to another, whose translations come back if they are to be kept.
+    pub(crate) fn switch_space(&mut self, from: u16, to: u16, keep: bool) {
+        let leaving = self.put_aside(from);
+        self.flush_local();
+        let found = self.spaces.iter().position(|s| s.pcid == to);
+        let found = found.map(|i| self.spaces.remove(i)).filter(|_| keep);
+        if let Some(space) = leaving {
+            if self.spaces.len() == SPACES {
+                self.spaces.remove(0);
+            }
+            self.spaces.push(space);
+        }
+        if let Some(space) = found {
+            self.bring_back(&space);
+        }
+    }
+
+    /// Copies of all translations that are not global, unless they are too many.
+    fn put_aside(&self, pcid: u16) -> Option<Space> {
+        debug_assert!(self.spaces.iter().all(|s| s.pcid != pcid));
+        if self.local.iter().any(|l| l.len() > KEPT) {
+            return None;
+        }
+        let mut data = Vec::with_capacity(self.local[0].len() + self.local[1].len());
+        for bank in 0..3 {
+            for &slot in &self.local[bank] {
+                let entry = self.data[bank][slot as usize];
+                if entry.info & info::GLOBAL == 0 && (entry.read != INVALID || entry.write != INVALID) {
+                    data.push((bank as u8, slot, entry));
+                }
+            }
+        }
+        let mut exec = Vec::with_capacity(self.local[3].len());
+        for user in 0..2 {
+            for &slot in &self.local[3 + user] {
+                let entry = self.exec[user][slot as usize];
+                if entry.tag != INVALID && !entry.global && half(entry.tag) == 0 {
+                    exec.push((user as u8, slot, entry));
+                }
+            }
+        }
+        Some(Space {
+            pcid,
+            code_gen: self.code_gen[0],
+            data,
+            exec,
+        })
+    }
+
+    fn bring_back(&mut self, space: &Space) {
+        for &(bank, slot, entry) in &space.data {
+            self.data[bank as usize][slot as usize] = entry;
+            self.remember_local(bank.into(), slot.into());
+        }
+        for &(user, slot, entry) in &space.exec {
+            self.exec[user as usize][slot as usize] = entry;
+            self.remember_local(3 + usize::from(user), slot.into());
+        }
+        self.code_gen[0] = space.code_gen;
+    }
+
+    /// Drops all of the present address space that is not global.
     pub(crate) fn flush_local(&mut self) {
         self.stack = [NO_STACK; 3];
         self.flushes += 1;
@@ -304,15 +400,25 @@ impl Tlb {
             self.local[bank].clear();
         }
         for user in 0..2 {
-            // The slot of a listed entry may hold a global one by now.
-            for entry in self.exec[user].iter_mut().filter(|e| !e.global) {
-                *entry = EMPTY_EXEC;
+            let listed = std::mem::take(&mut self.local[3 + user]);
+            if listed.len() > DATA_ENTRIES {
+                for entry in self.exec[user].iter_mut().filter(|e| !e.global) {
+                    *entry = EMPTY_EXEC;
+                }
             }
+            for &slot in &listed {
+                // It may hold a global entry by now.
+                let entry = &mut self.exec[user][slot as usize];
+                if !entry.global {
+                    *entry = EMPTY_EXEC;
+                }
+            }
+            self.local[3 + user] = listed;
             self.local[3 + user].clear();
         }
-        self.code_gen[0] = self.code_gen[0].wrapping_add(1);
+        self.code_gen[0] = self.next_gen();
         if std::mem::take(&mut self.local_high_code) {
-            self.code_gen[1] = self.code_gen[1].wrapping_add(1);
+            self.code_gen[1] = self.next_gen();
         }
     }
 
@@ -345,8 +451,7 @@ impl Tlb {
                 bank[slot & (EXEC_ENTRIES - 1)] = EMPTY_EXEC;
             }
         }
-        let gen_ = &mut self.code_gen[half(address)];
-        *gen_ = gen_.wrapping_add(1);
+        self.code_gen[half(address)] = self.next_gen();
     }
 
     /// Makes the page at `address` the stack page of `bank`, if it may be written without noting.
@@ -366,7 +471,11 @@ impl Tlb {
     /// Takes away the right to write to the page at `gpa` without noting it, in every bank.
     pub(crate) fn protect_code(&mut self, gpa: u64) {
         self.stack = [NO_STACK; 3];
-        for entry in self.data.iter_mut().flatten() {
+        let aside = self
+            .spaces
+            .iter_mut()
+            .flat_map(|s| s.data.iter_mut().map(|(_, _, e)| e));
+        for entry in self.data.iter_mut().flatten().chain(aside) {
             if entry.info & !0xfff == gpa && entry.write != INVALID {
                 entry.write = INVALID;
                 entry.info |= info::NOTED_WRITE;
@@ -377,7 +486,11 @@ impl Tlb {
     /// Takes away all rights to write without a look at the page's code state.
     pub(crate) fn drop_writes(&mut self) {
         self.stack = [NO_STACK; 3];
-        for entry in self.data.iter_mut().flatten() {
+        let aside = self
+            .spaces
+            .iter_mut()
+            .flat_map(|s| s.data.iter_mut().map(|(_, _, e)| e));
+        for entry in self.data.iter_mut().flatten().chain(aside) {
             entry.write = INVALID;
         }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use x86_interp::seam::Mode;
 
 use crate::area;
+use crate::area::Aside;
 use crate::area::Frame;
 use crate::block::Block;
 use crate::block::Second;
@@ -14,6 +15,9 @@ use crate::thunk::Why;
 use crate::translate;
 use crate::translate::SINGLE;
 use crate::translate::Translator;
+
+/// Address spaces whose jump targets are kept beside those of the present one.
+const ASIDE: usize = 8;
 
 /// Longest instruction.
 pub(super) const MAX_LEN: usize = 15;
@@ -58,7 +62,9 @@ impl Frame {
             self.start_over();
         } else if generations != self.rest.generations {
             let high = generations[1] != self.rest.generations[1];
-            self.forget(0);
+            if generations[0] != self.rest.generations[0] {
+                self.change_space(generations[0]);
+            }
             self.rest.counters.user_clears += 1;
             if high || self.rest.low {
                 self.forget(1);
@@ -84,7 +90,29 @@ impl Frame {
         self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
         self.area.pages.iter_mut().for_each(area::PageMap::init);
         self.rest.filled = Default::default();
+        self.rest.aside.clear();
         self.rest.low = false;
+    }
+
+    /// Lower-half code is of generation `new` from now on, which may be one that there has been.
+    fn change_space(&mut self, new: u32) {
+        let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
+        if let Some(aside) = Aside::copy(&self.area.jumps[0], &self.area.pages[0], &self.rest.filled[0]) {
+            if self.rest.aside.len() == ASIDE {
+                self.rest.aside.pop_front();
+            }
+            self.rest.aside.push_back((old, mode, aside));
+        }
+        self.forget(0);
+        if let Some(at) = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode)
+            && let Some((_, _, aside)) = self.rest.aside.remove(at)
+        {
+            aside.restore(
+                &mut self.area.jumps[0],
+                &mut self.area.pages[0],
+                &mut self.rest.filled[0],
+            );
+        }
     }
 
     /// Forgets the jump targets, and where pages are, of a privilege level.

@@ -197,8 +197,10 @@ impl Cpu {
         if Self::legacy_pae(self.cr0, self.cr4, self.msrs.efer) {
             self.pdptr = self.read_pdptrs(new)?;
         }
-        // Translations are not tagged: those of another PCID have to go, asked or not.
-        if !(keep && new == self.cr3) {
+        let pcid = |cr3: u64| (cr3 & 0xfff) as u16;
+        if self.cr4 & cr4::PCIDE != 0 && pcid(new) != pcid(self.cr3) {
+            self.tlb.switch_space(pcid(self.cr3), pcid(new), keep);
+        } else if !(keep && new == self.cr3) {
             self.tlb.flush_local();
         }
         self.cr3 = new;

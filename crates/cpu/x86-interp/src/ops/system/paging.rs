@@ -54,14 +54,18 @@ fn invpcid(cpu: &mut Cpu, d: &DInsn) -> R {
     if refused {
         return cpu.gp(0);
     }
-    // Only translations of the current PCID are held, and global ones may stay.
+    // Global translations may stay.
     let current = if pcids { cpu.cr3 & 0xfff } else { 0 };
     match kind {
         0 if pcid == current => cpu.tlb.flush_page(lin),
-        0 => {}
-        1 if pcid != current => {}
+        0 => cpu.tlb.forget_space(pcid as u16),
+        1 if pcid != current => cpu.tlb.forget_space(pcid as u16),
+        1 => cpu.tlb.flush_local(),
         2 => cpu.tlb.flush_all(),
-        _ => cpu.tlb.flush_local(),
+        _ => {
+            cpu.tlb.forget_spaces();
+            cpu.tlb.flush_local();
+        }
     }
     cpu.end_block();
     Ok(())
