@@ -21,6 +21,7 @@ pub(crate) const T1: Reg = 11;
 pub(crate) const B: u8 = 2;
 pub(crate) const E: u8 = 4;
 pub(crate) const NE: u8 = 5;
+pub(crate) const BE: u8 = 6;
 pub(crate) const A: u8 = 7;
 
 /// A place that a 32-bit displacement before it leads to, not yet known.

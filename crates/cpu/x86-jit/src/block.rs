@@ -79,7 +79,7 @@ pub(crate) struct Span {
 pub(crate) struct Exit {
     /// Offset of the target from the start of the block's page.
     pub(crate) target: i32,
-    /// Where the displacement of the jump is, from the start of the block's code.
+    /// Where the displacement of the jump is, from the start of the code as if both parts were one.
     pub(crate) place: u32,
     /// Where the jump leads while it is not linked, from the start of the code as if both parts were one.
     pub(crate) stub: u32,
@@ -87,6 +87,8 @@ pub(crate) struct Exit {
     pub(crate) far: u32,
     /// Jumps backwards: signals are looked at on the way.
     pub(crate) backward: bool,
+    /// To the translation whose stack accesses are checked each for itself.
+    pub(crate) exact: bool,
 }
 
 impl Exit {
@@ -175,6 +177,14 @@ impl Block {
     pub(crate) fn hot_at(&self, at: u64) -> Option<&Hot> {
         let offset = (at - self.host) as u32;
         self.hot.as_deref().filter(|_| offset < self.insns[0].host.into())
+    }
+
+    /// Where the displacement of a jump is.
+    pub(crate) fn place(&self, exit: &Exit) -> u64 {
+        match exit.place.checked_sub(self.len) {
+            Some(place) => self.cold + u64::from(place),
+            None => self.host + u64::from(exit.place),
+        }
     }
 
     /// Where a jump leads that is not linked.

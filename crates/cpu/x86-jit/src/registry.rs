@@ -190,7 +190,7 @@ impl Registry {
             exit: exit as u32,
         };
         let exit = &from.exits[exit];
-        let place = from.host + u64::from(exit.place);
+        let place = from.place(exit);
         let entry = to.host
             + u64::from(match &to.hot {
                 Some(hot) if from.id == to.id => hot.again,
@@ -257,8 +257,7 @@ impl Registry {
         for link in std::mem::take(&mut state.links) {
             let from = &self.blocks[link.from as usize].block;
             let exit = &from.exits[link.exit as usize];
-            self.memory
-                .patch_jump(from.host + u64::from(exit.place), from.stub(exit));
+            self.memory.patch_jump(from.place(exit), from.stub(exit));
         }
         if self.by_key.get(&key) == Some(&id) {
             self.by_key.remove(&key);

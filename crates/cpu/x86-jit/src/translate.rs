@@ -104,6 +104,7 @@ enum Cold {
         index: usize,
         parked: Parked,
         unsaved: Holdings,
+        held: Holdings,
     },
     /// Leaves through an exit.
     Exit { exit: usize },
@@ -373,27 +374,34 @@ impl Translator {
                     index,
                     parked,
                     unsaved,
+                    held,
                 } => {
                     fixes.into_iter().for_each(|fix| self.asm.here(fix));
                     for (reg, n) in unsaved.guests() {
                         self.asm.store(crate::area::gpr(n), reg);
                     }
+                    if why == Why::Stack && !self.single {
+                        self.stack_across_pages(index, parked, held);
+                    }
                     self.restore_flags(parked);
                     self.hand(why, index as u64);
                 }
-                Cold::Exit { exit } => {
-                    self.exits[exit].stub = self.asm.len() as u32;
-                    self.hand(Why::Exit, exit as u64);
-                    if self.exits[exit].leaves_page() {
-                        self.exits[exit].far = self.asm.len() as u32;
-                        self.far(self.exits[exit].target.into());
-                    }
-                }
+                Cold::Exit { exit } => self.exit_stub(exit),
                 Cold::Far { fix, offset } => {
                     self.asm.here(fix);
                     self.far(offset);
                 }
             }
+        }
+    }
+
+    /// Where an exit leads while it is not linked.
+    pub(crate) fn exit_stub(&mut self, exit: usize) {
+        self.exits[exit].stub = self.asm.len() as u32;
+        self.hand(Why::Exit, exit as u64);
+        if self.exits[exit].leaves_page() {
+            self.exits[exit].far = self.asm.len() as u32;
+            self.far(self.exits[exit].target.into());
         }
     }
 
@@ -420,7 +428,9 @@ impl Translator {
             self.asm.lead(fix, place as i64);
         }
         for exit in &self.exits {
-            self.asm.across.push(exit.place as usize);
+            if (exit.place as usize) < self.asm.split {
+                self.asm.across.push(exit.place as usize);
+            }
             self.asm.buf[exit.place as usize..exit.place as usize + 4]
                 .copy_from_slice(&(exit.stub.wrapping_sub(exit.place + 4)).to_le_bytes());
         }

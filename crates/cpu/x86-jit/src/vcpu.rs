@@ -311,7 +311,8 @@ impl Frame {
             return self.dispatch();
         }
         let flushes = self.rest.flushes;
-        if target.target == i32::from(block.insns[0].offset) && block.key.1 & EXACT_STACK == 0 {
+        let more = if target.exact { EXACT_STACK } else { 0 };
+        if target.target == i32::from(block.insns[0].offset) && (block.key.1 | more) & EXACT_STACK == 0 {
             let spins = block.spins.fetch_add(1, Ordering::Relaxed);
             if spins == HOT {
                 self.make_hot(block);
@@ -319,7 +320,7 @@ impl Frame {
                 return self.dispatch();
             }
         }
-        match self.find(0) {
+        match self.find(more) {
             Found::Code(to) => {
                 // SAFETY: found just now.
                 let to_block = unsafe { &*to };
@@ -328,6 +329,11 @@ impl Frame {
                     self.rest.shared.registry.lock().link(block, exit, to_block);
                 }
                 self.go(to, target.leaves_page())
+            }
+            // An instruction that has no translation of its own, as in `stack`.
+            _ if target.exact => {
+                self.interp.interpret(1);
+                self.dispatch()
             }
             _ => self.dispatch(),
         }

@@ -1,4 +1,4 @@
-//! Guest physical memory: RAM and ROM regions backed by a memfd, typed access for devices and loaders, raw page look-up
+//! Guest physical memory: RAM and ROM regions, typed access for devices and loaders, raw page look-up
 //! for the CPU engines, and the map of pages that hold translated or decoded code.
 //!
 //! UNSAFETY: guest RAM is shared with running vCPUs and with the host kernel, so no `&[u8]` or `&mut [u8]` on it may

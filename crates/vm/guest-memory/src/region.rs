@@ -1,4 +1,4 @@
-//! One contiguous region of guest RAM or ROM, backed by shared host memory.
+//! One contiguous region of guest RAM or ROM.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -27,7 +27,7 @@ pub struct MemoryRegion {
     code: CodeMap,
 }
 
-// SAFETY: the mapping is plain shared memory, accessed only with volatile or atomic operations.
+// SAFETY: the mapping is plain memory, accessed only with volatile or atomic operations.
 unsafe impl Send for MemoryRegion {}
 // SAFETY: as above.
 unsafe impl Sync for MemoryRegion {}
@@ -128,25 +128,42 @@ unsafe fn copy_volatile(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
+/// A huge page of the host.
 #[cfg(not(miri))]
-fn map(name: &str, len: usize) -> std::io::Result<NonNull<u8>> {
-    use rustix::fs::MemfdFlags;
+const HUGE: usize = 2 << 20;
+
+/// Maps zeroed memory, at a multiple of a huge page if it has room for one: guests reach all over their memory, and the
+/// host's TLB holds translations of few small pages.
+#[cfg(not(miri))]
+fn map(_name: &str, len: usize) -> std::io::Result<NonNull<u8>> {
+    use rustix::mm::Advice;
     use rustix::mm::MapFlags;
     use rustix::mm::ProtFlags;
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&fd, len as u64)?;
-    // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+    let (prot, flags) = (
+        ProtFlags::READ | ProtFlags::WRITE,
+        MapFlags::PRIVATE | MapFlags::NORESERVE,
+    );
+    let spare = if len >= HUGE { HUGE } else { 0 };
+    let none = std::ptr::null_mut();
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory, and what is given back of
+    // it at both ends is not used.
     let at = unsafe {
-        rustix::mm::mmap(
-            std::ptr::null_mut(),
-            len,
-            ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::NORESERVE,
-            &fd,
-            0,
-        )?
+        let whole = rustix::mm::mmap_anonymous(none, len + spare, prot, flags)?.cast::<u8>();
+        let before = if spare == 0 { 0 } else { whole.align_offset(HUGE) };
+        let at = whole.add(before);
+        if before > 0 {
+            rustix::mm::munmap(whole.cast(), before)?;
+        }
+        if spare > before {
+            rustix::mm::munmap(at.add(len).cast(), spare - before)?;
+        }
+        if spare > 0 {
+            // A host without huge pages is only slower.
+            let _ = rustix::mm::madvise(at.cast(), len, Advice::LinuxHugepage);
+        }
+        at
     };
-    NonNull::new(at.cast()).ok_or_else(|| std::io::Error::other("mapped at address zero"))
+    NonNull::new(at).ok_or_else(|| std::io::Error::other("mapped at address zero"))
 }
 
 #[cfg(miri)]

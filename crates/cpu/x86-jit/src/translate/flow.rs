@@ -72,13 +72,14 @@ impl Translator {
 
     /// Leaves before instruction `index` when one of the jumps is taken.
     pub(crate) fn slow(&mut self, fixes: Vec<Fix>, why: Why, index: usize, parked: Parked) {
-        let unsaved = self.unsaved();
+        let (unsaved, held) = (self.unsaved(), self.holdings());
         self.cold.push(Cold::Slow {
             fixes,
             why,
             index,
             parked,
             unsaved,
+            held,
         });
     }
 
@@ -172,15 +173,20 @@ impl Translator {
     }
 
     fn exit(&mut self, target: i32, fix: Fix, backward: bool) {
-        let exit = self.exits.len();
+        let exit = self.new_exit(target, fix, backward, false);
+        self.cold.push(Cold::Exit { exit });
+    }
+
+    pub(crate) fn new_exit(&mut self, target: i32, fix: Fix, backward: bool, exact: bool) -> usize {
         self.exits.push(Exit {
             target,
             place: fix.place() as u32,
             stub: 0,
             far: 0,
             backward,
+            exact,
         });
-        self.cold.push(Cold::Exit { exit });
+        self.exits.len() - 1
     }
 
     pub(crate) fn conditional(&mut self, index: usize, page: u64) {

@@ -11,11 +11,15 @@ use iced_x86::Register;
 
 use crate::area;
 use crate::asm::A;
+use crate::asm::BE;
 use crate::asm::RSP;
 use crate::asm::Reg;
+use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
+use crate::block::Held;
+use crate::block::Holdings;
 use crate::block::Span;
 use crate::thunk::Why;
 use crate::translate::Class;
@@ -246,6 +250,24 @@ impl Translator {
             asm.jcc(A)
         });
         self.release_all();
+    }
+
+    /// Where a stack check has failed: if the bytes lie on two pages, goes on with the translation that checks each access
+    /// for itself.
+    pub(crate) fn stack_across_pages(&mut self, index: usize, parked: Parked, held: Holdings) {
+        let Some(span) = self.items[index].check else { return };
+        self.asm.lea(T0, span.register, span.low);
+        self.asm.and32(T0, 0xfff);
+        self.asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
+        let on_one = self.asm.jcc(BE);
+        self.restore_flags(parked);
+        if held.get(STK) != Held::Stack {
+            self.asm.load(STK, area::stack(self.bank) + 8);
+        }
+        let fix = self.asm.jmp_aligned();
+        let exit = self.new_exit(self.items[index].offset.into(), fix, false, true);
+        self.exit_stub(exit);
+        self.asm.here(on_one);
     }
 
     pub(crate) fn push(&mut self, index: usize) {
