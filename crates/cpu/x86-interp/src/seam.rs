@@ -284,7 +284,8 @@ impl InterpVcpu {
 
     /// Makes the page at `lin` the known stack page, if it may be written without noting; see [`layout::STACK`].
     pub fn set_stack_page(&mut self, lin: u64) -> bool {
-        self.cpu.tlb.set_stack(self.cpu.bank, lin)
+        let bank = self.cpu.bank;
+        self.cpu.tlb.set_stack(bank, lin) || self.cpu.fill_ahead(lin, bank) && self.cpu.tlb.set_stack(bank, lin)
     }
 
     /// Host address minus guest address of the known stack page.

@@ -430,6 +430,12 @@ impl Cpu {
         })
     }
 
+    /// Looks the translation of an address up that may never be accessed. A processor may do so at any time, and set
+    /// accessed bits, but no dirty ones (SDM vol. 3 §4.8, §4.10.2.3). False when there is none.
+    pub(crate) fn fill_ahead(&mut self, lin: u64, bank: usize) -> bool {
+        (!self.is64_address() || self.canonical(lin)) && self.place_by_walk(lin, Access::Read, bank).is_ok()
+    }
+
     /// Linear addresses must be canonical (64-bit mode; system accesses in long mode).
     fn is64_address(&self) -> bool {
         self.is64() || self.long_mode()
