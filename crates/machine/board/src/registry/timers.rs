@@ -1,5 +1,6 @@
 //! Timers and the real-time clock: where they go and how they are built.
 
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -58,10 +59,12 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedD
         cpus: builder.spec.cpus,
     };
     let line = builder.legacy_gate.irq8();
-    builder.slot(
+    let slot = builder.slot(
         place,
         CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config),
-    )
+    );
+    builder.rtc = Some(Arc::clone(&slot));
+    slot
 }
 
 /// Seconds since 1970 on the host, and nanoseconds.
