@@ -151,6 +151,7 @@ fn lapic(chip: &mut Lapic, op: u8, low: u8, value: u64) {
 
 const RTC: RtcConfig = RtcConfig {
     boot_unix_time: 1_000_000_000,
+    boot_nanoseconds: 0,
     ram_below_4g: 1 << 29,
     ram_above_4g: 0,
     cpus: 2,

@@ -130,6 +130,8 @@ fn msr(state: &mut CpuState, register: u8, value: u64) {
         117 => msrs.debugctl = value,
         118 => msrs.mcg_status = value,
         119 => msrs.pkrs = value,
+        120 => msrs.kvm_wall_clock = value,
+        121 => msrs.kvm_system_time = value,
         _ => msrs.other.push((register.into(), value)),
     }
 }

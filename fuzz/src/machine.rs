@@ -21,6 +21,7 @@ use cpu_model::CpuPolicy;
 use cpu_model::CpuState;
 use cpu_model::DescriptorTable;
 use cpu_model::Engine;
+use cpu_model::Feature;
 use cpu_model::Model;
 use cpu_model::MsrFault;
 use cpu_model::SegmentState;
@@ -372,10 +373,14 @@ fn segments(mode: Mode, user: bool, state: &mut CpuState) {
     }
 }
 
-/// The CPU model of all machines: the same on every host.
+/// The CPU model of all machines: the same on every host. It has no registers of KVM's clock: the time that they keep in
+/// memory is mended when a state is taken over, so that a guest which spoils it would see that.
 fn policy() -> Arc<CpuPolicy> {
     static POLICY: OnceLock<Arc<CpuPolicy>> = OnceLock::new();
-    let make = || Arc::new(CpuPolicy::new(Model::V3).expect("fuzzing needs a host with AVX2"));
+    let make = || {
+        let model = CpuPolicy::new(Model::V3).expect("fuzzing needs a host with AVX2");
+        Arc::new(model.without(Feature::KvmClock).without(Feature::KvmClockOld))
+    };
     Arc::clone(POLICY.get_or_init(make))
 }
 

@@ -1,5 +1,7 @@
 //! What a running vCPU asks of the machine around it.
 
+use std::time::Duration;
+
 use device_model::VmTime;
 use device_model::Width;
 
@@ -55,4 +57,10 @@ pub trait CpuBoard: Sync {
 
     /// Guest time. The TSC counts from here.
     fn now(&self) -> VmTime;
+
+    /// The date at which guest time was zero, as the time since 1970: the guest's date is this and [`Self::now`]. 1970 on a
+    /// board that has no date.
+    fn boot_date(&self) -> Duration {
+        Duration::ZERO
+    }
 }

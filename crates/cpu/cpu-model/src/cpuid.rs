@@ -291,6 +291,7 @@ const SYSTEM: FeatureSet = {
         Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
         Ss, Pcid, X2apic, TscDeadline, Rdrand, Hypervisor, Fsgsbase, TscAdjust, Smep, Erms, Invpcid, Rdseed, Smap, Umip,
         Fsrm, SpecCtrl, ArchCapabilities, Prefetchw, Syscall, Nx, Pdpe1gb, Rdtscp, Lm, InvariantTsc,
+        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
     ])
 };
 

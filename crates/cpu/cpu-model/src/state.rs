@@ -116,6 +116,10 @@ pub struct Msrs {
     pub mcg_status: u64,
     /// IA32_PKRS.
     pub pkrs: u64,
+    /// MSR_KVM_WALL_CLOCK: where the date of power-on was last asked for.
+    pub kvm_wall_clock: u64,
+    /// MSR_KVM_SYSTEM_TIME: where the paravirtual clock's page is; bit 0 enables it.
+    pub kvm_system_time: u64,
     /// Others that are plain storage, by number.
     pub other: Vec<(u32, u64)>,
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use cpu_model::CpuBoard;
 use cpu_model::MsrFault;
@@ -24,6 +25,7 @@ enum Call {
     WriteCr8(u8),
     Random,
     Now,
+    BootDate,
 }
 
 /// Calls and answers of one step.
@@ -158,6 +160,12 @@ impl CpuBoard for Recorder<'_> {
         self.note(Call::Now, Some(now.as_ns()));
         now
     }
+
+    fn boot_date(&self) -> Duration {
+        let date = self.board.boot_date();
+        self.note(Call::BootDate, u64::try_from(date.as_nanos()).ok());
+        date
+    }
 }
 
 /// Tells what was written down.
@@ -218,5 +226,9 @@ impl CpuBoard for Replayer<'_> {
 
     fn now(&self) -> VmTime {
         VmTime::from_ns(self.ask(Call::Now).unwrap_or(0))
+    }
+
+    fn boot_date(&self) -> Duration {
+        Duration::from_nanos(self.ask(Call::BootDate).unwrap_or(0))
     }
 }

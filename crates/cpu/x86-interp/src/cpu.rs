@@ -21,6 +21,7 @@ use x86_isa::cr4;
 use x86_isa::efer;
 use x86_isa::flags;
 
+use crate::engine::Peer;
 use crate::engine::Shared;
 use crate::flags::LazyFlags;
 use crate::insn::DInsn;
@@ -133,6 +134,7 @@ pub(crate) struct Cpu {
     pub(crate) mem: Arc<GuestMemory>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) signals: Arc<Signals>,
+    pub(crate) peer: Arc<Peer>,
     /// The board of the `run` in progress.
     pub(crate) board: Option<NonNull<dyn CpuBoard>>,
     /// Instructions executed since the start, for budgets and inspection.

@@ -29,12 +29,26 @@ pub(crate) struct Peer {
     /// Requests to drop write translations, and how many of them have been served.
     pub(crate) asked: AtomicU64,
     pub(crate) served: AtomicU64,
+    /// How far its TSC is ahead of guest time.
+    tsc_offset: AtomicU64,
+    /// What the page of its paravirtual clock says may be wrong.
+    clock_due: AtomicBool,
 }
 
 impl Peer {
     /// Whether a request waits.
     pub(crate) fn is_asked(&self) -> bool {
         self.served.load(Ordering::Acquire) != self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Lets the vCPU compare the page of its clock before it executes another block.
+    pub(crate) fn doubt_clock(&self) {
+        self.clock_due.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the page is to be compared, which the caller does then.
+    pub(crate) fn take_clock_doubt(&self) -> bool {
+        self.clock_due.load(Ordering::Relaxed) && self.clock_due.swap(false, Ordering::SeqCst)
     }
 }
 
@@ -57,12 +71,30 @@ impl Shared {
             running: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            tsc_offset: AtomicU64::new(0),
+            clock_due: AtomicBool::new(false),
         });
         self.peers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Arc::clone(&peer));
         peer
+    }
+
+    /// Notes how far the TSC of `me` is ahead of guest time. The clocks of the others say whether all TSCs agree, which may
+    /// have changed.
+    pub(crate) fn set_tsc_offset(&self, me: &Arc<Peer>, offset: u64) {
+        me.tsc_offset.store(offset, Ordering::SeqCst);
+        for peer in self.peers().iter().filter(|p| !Arc::ptr_eq(p, me)) {
+            peer.doubt_clock();
+            peer.signals.raise(Signal::Engine);
+        }
+    }
+
+    /// Whether the TSCs of all vCPUs show the same.
+    pub(crate) fn tscs_agree(&self) -> bool {
+        let offset = |peer: &Peer| peer.tsc_offset.load(Ordering::SeqCst);
+        self.peers().windows(2).all(|pair| offset(&pair[0]) == offset(&pair[1]))
     }
 
     /// Makes every other vCPU forget its write translations before it executes another block. `serve` is called while

@@ -209,7 +209,7 @@ impl InterpVcpu {
         let version = code.version();
         if code.mark(first, last) {
             self.cpu.tlb.protect_code(entry.gpa);
-            let (peer, tlb) = (&self.peer, &mut self.cpu.tlb);
+            let (peer, tlb) = (&self.cpu.peer, &mut self.cpu.tlb);
             let shared = Arc::clone(&self.cpu.shared);
             shared.drop_writes_of_others(peer, || serve(peer, tlb));
         }

@@ -155,7 +155,7 @@ impl InterpVcpu {
 
     /// Does what other vCPUs wait for. Only between instructions.
     pub fn serve_requests(&mut self) {
-        if self.peer.is_asked() {
+        if self.cpu.peer.is_asked() {
             self.serve();
         }
     }

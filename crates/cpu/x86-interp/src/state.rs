@@ -108,7 +108,11 @@ impl Cpu {
         self.dr = state.dr;
         self.pkru = state.pkru;
         *self.fpu = state.fpu.clone();
+        if self.msrs.tsc_offset != state.msrs.tsc_offset {
+            self.shared.set_tsc_offset(&self.peer, state.msrs.tsc_offset);
+        }
         *self.msrs = state.msrs.clone();
+        self.peer.doubt_clock();
         self.activity = state.activity;
         self.boundary = Boundary {
             event: state.pending,
@@ -130,6 +134,8 @@ impl Cpu {
         state.xcr0 = old.xcr0;
         state.msrs = old.msrs;
         state.msrs.efer = 0;
+        // What the guest booted before may use the page for something else now (KVM does so too).
+        state.msrs.kvm_system_time = 0;
         state.pending = PendingEvent::default();
         self.load_state(&state).expect("the reset state is consistent");
     }

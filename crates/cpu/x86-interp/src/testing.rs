@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use cpu_model::CpuBoard;
 use cpu_model::CpuPolicy;
@@ -51,6 +52,11 @@ pub(crate) const KERNEL_STACK: u64 = 0x9000;
 pub(crate) const STACK: u64 = 0xb000;
 pub(crate) const CODE: u64 = 0x1_0000;
 pub(crate) const HANDLERS: u64 = 0x2_0000;
+
+/// A page of ROM behind 16 MiB of RAM.
+pub(crate) const ROM: u64 = 0x100_0000;
+/// The board's date at power-on.
+pub(crate) const BOOT_DATE: Duration = Duration::new(1_234_567_890, 500_000_000);
 
 /// Instructions that a test runs at most.
 const BUDGET: u64 = 100_000;
@@ -106,9 +112,13 @@ impl CpuBoard for Board {
         use device_model::Clock as _;
         self.clock.now()
     }
+    fn boot_date(&self) -> Duration {
+        BOOT_DATE
+    }
 }
 
 pub(crate) struct Machine {
+    pub(crate) engine: InterpEngine,
     pub(crate) vcpu: Box<dyn Vcpu>,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) board: Board,
@@ -117,17 +127,20 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(mode: Mode) -> Self {
+        Self::with_policy(mode, CpuPolicy::new(Model::V2).unwrap())
+    }
+
+    pub(crate) fn with_policy(mode: Mode, policy: CpuPolicy) -> Self {
         let mut memory = GuestMemory::new();
-        memory
-            .add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap()))
-            .unwrap();
+        for (gpa, name, kind, len) in [(0, "ram", Kind::Ram, ROM), (ROM, "rom", Kind::Rom, 0x1000)] {
+            let region = MemoryRegion::new(name, kind, len).unwrap();
+            memory.add(gpa, Arc::new(region)).unwrap();
+        }
         let memory = Arc::new(memory);
-        let policy = Arc::new(CpuPolicy::new(Model::V2).unwrap());
-        let vcpu = InterpEngine::new(Arc::clone(&memory), policy)
-            .unwrap()
-            .new_vcpu(0)
-            .unwrap();
+        let engine = InterpEngine::new(Arc::clone(&memory), Arc::new(policy)).unwrap();
+        let vcpu = engine.new_vcpu(0).unwrap();
         let mut machine = Self {
+            engine,
             vcpu,
             memory,
             board: Board::default(),

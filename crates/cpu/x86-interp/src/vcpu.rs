@@ -43,7 +43,6 @@ const DR7_ENABLED: u64 = 0xff;
 pub struct InterpVcpu {
     pub(crate) cpu: Cpu,
     pub(crate) cache: Cache,
-    pub(crate) peer: Arc<Peer>,
     /// The board has signalled an interrupt that was not taken yet.
     interrupt: bool,
     counters: Counters,
@@ -108,6 +107,7 @@ impl InterpVcpu {
             mem,
             shared,
             signals: Arc::clone(&peer.signals),
+            peer,
             board: None,
             executed: 0,
         };
@@ -116,7 +116,6 @@ impl InterpVcpu {
         Ok(Self {
             cpu,
             cache: Cache::new(),
-            peer,
             interrupt: false,
             counters: Counters::default(),
         })
@@ -230,6 +229,7 @@ impl InterpVcpu {
         let on = |signal: Signal| pending & signal as u32 != 0;
         if on(Signal::Engine) && signals.take(Signal::Engine) {
             self.serve();
+            self.cpu.attend_clock();
         }
         if on(Signal::Interrupt) && signals.take(Signal::Interrupt) {
             self.interrupt = true;
@@ -394,22 +394,23 @@ impl InterpVcpu {
         let board =
             unsafe { std::mem::transmute::<NonNull<dyn CpuBoard + '_>, NonNull<dyn CpuBoard>>(NonNull::from(board)) };
         self.cpu.board = Some(board);
-        self.peer.running.store(true, Ordering::SeqCst);
-        if self.peer.is_asked() {
+        self.cpu.peer.running.store(true, Ordering::SeqCst);
+        if self.cpu.peer.is_asked() {
             self.serve();
         }
+        self.cpu.attend_clock();
     }
 
     /// Ends a `run`.
     pub(crate) fn leave(&mut self) {
-        self.peer.running.store(false, Ordering::SeqCst);
+        self.cpu.peer.running.store(false, Ordering::SeqCst);
         self.cpu.sync_x87();
         self.cpu.board = None;
     }
 
     /// Serves a request of another vCPU to forget write translations.
     pub(crate) fn serve(&mut self) {
-        serve(&self.peer, &mut self.cpu.tlb);
+        serve(&self.cpu.peer, &mut self.cpu.tlb);
     }
 }
 

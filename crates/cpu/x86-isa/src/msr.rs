@@ -1,7 +1,11 @@
-//! Model-specific register numbers (SDM vol. 4).
+//! Model-specific register numbers (SDM vol. 4, KVM msr.rst).
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const TSC: u32 = 0x10;
+/// MSR_KVM_WALL_CLOCK.
+pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
+/// MSR_KVM_SYSTEM_TIME.
+pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
 /// IA32_PLATFORM_ID.
 pub const PLATFORM_ID: u32 = 0x17;
 /// IA32_APIC_BASE.
@@ -62,6 +66,10 @@ pub const PKRS: u32 = 0x6e1;
 pub const X2APIC_FIRST: u32 = 0x800;
 /// Last x2APIC register.
 pub const X2APIC_LAST: u32 = 0x8ff;
+/// MSR_KVM_WALL_CLOCK_NEW.
+pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+/// MSR_KVM_SYSTEM_TIME_NEW.
+pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
 /// IA32_STAR.

@@ -9,6 +9,7 @@
 //! Spec: Motorola MC146818A (1984); Intel 316972 (ICH9) §13.6.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_model::At;
 use device_model::Clock;
@@ -75,6 +76,8 @@ const REGIONS: [Region; 2] = [region("rtc"), region("upper_bank")];
 pub struct RtcConfig {
     /// Time at power-on, in seconds since 1970.
     pub boot_unix_time: i64,
+    /// Nanoseconds of the second that have passed then.
+    pub boot_nanoseconds: u32,
     /// Bytes of RAM below 4 GiB.
     pub ram_below_4g: u64,
     /// Bytes of RAM above 4 GiB.
@@ -131,7 +134,7 @@ impl CmosRtc {
             offset: config.boot_unix_time.clamp(EARLIEST, LATEST),
             weekday_shift: 0,
             held: None,
-            phase: 0,
+            phase: u64::from(config.boot_nanoseconds) % SECOND_NS,
             seen_seconds: 0,
             seen_periods: 0,
         };
@@ -142,6 +145,17 @@ impl CmosRtc {
     /// Port 70h masks NMIs.
     pub fn nmi_masked(&self) -> bool {
         self.nmi_masked
+    }
+
+    /// The date that the clock shows, less guest time, as the time since 1970. The clock is taken to keep UTC; dates before
+    /// 1970 become that.
+    pub fn boot_date(&self) -> Duration {
+        let passed = |now: VmTime| signed(self.seconds(now));
+        let seconds = match self.held {
+            None => self.offset,
+            Some(held) => held.decode(self.reg_b).saturating_sub(passed(self.clock.now())),
+        };
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).saturating_add(Duration::from_nanos(self.phase))
     }
 }
 

@@ -1,9 +1,12 @@
-//! What a running vCPU sees of the board: ports, memory-mapped registers, its local APIC, and the time.
+//! What a running vCPU sees of the board: ports, memory-mapped registers, its local APIC, the time and the date.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use chipset::cmos_rtc::CmosRtc;
 use chipset::lapic::Lapic;
 use cpu_model::CpuBoard;
 use cpu_model::MsrFault;
@@ -27,6 +30,8 @@ pub(crate) struct Board {
     pub(crate) mmio: Bus,
     pub(crate) fabric: Arc<Fabric>,
     clock: Arc<HostClock>,
+    /// Knows the date.
+    rtc: OnceLock<Arc<Slot<CmosRtc>>>,
     /// Address of each processor's local APIC page, so that other accesses need not ask the chip.
     lapic_page: Vec<AtomicU64>,
 }
@@ -38,8 +43,15 @@ impl Board {
             mmio: Bus::new(),
             fabric,
             clock,
+            rtc: OnceLock::new(),
             lapic_page: (0..cpus).map(|_| AtomicU64::new(NOWHERE)).collect(),
         }
+    }
+
+    /// The RTC is built after the board that the other devices belong to.
+    pub(crate) fn set_rtc(&self, rtc: Arc<Slot<CmosRtc>>) {
+        // A plan has one.
+        let _ = self.rtc.set(rtc);
     }
 
     /// Looks again where every local APIC sits: after a reset or restore.
@@ -149,5 +161,9 @@ impl CpuBoard for Board {
 
     fn now(&self) -> VmTime {
         self.clock.now()
+    }
+
+    fn boot_date(&self) -> Duration {
+        self.rtc.get().map_or(Duration::ZERO, |rtc| rtc.lock().boot_date())
     }
 }

@@ -406,8 +406,12 @@ fn assemble(
         legacy_gate,
         alarm,
         alarm_request,
+        rtc: None,
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
+    if let Some(rtc) = builder.rtc.take() {
+        board.set_rtc(rtc);
+    }
     for (device, place) in devices.iter().zip(&plan.devices) {
         map_windows(&board, device, place)?;
     }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chipset::acpi_pm::AlarmLatch;
+use chipset::cmos_rtc::CmosRtc;
 use chipset::hpet::LegacyGate;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
@@ -82,6 +83,8 @@ pub(crate) struct Builder<'a> {
     /// From the RTC's alarm to power management, which is polled when it rings.
     pub(crate) alarm: Arc<AlarmLatch>,
     pub(crate) alarm_request: PollRequest,
+    /// The RTC, once it is built.
+    pub(crate) rtc: Option<Arc<Slot<CmosRtc>>>,
 }
 
 impl Builder<'_> {

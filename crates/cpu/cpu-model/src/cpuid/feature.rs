@@ -2,7 +2,8 @@
 //!
 //! Only what the engines carry out has a row here; a flag without a row is never told to a guest.
 //!
-//! Spec: SDM vol. 2A "CPUID" tables 3-8, 3-10, 3-11 and leaves 07h, 0Dh, 80000001h; APM vol. 3 appendix E (80000008h).
+//! Spec: SDM vol. 2A "CPUID" tables 3-8, 3-10, 3-11 and leaves 07h, 0Dh, 80000001h; APM vol. 3 appendix E (80000008h);
+//! KVM cpuid.rst (40000101h).
 
 use std::fmt;
 
@@ -19,10 +20,11 @@ pub(super) enum Word {
     Ext1Edx,
     Ext7Edx,
     Ext8Ebx,
+    KvmEax,
 }
 
 impl Word {
-    pub(super) const COUNT: usize = 10;
+    pub(super) const COUNT: usize = 11;
 }
 
 macro_rules! features {
@@ -38,7 +40,8 @@ macro_rules! features {
             /// Every feature, in the order of the manual's leaves.
             pub const ALL: &[Self] = &[$($(Self::$name,)*)*];
 
-            /// Its name as Linux prints it in `/proc/cpuinfo`.
+            /// Its name as Linux prints it in `/proc/cpuinfo`; those of KVM are not printed there, and have their names
+            /// from its header.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $($(Self::$name => $text,)*)* }
@@ -150,6 +153,12 @@ features! {
     Ext8Ebx {
          9 Wbnoinvd     "wbnoinvd"      "WBNOINVD.";
     }
+    KvmEax {
+         0 KvmClockOld  "kvm_clocksource" "KVM's paravirtual clock at its first register numbers.";
+         1 KvmNoIoDelay "kvm_nop_io_delay" "Port accesses need no delay.";
+         3 KvmClock     "kvm_clocksource2" "KVM's paravirtual clock.";
+        24 KvmClockStable "kvm_clocksource_stable_bit" "The paravirtual clock says when one vCPU's page serves all.";
+    }
 }
 
 impl fmt::Display for Feature {
@@ -158,7 +167,7 @@ impl fmt::Display for Feature {
     }
 }
 
-/// What each feature is meaningless without. SDM vol. 1 §13.2, §14.3-14.7, §12; vol. 3 §4.1.4.
+/// What each feature is meaningless without. SDM vol. 1 §13.2, §14.3-14.7, §12; vol. 3 §4.1.4; KVM msr.rst.
 #[rustfmt::skip]
 const PREREQUISITES: &[(Feature, &[Feature])] = {
     use Feature::*;
@@ -211,6 +220,10 @@ const PREREQUISITES: &[(Feature, &[Feature])] = {
         (Fsrm,         &[Erms]),
         (SpecCtrl,     &[Msr]),
         (ArchCapabilities, &[Msr]),
+        (KvmClockOld,  &[Hypervisor, Tsc, Msr]),
+        (KvmNoIoDelay, &[Hypervisor]),
+        (KvmClock,     &[Hypervisor, Tsc, Msr]),
+        (KvmClockStable, &[KvmClock, InvariantTsc]),
     ]
 };
 

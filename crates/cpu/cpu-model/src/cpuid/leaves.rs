@@ -1,10 +1,11 @@
 //! CPUID leaves: the registers that the instruction returns.
 //!
-//! All basic leaves up to 1Fh, extended leaves up to 80000008h, and our own hypervisor leaves: the signature, and TSC and
-//! bus frequencies at 40000010h where guests of several hypervisors look for them. Leaves of features that the CPU does
-//! not have (performance monitoring, SGX, processor trace, …) read as zero.
+//! All basic leaves up to 1Fh, extended leaves up to 80000008h, and two groups of hypervisor leaves. Our own come first: the
+//! signature, and TSC and bus frequencies at 40000010h where guests of several hypervisors look for them. KVM's, with
+//! what we have of its interface, are at 40000100h: guests look for its signature at every multiple of 100h. Leaves of
+//! features that the CPU does not have (performance monitoring, SGX, processor trace, …) read as zero.
 //!
-//! Spec: SDM vol. 2A "CPUID"; vol. 1 §13.2 (leaf 0Dh); vol. 3 §9.9 (topology).
+//! Spec: SDM vol. 2A "CPUID"; vol. 1 §13.2 (leaf 0Dh); vol. 3 §9.9 (topology); KVM cpuid.rst.
 
 use super::BUS_HZ;
 use super::CpuPolicy;
@@ -22,11 +23,14 @@ pub(super) type Leaf = [u32; 4];
 const MAX_BASIC: u32 = 0x1f;
 const HYPERVISOR: u32 = 0x4000_0000;
 const MAX_HYPERVISOR: u32 = 0x4000_0010;
+const KVM: u32 = 0x4000_0100;
+const MAX_KVM: u32 = 0x4000_0101;
 const EXTENDED: u32 = 0x8000_0000;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 
 const VENDOR: &[u8; 12] = b"GenuineIntel";
 const HYPERVISOR_VENDOR: &[u8; 12] = b"OxbowOxbowOx";
+const KVM_VENDOR: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 
 /// Family 6, model AFh, stepping 3. A recent server model: guests know of no errata that have to be worked around and
 /// are not told off by [`CpuPolicy::arch_capabilities`]. It is one without AVX-512: some programs choose their code by the
@@ -71,6 +75,7 @@ impl CpuPolicy {
         match leaf {
             0..=MAX_BASIC => self.basic(leaf, subleaf, ctx),
             HYPERVISOR..=MAX_HYPERVISOR => hypervisor(leaf),
+            KVM..=MAX_KVM if self.word(Word::KvmEax) != 0 => self.kvm(leaf),
             EXTENDED..=MAX_EXTENDED => self.extended(leaf),
             // Beyond either range an Intel processor returns the data of the highest basic leaf.
             _ => self.basic(MAX_BASIC, subleaf, ctx),
@@ -191,6 +196,17 @@ impl CpuPolicy {
                 .iter()
                 .find(|c| c.index == subleaf && self.has(c.feature))
                 .map_or([0; 4], |c| [c.size, c.offset, 0, 0]),
+        }
+    }
+
+    /// No hints, and no features but those that a policy can tell: EDX of the second leaf stays zero.
+    fn kvm(&self, leaf: u32) -> Leaf {
+        match leaf {
+            KVM => {
+                let [ebx, ecx, edx] = words(KVM_VENDOR);
+                [MAX_KVM, ebx, ecx, edx]
+            }
+            _ => [self.word(Word::KvmEax), 0, 0, 0],
         }
     }
 

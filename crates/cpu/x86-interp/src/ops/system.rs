@@ -7,6 +7,7 @@
 
 mod control;
 mod debug;
+mod kvmclock;
 mod msr;
 mod paging;
 

@@ -26,6 +26,7 @@ impl Bench {
         let (clock, irq, alarm) = (TestClock::new(), IrqLine::detached(), IrqLine::detached());
         let config = RtcConfig {
             boot_unix_time: LEAP_NIGHT,
+            boot_nanoseconds: 0,
             ram_below_4g: 3 << 30,
             ram_above_4g: 5 << 30,
             cpus: 4,
@@ -96,6 +97,52 @@ fn set_holds_the_time_and_takes_the_new_one() {
     // The divider went on: the next second comes three quarters later, and the weekday is the guest's.
     b.advance(SECOND_NS * 3 / 4);
     assert_eq!(b.date(), [0x20, 0x00, 0x01, 0x01, 0x04, 0x00, 0x00, 0x00]);
+}
+
+#[test]
+fn boot_date_stays_until_the_guest_sets_the_clock() {
+    let mut b = Bench::new();
+    let ns = |seconds: i64, ns: u64| Duration::new(seconds.unsigned_abs(), 0) + Duration::from_nanos(ns);
+    b.advance(5 * SECOND_NS / 4);
+    assert_eq!(b.rtc.boot_date(), ns(LEAP_NIGHT, 0));
+    b.set(spec::REG_B, 0x82);
+    b.set(spec::MINUTES, 0x58);
+    b.advance(SECOND_NS);
+    assert_eq!(
+        b.rtc.boot_date(),
+        ns(LEAP_NIGHT - 61, 0),
+        "it stands, and guest time goes on"
+    );
+    b.set(spec::REG_B, 0x02);
+    assert_eq!(b.rtc.boot_date(), ns(LEAP_NIGHT - 61, 0));
+    // The divider, let go at 2.25 s, is at half a second then.
+    b.set(spec::REG_A, 0x76);
+    b.set(spec::REG_A, 0x26);
+    assert_eq!(b.rtc.boot_date(), ns(LEAP_NIGHT - 61, SECOND_NS / 4));
+    b.rtc.offset = -5;
+    assert_eq!(b.rtc.boot_date(), ns(0, SECOND_NS / 4));
+}
+
+#[test]
+fn clock_that_starts_within_a_second_ends_it_sooner() {
+    let clock = TestClock::new();
+    let config = RtcConfig {
+        boot_unix_time: LEAP_NIGHT,
+        boot_nanoseconds: 900_000_000,
+        ..RtcConfig::default()
+    };
+    let line = IrqLine::detached;
+    let rtc = CmosRtc::new(Arc::new(clock.clone()), line(), line(), &config);
+    assert_eq!(rtc.boot_date(), Duration::new(LEAP_NIGHT.unsigned_abs(), 900_000_000));
+    let mut b = Bench {
+        rtc,
+        clock,
+        ..Bench::new()
+    };
+    b.advance(SECOND_NS / 10 - 1);
+    assert_eq!(b.get(spec::SECONDS), 0x58);
+    b.advance(1);
+    assert_eq!(b.get(spec::SECONDS), 0x59);
 }
 
 #[test]

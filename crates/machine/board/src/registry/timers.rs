@@ -1,5 +1,7 @@
 //! Timers and the real-time clock: where they go and how they are built.
 
+use std::sync::Arc;
+use std::time::Duration;
 use std::time::SystemTime;
 
 use chipset::cmos_rtc::CmosRtc;
@@ -45,24 +47,31 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedD
             .map(|(_, region)| region.len())
             .sum()
     };
+    let (boot_unix_time, boot_nanoseconds) = match builder.spec.devices.rtc.base {
+        Some(base) => (base, 0),
+        None => host_time(),
+    };
     let config = RtcConfig {
-        boot_unix_time: builder.spec.devices.rtc.base.unwrap_or_else(host_time),
+        boot_unix_time,
+        boot_nanoseconds,
         ram_below_4g: ram(true),
         ram_above_4g: ram(false),
         cpus: builder.spec.cpus,
     };
     let line = builder.legacy_gate.irq8();
-    builder.slot(
+    let slot = builder.slot(
         place,
         CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config),
-    )
+    );
+    builder.rtc = Some(Arc::clone(&slot));
+    slot
 }
 
-/// Seconds since 1970 on the host.
-fn host_time() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs().try_into().unwrap_or(0))
+/// Seconds since 1970 on the host, and nanoseconds.
+fn host_time() -> (i64, u32) {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let time = since.unwrap_or(Duration::ZERO);
+    (time.as_secs().try_into().unwrap_or(0), time.subsec_nanos())
 }
 
 pub(super) fn place_hpet(spec: &MachineSpec) -> Vec<Placement> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use board::Backends;
 use board::Machine;
@@ -141,7 +142,7 @@ fn paused_machine_executes_nothing_and_its_time_stands() {
     }
     machine.pause().unwrap();
     let (before, time) = (steps.load(Ordering::Relaxed), machine.save().unwrap().time);
-    std::thread::sleep(std::time::Duration::from_millis(10));
+    std::thread::sleep(Duration::from_millis(10));
     assert_eq!(steps.load(Ordering::Relaxed), before);
     assert_eq!(machine.save().unwrap().time, time);
     machine.resume().unwrap();
@@ -318,4 +319,28 @@ fn signals_of_the_old_guest_are_gone_after_a_reset() {
         power_off(step)
     });
     assert_eq!(run(&machine), Outcome::PowerOff);
+}
+
+/// A machine whose clock starts at `base` and whose processor tells the date of power-on.
+fn dated(base: i64) -> (Machine, mpsc::Receiver<Duration>) {
+    let (dates, told) = mpsc::channel();
+    let mut spec = small();
+    spec.devices.rtc.base = Some(base);
+    let machine = build(&spec, Backends::default(), move |step| {
+        let _ = dates.send(step.board.boot_date());
+        Next::Halt
+    });
+    (machine, told)
+}
+
+#[test]
+fn date_of_power_on_is_the_rtcs_and_moves_with_a_saved_state() {
+    let (first, told) = dated(1_000_000_000);
+    let saved = first.save().unwrap();
+    first.start().unwrap();
+    assert_eq!(told.recv(), Ok(Duration::from_secs(1_000_000_000)));
+    let (second, told) = dated(1_500_000_000);
+    second.restore(saved).unwrap();
+    second.start().unwrap();
+    assert_eq!(told.recv(), Ok(Duration::from_secs(1_000_000_000)));
 }

@@ -1,8 +1,8 @@
 //! Model-specific registers: RDMSR and WRMSR.
 //!
 //! All that a current system wants of a processor without performance counters, VMX and SMX. Ten machine-check banks
-//! record nothing. The registers of the local APIC are its device's. MTRRs are kept but mean nothing: memory types have
-//! no effect here. Any other number is #GP(0).
+//! record nothing. The registers of the local APIC are its device's; those of KVM's clock are in `kvmclock`. MTRRs are
+//! kept but mean nothing: memory types have no effect here. Any other number is #GP(0).
 //!
 //! Spec: SDM vol. 4 table 2-2; vol. 3 §2.2.1 (EFER), §11.11 (MTRRs), §11.12 (PAT), §15.3 (machine check), §17.17 (TSC).
 
@@ -153,6 +153,9 @@ impl Cpu {
                 value
             });
         }
+        if let Some(register) = self.clock_register(number) {
+            return Some(self.read_clock(register));
+        }
         let m = &self.msrs;
         Some(match number {
             P5_MC_ADDR | P5_MC_TYPE | EBL_CR_POWERON | n::PLATFORM_ID => 0,
@@ -204,14 +207,11 @@ impl Cpu {
     /// Writes a register; `None` is #GP(0).
     fn write_msr(&mut self, number: u32, value: u64) -> Option<()> {
         if is_apic(number) {
-            allow(self.has_apic_msr(number))?;
-            let offset = self.msrs.tsc_offset.wrapping_neg();
-            let value = if number == n::TSC_DEADLINE {
-                self.shift_deadline(value, offset)
-            } else {
-                value
-            };
-            return self.board().apic_write_msr(self.id, number, value).ok();
+            return self.write_apic(number, value);
+        }
+        if let Some(register) = self.clock_register(number) {
+            self.write_clock(register, value);
+            return Some(());
         }
         match number {
             n::EFER => self.write_efer(value)?,
@@ -263,6 +263,18 @@ impl Cpu {
             }
         }
         Some(())
+    }
+
+    /// Registers of the local APIC.
+    fn write_apic(&mut self, number: u32, value: u64) -> Option<()> {
+        allow(self.has_apic_msr(number))?;
+        let offset = self.msrs.tsc_offset.wrapping_neg();
+        let value = if number == n::TSC_DEADLINE {
+            self.shift_deadline(value, offset)
+        } else {
+            value
+        };
+        self.board().apic_write_msr(self.id, number, value).ok()
     }
 
     /// Registers that hold a canonical address.
@@ -342,6 +354,7 @@ impl Cpu {
         }
         self.msrs.tsc_offset = self.msrs.tsc_offset.wrapping_add(by);
         self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(by);
+        self.tsc_moved();
     }
 
     fn write_efer(&mut self, value: u64) -> Option<()> {
