@@ -204,7 +204,8 @@ impl CpuPolicy {
     }
 
     /// IA32_ARCH_CAPABILITIES. A software processor does not speculate, so that nothing needs a work-around, and guests
-    /// pay for none: no page-table isolation, retpolines, VERW or flushes.
+    /// pay for none: no page-table isolation, retpolines, VERW or flushes. Linux does not take BHI_NO for an answer; with
+    /// BHI_DIS_S to set it does without its loop at each system call.
     #[must_use]
     pub const fn arch_capabilities(&self) -> u64 {
         arch_cap::RDCL_NO
@@ -290,7 +291,7 @@ const SYSTEM: FeatureSet = {
     FeatureSet::of(&[
         Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
         Ss, Pcid, X2apic, TscDeadline, Rdrand, Hypervisor, Fsgsbase, TscAdjust, Smep, Erms, Invpcid, Rdseed, Smap, Umip,
-        Fsrm, SpecCtrl, ArchCapabilities, Prefetchw, Syscall, Nx, Pdpe1gb, Rdtscp, Lm, InvariantTsc,
+        Fsrm, SpecCtrl, BhiCtrl, ArchCapabilities, Prefetchw, Syscall, Nx, Pdpe1gb, Rdtscp, Lm, InvariantTsc,
         KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
     ])
 };

@@ -15,6 +15,7 @@ pub(super) enum Word {
     Leaf7Ebx,
     Leaf7Ecx,
     Leaf7Edx,
+    Leaf7Sub2Edx,
     LeafD1Eax,
     Ext1Ecx,
     Ext1Edx,
@@ -24,7 +25,7 @@ pub(super) enum Word {
 }
 
 impl Word {
-    pub(super) const COUNT: usize = 11;
+    pub(super) const COUNT: usize = 12;
 }
 
 macro_rules! features {
@@ -130,6 +131,9 @@ features! {
         26 SpecCtrl     "spec_ctrl"     "IA32_SPEC_CTRL.IBRS and IA32_PRED_CMD.IBPB.";
         29 ArchCapabilities "arch_capabilities" "IA32_ARCH_CAPABILITIES.";
     }
+    Leaf7Sub2Edx {
+         4 BhiCtrl      "bhi_ctrl"      "IA32_SPEC_CTRL.BHI_DIS_S.";
+    }
     LeafD1Eax {
          0 Xsaveopt     "xsaveopt"      "XSAVEOPT.";
          1 Xsavec       "xsavec"        "XSAVEC and the compacted format.";
@@ -219,6 +223,7 @@ const PREREQUISITES: &[(Feature, &[Feature])] = {
         (Clwb,         &[Clflush]),
         (Fsrm,         &[Erms]),
         (SpecCtrl,     &[Msr]),
+        (BhiCtrl,      &[SpecCtrl]),
         (ArchCapabilities, &[Msr]),
         (KvmClockOld,  &[Hypervisor, Tsc, Msr]),
         (KvmNoIoDelay, &[Hypervisor]),

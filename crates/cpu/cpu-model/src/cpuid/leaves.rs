@@ -120,8 +120,10 @@ impl CpuPolicy {
                     // OSPKE.
                     ecx |= 1 << 4;
                 }
-                [0, self.word(Word::Leaf7Ebx), ecx, self.word(Word::Leaf7Edx)]
+                let last = if self.word(Word::Leaf7Sub2Edx) != 0 { 2 } else { 0 };
+                [last, self.word(Word::Leaf7Ebx), ecx, self.word(Word::Leaf7Edx)]
             }
+            0x07 if subleaf == 2 => [0, 0, 0, self.word(Word::Leaf7Sub2Edx)],
             0x0b | 0x1f => self.topology(subleaf, ctx),
             0x0d => self.xsave(subleaf, ctx),
             // TSC = crystal × EBX / EAX. Linux takes the crystal for the clock of the local APIC's timer.

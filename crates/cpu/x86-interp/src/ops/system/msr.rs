@@ -56,6 +56,8 @@ const MISC_ENABLE_ONES: u64 = 0x1800;
 const DEBUGCTL_BITS: u64 = 3;
 /// IA32_SPEC_CTRL: IBRS and STIBP.
 const SPEC_CTRL_BITS: u64 = 3;
+/// IA32_SPEC_CTRL: no predictions from the branch history of less privileged code.
+const BHI_DIS_S: u64 = 1 << 10;
 /// IA32_MTRR_DEF_TYPE: type, FE and E.
 const MTRR_DEF_TYPE_BITS: u64 = 0xcff;
 /// Reserved bits of physical addresses.
@@ -221,7 +223,8 @@ impl Cpu {
             }
             n::TSC_ADJUST if self.has(Feature::TscAdjust) => self.move_tsc(value.wrapping_sub(self.msrs.tsc_adjust)),
             n::SPEC_CTRL if self.has(Feature::SpecCtrl) => {
-                allow(value & !SPEC_CTRL_BITS == 0)?;
+                let more = if self.has(Feature::BhiCtrl) { BHI_DIS_S } else { 0 };
+                allow(value & !(SPEC_CTRL_BITS | more) == 0)?;
                 self.msrs.spec_ctrl = value;
             }
             // IBPB: there is no prediction to forget.
