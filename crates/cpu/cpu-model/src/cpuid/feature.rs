@@ -3,7 +3,7 @@
 //! Only what the engines carry out has a row here; a flag without a row is never told to a guest.
 //!
 //! Spec: SDM vol. 2A "CPUID" tables 3-8, 3-10, 3-11 and leaves 07h, 0Dh, 80000001h; APM vol. 3 appendix E (80000008h);
-//! KVM cpuid.rst (40000101h).
+//! KVM cpuid.rst (40000001h).
 
 use std::fmt;
 

@@ -1,8 +1,9 @@
 //! CPUID leaves: the registers that the instruction returns.
 //!
-//! All basic leaves up to 1Fh, extended leaves up to 80000008h, and two groups of hypervisor leaves. Our own come first: the
-//! signature, and TSC and bus frequencies at 40000010h where guests of several hypervisors look for them. KVM's, with
-//! what we have of its interface, are at 40000100h: guests look for its signature at every multiple of 100h. Leaves of
+//! All basic leaves up to 1Fh, extended leaves up to 80000008h, and two groups of hypervisor leaves. KVM's come first,
+//! with what we have of its interface, since some guests look for its signature nowhere else; our own signature is at
+//! 40000100h. Without KVM's ours is the first. TSC and bus frequencies are at 40000010h where guests of several
+//! hypervisors look for them. Leaves of
 //! features that the CPU does not have (performance monitoring, SGX, processor trace, …) read as zero.
 //!
 //! Spec: SDM vol. 2A "CPUID"; vol. 1 §13.2 (leaf 0Dh); vol. 3 §9.9 (topology); KVM cpuid.rst.
@@ -23,8 +24,8 @@ pub(super) type Leaf = [u32; 4];
 const MAX_BASIC: u32 = 0x1f;
 const HYPERVISOR: u32 = 0x4000_0000;
 const MAX_HYPERVISOR: u32 = 0x4000_0010;
-const KVM: u32 = 0x4000_0100;
-const MAX_KVM: u32 = 0x4000_0101;
+const KVM_FEATURES: u32 = 0x4000_0001;
+const SECOND_HYPERVISOR: u32 = 0x4000_0100;
 const EXTENDED: u32 = 0x8000_0000;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 
@@ -74,8 +75,8 @@ impl CpuPolicy {
     pub fn cpuid(&self, leaf: u32, subleaf: u32, ctx: &CpuidContext) -> [u32; 4] {
         match leaf {
             0..=MAX_BASIC => self.basic(leaf, subleaf, ctx),
-            HYPERVISOR..=MAX_HYPERVISOR => hypervisor(leaf),
-            KVM..=MAX_KVM if self.word(Word::KvmEax) != 0 => self.kvm(leaf),
+            HYPERVISOR..=MAX_HYPERVISOR => self.hypervisor(leaf),
+            SECOND_HYPERVISOR if self.has_kvm() => signature(SECOND_HYPERVISOR, HYPERVISOR_VENDOR),
             EXTENDED..=MAX_EXTENDED => self.extended(leaf),
             // Beyond either range an Intel processor returns the data of the highest basic leaf.
             _ => self.basic(MAX_BASIC, subleaf, ctx),
@@ -201,14 +202,20 @@ impl CpuPolicy {
         }
     }
 
-    /// No hints, and no features but those that a policy can tell: EDX of the second leaf stays zero.
-    fn kvm(&self, leaf: u32) -> Leaf {
+    /// Some of KVM's interface is there.
+    fn has_kvm(&self) -> bool {
+        self.word(Word::KvmEax) != 0
+    }
+
+    fn hypervisor(&self, leaf: u32) -> Leaf {
         match leaf {
-            KVM => {
-                let [ebx, ecx, edx] = words(KVM_VENDOR);
-                [MAX_KVM, ebx, ecx, edx]
-            }
-            _ => [self.word(Word::KvmEax), 0, 0, 0],
+            HYPERVISOR if self.has_kvm() => signature(MAX_HYPERVISOR, KVM_VENDOR),
+            HYPERVISOR => signature(MAX_HYPERVISOR, HYPERVISOR_VENDOR),
+            // No hints: EDX stays zero.
+            KVM_FEATURES => [self.word(Word::KvmEax), 0, 0, 0],
+            // TSC and local APIC timer in kHz.
+            MAX_HYPERVISOR => [(TSC_HZ / 1000) as u32, (BUS_HZ / 1000) as u32, 0, 0],
+            _ => [0; 4],
         }
     }
 
@@ -243,16 +250,10 @@ impl CpuPolicy {
     }
 }
 
-fn hypervisor(leaf: u32) -> Leaf {
-    match leaf {
-        HYPERVISOR => {
-            let [ebx, ecx, edx] = words(HYPERVISOR_VENDOR);
-            [MAX_HYPERVISOR, ebx, ecx, edx]
-        }
-        // TSC and local APIC timer in kHz.
-        MAX_HYPERVISOR => [(TSC_HZ / 1000) as u32, (BUS_HZ / 1000) as u32, 0, 0],
-        _ => [0; 4],
-    }
+/// The first leaf of a group that ends with leaf `last`.
+fn signature(last: u32, vendor: &[u8; 12]) -> Leaf {
+    let [ebx, ecx, edx] = words(vendor);
+    [last, ebx, ecx, edx]
 }
 
 /// Text as registers hold it.
