@@ -101,10 +101,10 @@ fn effect(item: &Item, slot: i32) -> Effect {
 
 fn same(item: &Item, operand: Option<(i32, i32)>) -> Effect {
     let ins = &item.ins;
-    let writes =
-        ins.op_count() > 0 && ins.op0_kind() == OpKind::Register && ins.op0_register().full_register() == Register::RSP
-            || ins.mnemonic() == Mnemonic::Xchg && ins.op1_register().full_register() == Register::RSP
-            || ins.mnemonic() == Mnemonic::Xadd && ins.op1_register().full_register() == Register::RSP;
+    let is_pointer =
+        |operand| ins.op_kind(operand) == OpKind::Register && ins.op_register(operand).full_register() == Register::RSP;
+    let second = matches!(ins.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Mulx);
+    let writes = ins.op_count() > 0 && is_pointer(0) || second && is_pointer(1);
     let constant = || i32::try_from(ins.immediate(1) as i64).ok();
     if !writes || matches!(ins.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
         return operand.map_or(Effect::None, |(low, high)| Effect::Access { low, high, by: 0 });
