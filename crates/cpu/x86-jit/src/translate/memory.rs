@@ -163,7 +163,10 @@ impl Translator {
             return Some(());
         }
         let (base, scaled) = (ins.memory_base(), ins.memory_index());
-        let wide = self.wide && !(base.is_gpr32() || scaled.is_gpr32());
+        // An absolute address of 32 bits is not sign-extended.
+        let absolute = base == Register::None && scaled == Register::None;
+        let narrow = base.is_gpr32() || scaled.is_gpr32() || absolute && ins.memory_displ_size() == 4;
+        let wide = self.wide && !narrow;
         let mut host = |r: Register| self.host_of(index, r.full_register().number() as Reg);
         let base = if base == Register::None {
             None
