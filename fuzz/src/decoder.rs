@@ -29,17 +29,12 @@ use crate::input::Input;
 use crate::machine;
 use crate::machine::Board;
 use crate::machine::Mode;
+use crate::registers;
 
 /// Instructions per run.
 const BUDGET: u64 = 64;
 /// Longest code.
 const CODE_MAX: usize = 512;
-/// Values of general registers: numbers at edges, and addresses of all that the machine has.
-#[rustfmt::skip]
-const VALUES: [u64; 16] = [
-    0, 1, u64::MAX, 0x7fff_ffff, 0x8000_0000, 0x7fff_ffff_ffff_ffff, 0x8000_0000_0000_0000, 0xc000,
-    0xcff8, 0x1_0ffc, 0x3000, 0x1000, machine::RAM - 8, 0xfee0_0000, 0x0000_7fff_ffff_fff8, 0xffff_8000_0000_0000,
-];
 
 struct Case {
     mode: Mode,
@@ -68,9 +63,6 @@ pub fn run(data: &[u8]) {
         let slices = [case.split, BUDGET - case.split];
         (once(&case, code, &[BUDGET], false), once(&case, code, &slices, true))
     };
-    if is_random(code) {
-        return;
-    }
     let diff = whole.1.diff(&parts.1);
     assert!(
         diff.is_empty(),
@@ -80,11 +72,6 @@ pub fn run(data: &[u8]) {
     assert_eq!(whole.1, parts.1);
     assert_eq!(whole.0, parts.0, "the runs stop for different reasons");
     assert_memory(&whole.2, &parts.2);
-}
-
-/// Whether RDRAND or RDSEED is in the code: no two runs of it are alike.
-fn is_random(code: &[u8]) -> bool {
-    code.windows(3).any(|bytes| matches!(bytes, [0x0f, 0xc7, 0xf0..=0xff]))
 }
 
 /// Compares as a whole first: what is compared byte by byte is slow when it is watched for coverage.
@@ -173,14 +160,9 @@ fn case(input: &mut Input<'_>) -> Case {
         }
     }
     let fill = input.byte();
-    floating_point(fill, &mut state);
+    registers::floating_point(fill, &mut state);
     let vector = input.byte();
-    for (index, byte) in (0usize..).zip(input.bytes(16)) {
-        // The stack stays where it is unless the input wants another.
-        if *byte != 0 || index != 4 {
-            state.gpr[index] = VALUES[usize::from(byte & 15)].wrapping_add(u64::from(byte >> 4));
-        }
-    }
+    registers::general(input.bytes(16), &mut state);
     Case {
         mode,
         second_page: !option(1),
@@ -190,39 +172,5 @@ fn case(input: &mut Input<'_>) -> Case {
         kicks: fill & 0x40 != 0,
         vector,
         state,
-    }
-}
-
-fn floating_point(byte: u8, state: &mut CpuState) {
-    let fpu = &mut state.fpu;
-    let round = u16::from(byte >> 2 & 3);
-    fpu.mxcsr = if byte & 1 == 0 { 0x1f80 } else { 0 } | u32::from(round) << 13;
-    fpu.fcw = if byte & 2 == 0 { 0x37f } else { 0x340 } | round << 10;
-    if byte & 0x10 != 0 {
-        for (index, lanes) in (0u64..).zip(&mut fpu.ymm) {
-            *lanes = [
-                0x3ff0_0000_0000_0000 + index,
-                0x7ff8_0000_7f80_0001 << index,
-                index,
-                u64::MAX - index,
-            ];
-        }
-    }
-    if byte & 0x20 != 0 {
-        fpu.ftw = 0xff;
-        for (index, register) in (0u8..).zip(&mut fpu.st) {
-            *register = [
-                index,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0x80 | index << 4,
-                0xff - (index & 3),
-                0x3f | index << 6,
-            ];
-        }
     }
 }

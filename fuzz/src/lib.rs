@@ -5,6 +5,7 @@
 //!   chipset, states     chips ──────► device-model, chipset
 //!   loaders             ────────────► firmware
 //!   decoder, cpu_state  machine ────► x86-interp
+//!   translator          machine ────► x86-interp, x86-jit
 //! ```
 #![forbid(unsafe_code)]
 
@@ -15,4 +16,6 @@ pub mod decoder;
 mod input;
 pub mod loaders;
 mod machine;
+mod registers;
 pub mod states;
+pub mod translator;

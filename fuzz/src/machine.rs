@@ -48,16 +48,16 @@ pub(crate) const COMPARED: usize = 0x1_2000;
 
 const GDT: u64 = 0x1000;
 const LDT: u64 = 0x1800;
-const IDT: u64 = 0x2000;
+pub(crate) const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
 const OTHER_TSS: u64 = 0x4000;
 const DIRECTORY_32: u64 = 0x5000;
 const PML4: u64 = 0xe000;
-const PDPT: u64 = 0x6000;
+pub(crate) const PDPT: u64 = 0x6000;
 const DIRECTORY: u64 = 0x7000;
-const TABLE: u64 = 0x8000;
-const HANDLER: u64 = 0x9000;
-const STACK: u64 = 0xb000;
+pub(crate) const TABLE: u64 = 0x8000;
+pub(crate) const HANDLER: u64 = 0x9000;
+pub(crate) const STACK: u64 = 0xb000;
 const DATA: u64 = 0xc000;
 const PAE_POINTERS: u64 = 0xf000;
 
@@ -129,7 +129,7 @@ impl Mode {
         Self::ALL[usize::from(byte) % Self::ALL.len()]
     }
 
-    fn is_long(self) -> bool {
+    pub(crate) fn is_long(self) -> bool {
         matches!(self, Self::Long | Self::Compatibility)
     }
 
@@ -375,7 +375,7 @@ fn segments(mode: Mode, user: bool, state: &mut CpuState) {
 
 /// The CPU model of all machines: the same on every host. It has no registers of KVM's clock: the time that they keep in
 /// memory is mended when a state is taken over, so that a guest which spoils it would see that.
-fn policy() -> Arc<CpuPolicy> {
+pub(crate) fn policy() -> Arc<CpuPolicy> {
     static POLICY: OnceLock<Arc<CpuPolicy>> = OnceLock::new();
     let make = || {
         let model = CpuPolicy::new(Model::V3).expect("fuzzing needs a host with AVX2");
@@ -422,6 +422,11 @@ impl Board {
     /// Kicks the processor with these signals on every port write from now on.
     pub(crate) fn kick(&mut self, signals: Arc<Signals>) {
         self.kicked = Some(signals);
+    }
+
+    /// Interrupts that are still to come.
+    pub(crate) fn interrupts_left(&self) -> u8 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     fn answer(&self) -> u64 {
@@ -485,6 +490,10 @@ impl CpuBoard for Board {
     fn set_apic_cr8(&self, _cpu: u32, value: u8) {
         assert!(value < 16, "CR8 = {value:#x}");
         self.cr8.store(value, Ordering::Relaxed);
+    }
+
+    fn random(&self) -> Option<u64> {
+        Some(self.answer())
     }
 
     fn now(&self) -> VmTime {

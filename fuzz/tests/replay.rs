@@ -40,3 +40,8 @@ fn decoder_seeds_find_nothing() {
 fn cpu_state_seeds_find_nothing() {
     replay("cpu_state", oxbow_fuzz::cpu_state::run);
 }
+
+#[test]
+fn translator_seeds_find_nothing() {
+    replay("translator", oxbow_fuzz::translator::run);
+}
