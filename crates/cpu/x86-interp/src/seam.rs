@@ -288,6 +288,21 @@ impl InterpVcpu {
         self.cpu.tlb.set_stack(bank, lin) || self.cpu.fill_ahead(lin, bank) && self.cpu.tlb.set_stack(bank, lin)
     }
 
+    /// Host address minus guest address of the page that holds the `len` bytes at `lin`, if the TLB knows it and they
+    /// may be accessed without more ado.
+    #[must_use]
+    pub fn data_addend(&self, lin: u64, len: u64, write: bool) -> Option<u64> {
+        let entry = self.cpu.tlb.data(self.cpu.bank, lin);
+        let tag = if write { entry.write } else { entry.read };
+        (lin.wrapping_sub(tag) <= 4096 - len).then_some(entry.addend)
+    }
+
+    /// What addresses relative to segment number `n` (as in instructions) begin with.
+    #[must_use]
+    pub fn segment_base(&self, n: usize) -> u64 {
+        self.cpu.ea_base[n]
+    }
+
     /// Host address minus guest address of the known stack page.
     #[inline]
     #[must_use]

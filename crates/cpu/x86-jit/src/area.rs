@@ -44,8 +44,10 @@ pub(crate) struct Area {
     pub(crate) flags: u64,
     pub(crate) scratch: [u64; 4],
     /// What was looked up for a hot loop, by group; the iterations for which it holds.
-    pub(crate) loop_groups: [u64; crate::translate::GROUPS],
+    pub(crate) loop_groups: [u64; crate::translate::HOT_GROUPS],
     pub(crate) loop_count: u64,
+    /// What was looked up for the groups of the running block, as far as it was stored.
+    pub(crate) groups: [u64; crate::block::GROUPS],
     /// Iterations since a hot loop was entered, up to those that its ordinary body does.
     pub(crate) loop_tries: u32,
     /// Guest registers that a hot loop does not use, while it uses their host registers.
@@ -100,6 +102,7 @@ area! {
     LOW = low,
     LOOP = loop_groups,
     LOOP_COUNT = loop_count,
+    GROUPS = groups,
     LOOP_TRIES = loop_tries,
     BORROWED = borrowed,
     WHY = why,

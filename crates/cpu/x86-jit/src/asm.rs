@@ -87,6 +87,11 @@ impl Asm {
         self.gs_base(0x8b, reg, base, off);
     }
 
+    /// `add reg, gs:[off]`
+    pub(crate) fn add(&mut self, reg: Reg, off: u32) {
+        self.gs(0x03, reg, off);
+    }
+
     /// `sub reg, gs:[off]`
     pub(crate) fn sub(&mut self, reg: Reg, off: u32) {
         self.gs(0x2b, reg, off);

@@ -16,6 +16,8 @@ pub(crate) enum Held {
     Stack,
     /// The guest register of this number.
     Guest(u8),
+    /// What was looked up for the group of this number.
+    Group(u8),
 }
 
 /// What the host's R8 to R11 hold: four bits for each.
@@ -32,7 +34,9 @@ impl Holdings {
         match self.0 >> ((reg - 8) * 4) & 15 {
             0 => Held::Nothing,
             1 => Held::Stack,
-            n => Held::Guest(n as u8),
+            n @ 8..12 => Held::Guest(n as u8),
+            n @ ..8 => Held::Group(n as u8 - 2),
+            n => Held::Group(n as u8 - 6),
         }
     }
 
@@ -41,6 +45,8 @@ impl Holdings {
             Held::Nothing => 0,
             Held::Stack => 1,
             Held::Guest(n) => u16::from(n),
+            Held::Group(n @ ..6) => u16::from(n) + 2,
+            Held::Group(n) => u16::from(n) + 6,
         };
         let shift = (reg - 8) * 4;
         self.0 = self.0 & !(15 << shift) | code << shift;
@@ -73,6 +79,48 @@ pub(crate) struct Span {
     pub(crate) register: u8,
     pub(crate) low: i32,
     pub(crate) high: i32,
+}
+
+/// What an address begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    None,
+    /// The page that the code is on.
+    Page,
+    Register(u8),
+}
+
+/// Groups of a block at most: as many as [`Holdings`] can tell apart.
+pub(crate) const GROUPS: usize = 10;
+
+/// Memory operands with one check.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    /// Its first instruction, which makes the check, and its last.
+    pub(crate) first: u8,
+    pub(crate) last: u8,
+    pub(crate) base: Base,
+    /// Index register and log2 of its scale.
+    pub(crate) scaled: Option<(u8, u8)>,
+    /// FS or GS.
+    pub(crate) segment: Option<u8>,
+    /// Bytes covered, from the sum of these.
+    pub(crate) low: i32,
+    pub(crate) high: i32,
+    pub(crate) write: bool,
+}
+
+impl Group {
+    /// What is kept is the host's address of the first byte; else it is the addend of the page.
+    pub(crate) fn pointer(&self) -> bool {
+        let plain = matches!(self.base, Base::Register(n) if !(8..12).contains(&n));
+        !plain || self.scaled.is_some() || self.segment.is_some()
+    }
+
+    /// Whether its address changes with a register.
+    pub(crate) fn depends_on(&self, n: u8) -> bool {
+        self.base == Base::Register(n) || self.scaled.is_some_and(|s| s.0 == n)
+    }
 }
 
 /// A direct jump out of a block.
@@ -130,6 +178,7 @@ pub(crate) struct Block {
     pub(crate) body: u32,
     pub(crate) insns: Box<[Insn]>,
     pub(crate) spans: Box<[(u8, Span)]>,
+    pub(crate) groups: Box<[Group]>,
     pub(crate) exits: Box<[Exit]>,
     /// The body without checks, if the block is a hot loop.
     pub(crate) hot: Option<Box<Hot>>,

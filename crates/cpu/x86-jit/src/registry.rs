@@ -159,6 +159,7 @@ impl Registry {
             body: draft.body,
             insns: draft.insns.into(),
             spans: draft.spans.into(),
+            groups: draft.groups.into(),
             exits: draft.exits.into(),
             hot: draft.hot.map(Box::new),
             spins: AtomicU32::new(if draft.tried { HOT + 1 } else { 0 }),

@@ -18,6 +18,7 @@ mod classify;
 mod encode;
 mod flags;
 mod flow;
+mod group;
 mod hot;
 mod memory;
 mod stack;
@@ -34,6 +35,8 @@ use x86_interp::seam::Mode;
 use crate::asm::Asm;
 use crate::asm::Fix;
 use crate::block::Exit;
+use crate::block::GROUPS;
+use crate::block::Group;
 use crate::block::Holdings;
 use crate::block::Hot;
 use crate::block::Insn;
@@ -41,11 +44,11 @@ use crate::block::Span;
 use crate::thunk::Why;
 use cache::Cache;
 use classify::Class;
-pub(crate) use hot::GROUPS;
+pub(crate) use hot::GROUPS as HOT_GROUPS;
 use hot::Loop;
 
 /// Instructions of a block at most.
-pub(crate) const MAX_INSNS: usize = 64;
+pub(crate) const MAX_INSNS: usize = 200;
 
 /// Mode bits beside those of the processor.
 pub(crate) const EXACT_STACK: u32 = 1 << 31;
@@ -84,6 +87,8 @@ pub(crate) struct Item {
     pub(crate) vector: bool,
     /// The check that begins here.
     pub(crate) check: Option<Span>,
+    /// The group of its memory operand.
+    pub(crate) group: Option<u8>,
 }
 
 /// Where RAX is while AX holds the flags.
@@ -105,6 +110,7 @@ enum Cold {
         parked: Parked,
         unsaved: Holdings,
         held: Holdings,
+        group: Option<u8>,
     },
     /// Leaves through an exit.
     Exit { exit: usize },
@@ -122,6 +128,7 @@ pub(crate) struct Draft {
     pub(crate) body: u32,
     pub(crate) insns: Vec<Insn>,
     pub(crate) spans: Vec<(u8, Span)>,
+    pub(crate) groups: Vec<Group>,
     pub(crate) exits: Vec<Exit>,
     pub(crate) hot: Option<Hot>,
     /// It was looked at whether it is a hot loop.
@@ -153,6 +160,11 @@ pub(crate) struct Translator {
     records: Vec<(Fix, u64)>,
     hot: Option<Hot>,
     tried: bool,
+    groups: Vec<Group>,
+    /// By group: what was looked up is in the vCPU's memory.
+    stored: [bool; GROUPS],
+    /// The instruction being translated.
+    at: usize,
 }
 
 /// Decodes a block from `bytes`, which lie at `at` and end with the page.
@@ -192,6 +204,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             on_stack: false,
             vector: class == Class::Same && classify::uses_vectors(&ins),
             check: None,
+            group: None,
         });
         if class.ends_block() || class == Class::Jcc && key & SINGLE != 0 {
             break;
@@ -234,6 +247,9 @@ impl Translator {
             records: Vec::new(),
             hot: None,
             tried: hot,
+            groups: Vec::new(),
+            stored: [false; GROUPS],
+            at: 0,
         };
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
         if !t.single {
@@ -254,6 +270,9 @@ impl Translator {
             }
         } else if !t.single {
             stack::hoist(&mut t.items, slot);
+        }
+        if plan.is_none() && t.wide && key & EXACT_STACK == 0 {
+            t.groups = group::plan(&mut t.items, &mut t.info);
         }
         let (poll, body) = t.header();
         let fast = plan.as_ref().map(|l| t.hot_loop(l, at & !0xfff));
@@ -308,6 +327,7 @@ impl Translator {
         let mut vectors = false;
         for index in 0..self.items.len() {
             self.release_all();
+            self.at = index;
             if self.items[index].class.leaves() {
                 self.settle();
             }
@@ -375,6 +395,7 @@ impl Translator {
                     parked,
                     unsaved,
                     held,
+                    group,
                 } => {
                     fixes.into_iter().for_each(|fix| self.asm.here(fix));
                     for (reg, n) in unsaved.guests() {
@@ -382,6 +403,9 @@ impl Translator {
                     }
                     if why == Why::Stack && !self.single {
                         self.stack_across_pages(index, parked, held);
+                    }
+                    if let Some(g) = group.filter(|_| !self.single) {
+                        self.group_across_pages(index, g, parked, held);
                     }
                     self.restore_flags(parked);
                     self.hand(why, index as u64);
@@ -459,6 +483,7 @@ impl Translator {
             body,
             insns,
             spans,
+            groups: self.groups,
             exits: self.exits,
             hot: self.hot,
             tried: self.tried,

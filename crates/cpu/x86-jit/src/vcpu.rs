@@ -23,6 +23,7 @@ mod find;
 use crate::area;
 use crate::area::Frame;
 use crate::area::JUMPS;
+use crate::block::Base;
 use crate::block::Block;
 use crate::block::HOT;
 use crate::block::Held;
@@ -290,9 +291,15 @@ impl Frame {
         if self.rest.end.is_some() {
             self.interp.count(index as u64 - self.rest.counted);
         }
+        self.exactly()
+    }
+
+    /// Goes on at RIP with the translation that checks each access for itself.
+    fn exactly(&mut self) -> u64 {
         match self.find(EXACT_STACK) {
             // SAFETY: found just now.
             Found::Code(exact) if unsafe { &*exact }.insns.len() as u64 <= self.room() => self.go(exact, false),
+            _ if self.room() == 0 => self.dispatch(),
             _ => {
                 self.interp.interpret(1);
                 self.dispatch()
@@ -457,8 +464,38 @@ impl Frame {
 
     /// Goes on with an instruction of a block.
     fn enter_at(&mut self, block: &Block, index: usize) -> u64 {
+        if !self.look_groups_up(block, index) {
+            self.at(block, index);
+            return self.exactly();
+        }
         let insn = &block.insns[index];
         self.enter(block.host + u64::from(insn.host), insn.holdings)
+    }
+
+    /// Looks up again what instruction `index` expects to have been looked up. False when the TLB does not know it.
+    fn look_groups_up(&mut self, block: &Block, index: usize) -> bool {
+        for (n, group) in block.groups.iter().enumerate() {
+            if !(usize::from(group.first) < index && index <= usize::from(group.last)) {
+                continue;
+            }
+            let gpr = |n: u8| self.interp.gpr(n.into());
+            let base = match group.base {
+                Base::None => 0,
+                Base::Page => self.area.page,
+                Base::Register(n) => gpr(n),
+            };
+            let scaled = group.scaled.map_or(0, |(n, scale)| gpr(n) << scale);
+            let segment = group.segment.map_or(0, |n| self.interp.segment_base(n.into()));
+            let low = base
+                .wrapping_add(scaled)
+                .wrapping_add(segment)
+                .wrapping_add(group.low as i64 as u64);
+            let Some(addend) = self.interp.data_addend(low, (group.high - group.low) as u64, group.write) else {
+                return false;
+            };
+            self.area.groups[n] = if group.pointer() { low.wrapping_add(addend) } else { addend };
+        }
+        true
     }
 
     /// Goes on at a host address, in the present state.
@@ -473,6 +510,7 @@ impl Frame {
                     Held::Nothing => 0,
                     Held::Stack => self.interp.stack_addend(),
                     Held::Guest(n) => self.interp.gpr(n.into()),
+                    Held::Group(n) => self.area.groups[usize::from(n)],
                 };
             }
         }

@@ -14,6 +14,7 @@ use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
+use crate::block::GROUPS;
 use crate::block::Held;
 use crate::block::Holdings;
 use crate::translate::Translator;
@@ -97,6 +98,13 @@ impl Translator {
 
     fn evict(&mut self, r: Reg) {
         self.save(r);
+        if let Held::Group(g) = self.cache.held.get(r)
+            && !self.stored[usize::from(g)]
+            && self.at < self.groups[usize::from(g)].last.into()
+        {
+            self.asm.store(area::GROUPS + 8 * u32::from(g), r);
+            self.stored[usize::from(g)] = true;
+        }
         self.cache.held.set(r, Held::Nothing);
     }
 
@@ -158,6 +166,37 @@ impl Translator {
         Some(r)
     }
 
+    /// The register that holds what was looked up for group `g`. `None` when there is none.
+    pub(crate) fn group_register(&mut self, index: usize, g: u8) -> Option<Reg> {
+        let what = Held::Group(g);
+        let r = match self.cache.find(what) {
+            Some(r) => r,
+            None if self.stored[usize::from(g)] => {
+                let r = self.choose(index, what)?;
+                self.evict(r);
+                self.asm.load(r, area::GROUPS + 8 * u32::from(g));
+                self.cache.held.set(r, what);
+                r
+            }
+            None => return None,
+        };
+        self.cache.busy |= bit(r);
+        Some(r)
+    }
+
+    /// Keeps what was looked up for group `g`, which is in `from`, in the register that is best for it.
+    pub(crate) fn keep_group(&mut self, index: usize, g: u8, from: Reg) -> Option<Reg> {
+        let r = self.choose(index, Held::Group(g))?;
+        if r != from {
+            self.evict(r);
+            self.asm.mov(r, from);
+        }
+        self.stored[usize::from(g)] = false;
+        self.cache.held.set(r, Held::Group(g));
+        self.cache.busy |= bit(r);
+        Some(r)
+    }
+
     fn load_stack_addend(&mut self, r: Reg) {
         self.evict(r);
         self.asm.load(r, area::stack(self.bank) + 8);
@@ -176,12 +215,14 @@ impl Translator {
     pub(crate) fn settle(&mut self) {
         self.bring_home();
         self.cache = Cache::new();
+        self.stored = [false; GROUPS];
     }
 
     /// Brings all guest registers home on a way that does not come back.
     pub(crate) fn save_all(&mut self) {
         ALL.into_iter().for_each(|r| self.save(r));
         self.cache = Cache::new();
+        self.stored = [false; GROUPS];
     }
 
     /// The register whose present contents will be missed least.
@@ -193,6 +234,9 @@ impl Translator {
             let held = self.cache.held.get(r);
             let missed = match held {
                 Held::Nothing => 0,
+                Held::Group(g) if self.at < self.groups[usize::from(g)].last.into() => {
+                    if self.stored[usize::from(g)] { 1 } else { 2 }
+                }
                 _ if self.next_use(index, held) == usize::MAX && held != Held::Stack => 0,
                 _ if self.cache.dirty & bit(r) != 0 => 2,
                 _ => 1,
@@ -213,6 +257,7 @@ impl Translator {
             Held::Nothing => false,
             Held::Stack => self.items[*i].on_stack,
             Held::Guest(n) => uses(&self.items[*i].ins, n),
+            Held::Group(g) => self.items[*i].group == Some(g),
         };
         (index + 1..self.items.len()).find(wants).unwrap_or(usize::MAX)
     }
@@ -222,7 +267,8 @@ impl Translator {
         let claims = |i: &usize| {
             let item = &self.items[*i];
             let memory = (0..item.ins.op_count()).any(|o| item.ins.op_kind(o) == OpKind::Memory);
-            memory && !item.on_stack && item.ins.mnemonic() != iced_x86::Mnemonic::Lea
+            let known = item.group.is_some_and(|g| i != &usize::from(self.groups[usize::from(g)].first));
+            memory && !item.on_stack && !known && item.ins.mnemonic() != iced_x86::Mnemonic::Lea
         };
         (index + 1..self.items.len()).find(claims).unwrap_or(usize::MAX)
     }

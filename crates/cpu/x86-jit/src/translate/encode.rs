@@ -179,7 +179,7 @@ impl Translator {
 fn replace_memory(ins: &mut Instruction, place: Place) {
     ins.set_segment_prefix(Register::None);
     ins.set_memory_base(Register::RAX + u32::from(place.base));
-    ins.set_memory_index(Register::RAX + u32::from(place.index));
+    ins.set_memory_index(place.index.map_or(Register::None, |r| Register::RAX + u32::from(r)));
     ins.set_memory_index_scale(1);
     ins.set_memory_displacement64(place.disp as i64 as u64);
     ins.set_memory_displ_size(u32::from(place.disp != 0));

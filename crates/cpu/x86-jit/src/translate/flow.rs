@@ -72,6 +72,11 @@ impl Translator {
 
     /// Leaves before instruction `index` when one of the jumps is taken.
     pub(crate) fn slow(&mut self, fixes: Vec<Fix>, why: Why, index: usize, parked: Parked) {
+        self.slow_of(fixes, why, index, parked, None);
+    }
+
+    /// The same, where the check of a group may have failed.
+    pub(crate) fn slow_of(&mut self, fixes: Vec<Fix>, why: Why, index: usize, parked: Parked, group: Option<u8>) {
         let (unsaved, held) = (self.unsaved(), self.holdings());
         self.cold.push(Cold::Slow {
             fixes,
@@ -80,6 +85,7 @@ impl Translator {
             parked,
             unsaved,
             held,
+            group,
         });
     }
 
@@ -227,9 +233,7 @@ impl Translator {
     pub(crate) fn indirect(&mut self, index: usize) {
         let ins = self.items[index].ins;
         let call = self.items[index].class == Class::CallIndirect;
-        if call && !self.items[index].on_stack && ins.op0_kind() == OpKind::Memory {
-            return self.hand_over(index);
-        }
+        let memory = ins.op0_kind() == OpKind::Memory;
         match ins.op0_kind() {
             OpKind::Memory => {
                 if self.load_operand(index).is_none() {
@@ -250,6 +254,14 @@ impl Translator {
                 self.store_slot(RSP, STK, -self.slot(), T0);
                 self.move_stack(RSP, -self.slot());
                 self.asm.mov(T0, T2);
+            } else if memory {
+                const TARGET: u32 = area::SCRATCH + 8;
+                self.asm.store(TARGET, T0);
+                self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
+                self.asm.mov(T2, T0);
+                self.checked_push(index, T2);
+                self.move_stack(RSP, -self.slot());
+                self.asm.load(T0, TARGET);
             } else {
                 self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
                 self.asm.mov(T2, T0);

@@ -21,6 +21,7 @@ use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
+use crate::block::Base;
 use crate::translate::Class;
 use crate::translate::Item;
 use crate::translate::encode::high_byte;
@@ -40,14 +41,6 @@ enum Form {
     Pointer,
     /// The base advances and there is no index: a register holds the addend, as index.
     Addend,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Base {
-    None,
-    /// The page that the code is on.
-    Page,
-    Register(Reg),
 }
 
 /// Operands that differ by constants.

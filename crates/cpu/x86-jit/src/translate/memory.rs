@@ -29,11 +29,11 @@ use crate::translate::Parked;
 use crate::translate::Translator;
 use crate::translate::stack::stack_operand;
 
-/// A memory operand as the host addresses it: `[base + index + disp]`.
+/// A memory operand as the host addresses it: `[base + index + disp]`, or `[base + disp]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) base: Reg,
-    pub(crate) index: Reg,
+    pub(crate) index: Option<Reg>,
     pub(crate) disp: i32,
 }
 
@@ -86,9 +86,12 @@ impl Translator {
         {
             return Some(Place {
                 base: RSP,
-                index: self.stack_addend(index)?,
+                index: Some(self.stack_addend(index)?),
                 disp,
             });
+        }
+        if let Some(g) = self.items[index].group {
+            return self.group_operand(index, g);
         }
         let (write, size) = self.operand_access(index);
         if let Some((base, disp)) = self.simple_base(index) {
@@ -97,30 +100,42 @@ impl Translator {
             let base = self.host_of(index, base)?;
             self.asm.lea(T0, base, disp);
             self.with_flags(index, Parked::In(T2), |t, parked| {
-                t.look_up(index, T0, write, size, parked)
+                t.look_up(index, T0, write, size, parked, None)
             });
             self.release(T0);
             if flags {
                 self.release(T2);
             }
-            return Some(Place { base, index: T1, disp });
+            return Some(Place {
+                base,
+                index: Some(T1),
+                disp,
+            });
         }
         self.claim(&[T0, T1, T2]);
         self.address(index)?;
         self.asm.mov(T2, T0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T2, write, size, parked)
+            t.look_up(index, T2, write, size, parked, None)
         });
         self.release(T2);
         Some(Place {
             base: T0,
-            index: T1,
+            index: Some(T1),
             disp: 0,
         })
     }
 
     /// Leaves the addend of the page in T1. T0 holds the address, and so does `offset`, which is destroyed.
-    fn look_up(&mut self, index: usize, offset: Reg, write: bool, size: u32, parked: Parked) {
+    pub(crate) fn look_up(
+        &mut self,
+        index: usize,
+        offset: Reg,
+        write: bool,
+        size: u32,
+        parked: Parked,
+        group: Option<u8>,
+    ) {
         let tlb = area::tlb(self.bank);
         let tag = if write { layout::TLB_WRITE } else { layout::TLB_READ } as u32;
         self.asm.rorx(T1, T0, SLOT_ROTATE);
@@ -129,7 +144,7 @@ impl Translator {
         self.asm.cmp_imm(offset, 4096 - size);
         let fix = self.asm.jcc(A);
         self.asm.load_at(T1, T1, tlb + layout::TLB_ADDEND as u32);
-        self.slow(vec![fix], Why::Slow, index, parked);
+        self.slow_of(vec![fix], Why::Slow, index, parked, group);
     }
 
     /// `[base + disp]`
@@ -190,7 +205,10 @@ impl Translator {
         let place = self.operand(index)?;
         self.release_all();
         self.claim(&[T0]);
-        self.load_slot(T0, place.base, place.index, place.disp);
+        match place.index {
+            Some(index) => self.load_slot(T0, place.base, index, place.disp),
+            None => self.asm.load_disp(T0, place.base, place.disp),
+        }
         Some(())
     }
 
@@ -199,7 +217,7 @@ impl Translator {
         let slot = self.slot();
         self.stack_address(RSP, -slot);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T0, true, slot as u32, parked);
+            t.look_up(index, T0, true, slot as u32, parked, None);
         });
         self.stack_address(RSP, -slot);
         self.store_slot(T0, T1, 0, value);
@@ -211,7 +229,7 @@ impl Translator {
         let slot = self.slot();
         self.stack_address(base, 0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T0, false, slot as u32, parked);
+            t.look_up(index, T0, false, slot as u32, parked, None);
         });
         self.stack_address(base, 0);
         self.load_slot(T0, T0, T1, 0);

@@ -304,10 +304,16 @@ impl Translator {
 
     fn push_checked(&mut self, index: usize) -> Option<()> {
         let ins = self.items[index].ins;
+        if ins.op0_kind() == OpKind::Memory {
+            self.load_operand(index)?;
+            self.claim(&[T1, T2]);
+            self.asm.mov(T2, T0);
+            self.checked_push(index, T2);
+            return Some(());
+        }
         self.claim(&[T0, T1, T2]);
         let value = match ins.op0_kind() {
             OpKind::Register => self.host_of(index, ins.op0_register().number() as Reg)?,
-            OpKind::Memory => return None,
             _ => {
                 self.asm.mov_imm64(T2, ins.immediate(0));
                 T2

@@ -5,7 +5,6 @@ use iced_x86::Instruction;
 use iced_x86::Register;
 use x86_interp::seam::layout;
 
-use super::Base;
 use super::Form;
 use super::Group;
 use super::Loop;
@@ -20,6 +19,7 @@ use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
+use crate::block::Base;
 use crate::block::Hot;
 use crate::translate::Class;
 use crate::translate::Translator;
