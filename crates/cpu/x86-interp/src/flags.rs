@@ -107,6 +107,7 @@ impl LazyFlags {
     }
 
     /// The six flags at their places in RFLAGS.
+    #[inline]
     pub(crate) fn bits(self) -> u64 {
         let (res, aux) = (self.res, self.aux);
         let (cf, of) = (aux >> 63, (aux >> 63 ^ aux >> 62) & 1);
@@ -119,6 +120,7 @@ impl LazyFlags {
     }
 
     /// Sets the six flags from their places in RFLAGS.
+    #[inline]
     pub(crate) fn set_bits(&mut self, bits: u64) {
         let on = |n: u32| bits >> n & 1;
         // A zero result has PF set and SF clear, a result of one has both clear; the flips make up the rest.

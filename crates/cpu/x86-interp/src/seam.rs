@@ -47,9 +47,19 @@ pub mod layout {
     pub const INTERRUPT: usize = InterpVcpu::INTERRUPT;
     /// Pointer to the `Msrs`.
     pub const MSRS: usize = CPU + offset_of!(Cpu, msrs);
-    /// The base that the GS register holds; [`EA_BASE`] repeats it.
-    pub const SEGMENT_GS_BASE: usize =
-        CPU + offset_of!(Cpu, segs) + crate::cpu::GS * size_of::<SegmentState>() + offset_of!(SegmentState, base);
+    /// The base that segment register `n` holds; [`EA_BASE`] repeats it.
+    #[inline]
+    #[must_use]
+    pub const fn segment_base(n: usize) -> usize {
+        CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>() + offset_of!(SegmentState, base)
+    }
+
+    /// The selector in segment register `n`: two bytes.
+    #[must_use]
+    pub const fn selector(n: usize) -> usize {
+        CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>() + offset_of!(SegmentState, selector)
+    }
+
     /// Pointer to the `FpuState`.
     pub const FPU: usize = CPU + offset_of!(Cpu, fpu);
     /// Bytes between the banks.
@@ -73,6 +83,8 @@ pub mod layout {
 pub struct Mode {
     /// Code size: 16, 32 or 64.
     pub bits: u8,
+    /// RDFSBASE and its kin are enabled.
+    pub fs_gs_base: bool,
     /// Privilege level.
     pub cpl: u8,
     /// Bank of the data TLB.
@@ -147,6 +159,7 @@ impl InterpVcpu {
     }
 
     /// Ends the shadow of STI early, where no interrupt waits that it would hold back.
+    #[inline]
     pub fn end_sti_shadow(&mut self) {
         if self.cpu.boundary.event.sti_shadow && self.cpu.signals.pending() == 0 && !self.interrupt_open() {
             self.cpu.boundary.event.sti_shadow = false;
@@ -185,6 +198,7 @@ impl InterpVcpu {
     }
 
     /// Executes one decoded instruction at RIP; faults are delivered.
+    #[inline]
     pub fn execute(&mut self, d: &DInsn) -> Outcome {
         let cpu = &mut self.cpu;
         let rip = cpu.rip();
@@ -254,6 +268,7 @@ impl InterpVcpu {
     }
 
     /// The present mode.
+    #[inline]
     #[must_use]
     pub fn mode(&self) -> Mode {
         let c = &self.cpu;
@@ -261,6 +276,7 @@ impl InterpVcpu {
         let flat = |i: usize| c.seg_ok[i] == 3 && c.ea_base[i] == 0;
         Mode {
             bits: c.bits,
+            fs_gs_base: c.cr4 & x86_isa::cr4::FSGSBASE != 0,
             cpl: c.cpl,
             bank: c.bank as u8,
             no_x87: gate.x87_nm || gate.wait_nm,
@@ -283,6 +299,7 @@ impl InterpVcpu {
     }
 
     /// Makes the page at `lin` the known stack page, if it may be written without noting; see [`layout::STACK`].
+    #[inline]
     pub fn set_stack_page(&mut self, lin: u64) -> bool {
         let bank = self.cpu.bank;
         self.cpu.tlb.set_stack(bank, lin) || self.cpu.fill_ahead(lin, bank) && self.cpu.tlb.set_stack(bank, lin)
@@ -290,6 +307,7 @@ impl InterpVcpu {
 
     /// Host address minus guest address of the page that holds the `len` bytes at `lin`, if the TLB knows it and they
     /// may be accessed without more ado.
+    #[inline]
     #[must_use]
     pub fn data_addend(&self, lin: u64, len: u64, write: bool) -> Option<u64> {
         let entry = self.cpu.tlb.data(self.cpu.bank, lin);
@@ -330,12 +348,14 @@ impl InterpVcpu {
     }
 
     /// GPR number `index`.
+    #[inline]
     #[must_use]
     pub fn gpr(&self, index: usize) -> u64 {
         self.cpu.regs[index]
     }
 
     /// Sets GPR number `index`.
+    #[inline]
     pub fn set_gpr(&mut self, index: usize, value: u64) {
         self.cpu.regs[index] = value;
     }
@@ -360,11 +380,13 @@ impl InterpVcpu {
     }
 
     /// Adds instructions that were executed elsewhere.
+    #[inline]
     pub fn count(&mut self, instructions: u64) {
         self.cpu.executed += instructions;
     }
 
     /// Instructions executed so far.
+    #[inline]
     #[must_use]
     pub fn executed(&self) -> u64 {
         self.cpu.executed

@@ -126,8 +126,15 @@ pub(crate) const INTERRUPT: u32 = (INTERP + layout::INTERRUPT) as u32;
 pub(crate) const MSRS: u32 = (INTERP + layout::MSRS) as u32;
 /// IA32_KERNEL_GS_BASE among them.
 pub(crate) const KERNEL_GS_BASE: i32 = offset_of!(cpu_model::Msrs, kernel_gs_base) as i32;
-/// The base in GS itself, beside the one that addresses use.
-pub(crate) const SEGMENT_GS_BASE: u32 = (INTERP + layout::SEGMENT_GS_BASE) as u32;
+/// The base in segment register `n` itself, beside the one that addresses use.
+pub(crate) const fn own_base(n: u8) -> u32 {
+    (INTERP + layout::segment_base(n as usize)) as u32
+}
+
+/// The selector in segment register `n`.
+pub(crate) const fn selector(n: u8) -> u32 {
+    (INTERP + layout::selector(n as usize)) as u32
+}
 
 /// GPR number `n`.
 pub(crate) const fn gpr(n: u8) -> u32 {
@@ -173,35 +180,36 @@ pub(crate) fn jump_slot(address: u64) -> usize {
     address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
 }
 
-/// Slots of a table that may be in use, so that few are cleared where few were filled.
-#[derive(Default)]
+/// Slots of a table that are in use, each once, so that few are cleared where few were filled.
 pub(crate) struct Filled {
     slots: Vec<u32>,
+    listed: Box<[u64]>,
 }
 
 impl Filled {
-    /// With more in use than this all slots are cleared.
-    const MOST: usize = 1024;
+    /// For a table of `slots`.
+    pub(crate) fn of(slots: usize) -> Self {
+        Self {
+            slots: Vec::new(),
+            listed: vec![0; slots / 64].into(),
+        }
+    }
 
     fn note(&mut self, slot: usize) {
-        if self.slots.len() <= Self::MOST {
+        let (word, bit) = (&mut self.listed[slot / 64], 1 << (slot % 64));
+        if *word & bit == 0 {
+            *word |= bit;
             self.slots.push(slot as u32);
         }
     }
 
-    /// The slots, unless all of the table may be in use.
-    fn few(&self) -> Option<&[u32]> {
-        (self.slots.len() <= Self::MOST).then_some(&self.slots)
-    }
-
-    /// Calls `clear` for each slot; false when it is to be done for all slots there are.
-    fn each(&mut self, mut clear: impl FnMut(usize)) -> bool {
-        let few = self.slots.len() <= Self::MOST;
-        if few {
-            self.slots.iter().for_each(|&slot| clear(slot as usize));
+    /// Calls `clear` for each slot.
+    fn each(&mut self, mut clear: impl FnMut(usize)) {
+        for &slot in &self.slots {
+            self.listed[slot as usize / 64] = 0;
+            clear(slot as usize);
         }
         self.slots.clear();
-        few
     }
 }
 
@@ -218,9 +226,7 @@ impl JumpCache {
 
     /// Forgets all targets. The slots still lead to code, which will not find the address that it is for.
     pub(crate) fn clear(&mut self, filled: &mut Filled) {
-        if !filled.each(|slot| self.0[slot].address = NOWHERE) {
-            self.0.iter_mut().for_each(|jump| jump.address = NOWHERE);
-        }
+        filled.each(|slot| self.0[slot].address = NOWHERE);
     }
 
     /// The first state: every slot has code to go to.
@@ -233,30 +239,30 @@ impl JumpCache {
 }
 
 /// What a jump cache and a page map held for an address space that is not the present one.
+#[derive(Default)]
 pub(crate) struct Aside {
     jumps: Vec<(u32, Jump)>,
     pages: Vec<(u32, u64)>,
 }
 
 impl Aside {
-    /// Copies what is in use, unless that is too much.
-    pub(crate) fn copy(jumps: &JumpCache, pages: &PageMap, filled: &(Filled, Filled)) -> Option<Self> {
-        let (of_jumps, of_pages) = (filled.0.few()?, filled.1.few()?);
-        let jumps = of_jumps.iter().map(|&slot| (slot, jumps.0[slot as usize]));
-        let pages = of_pages.iter().map(|&slot| (slot, pages.0[slot as usize]));
-        Some(Self {
-            jumps: jumps.filter(|(_, j)| j.address != NOWHERE).collect(),
-            pages: pages.filter(|(_, p)| *p != NOWHERE).collect(),
-        })
+    /// Copies what is in use.
+    pub(crate) fn copy(&mut self, jumps: &JumpCache, pages: &PageMap, filled: &(Filled, Filled)) {
+        let jumps = filled.0.slots.iter().map(|&slot| (slot, jumps.0[slot as usize]));
+        let pages = filled.1.slots.iter().map(|&slot| (slot, pages.0[slot as usize]));
+        self.jumps.clear();
+        self.jumps.extend(jumps.filter(|(_, j)| j.address != NOWHERE));
+        self.pages.clear();
+        self.pages.extend(pages.filter(|(_, p)| *p != NOWHERE));
     }
 
     /// Puts everything back.
-    pub(crate) fn restore(self, jumps: &mut JumpCache, pages: &mut PageMap, filled: &mut (Filled, Filled)) {
-        for (slot, jump) in self.jumps {
+    pub(crate) fn restore(&self, jumps: &mut JumpCache, pages: &mut PageMap, filled: &mut (Filled, Filled)) {
+        for &(slot, jump) in &self.jumps {
             jumps.0[slot as usize] = jump;
             filled.0.note(slot as usize);
         }
-        for (slot, page) in self.pages {
+        for &(slot, page) in &self.pages {
             pages.0[slot as usize] = page;
             filled.1.note(slot as usize);
         }
@@ -276,9 +282,7 @@ impl PageMap {
 
     /// Forgets where all pages are.
     pub(crate) fn clear(&mut self, filled: &mut Filled) {
-        if !filled.each(|page| self.0[page] = NOWHERE) {
-            self.init();
-        }
+        filled.each(|page| self.0[page] = NOWHERE);
     }
 
     /// The first state.

@@ -33,6 +33,8 @@ pub(crate) struct Asm {
     /// Where the code begins that will lie elsewhere, and the displacements that lead there from before it.
     pub(crate) split: usize,
     pub(crate) across: Vec<usize>,
+    /// Displacements that lead from there to before it.
+    pub(crate) back: Vec<usize>,
 }
 
 fn rex(w: u8, r: Reg, x: Reg, b: Reg) -> u8 {
@@ -45,6 +47,7 @@ impl Asm {
             buf: Vec::with_capacity(1024),
             split: usize::MAX,
             across: Vec::new(),
+            back: Vec::new(),
         }
     }
 
@@ -151,6 +154,17 @@ impl Asm {
             0xc0 | (dst & 7) << 3 | src & 7,
             count,
         ]);
+    }
+
+    /// `cmp reg, gs:[base + off]`
+    pub(crate) fn cmp_at(&mut self, reg: Reg, base: Reg, off: u32) {
+        self.gs_base(0x3b, reg, base, off);
+    }
+
+    /// `and reg, -4096`: the page that an address is in.
+    pub(crate) fn page_of(&mut self, reg: Reg) {
+        self.bytes(&[rex(1, 0, 0, reg), 0x81, 0xe0 | reg & 7]);
+        self.u32(0xffff_f000);
     }
 
     /// `and reg32, imm`
@@ -404,6 +418,8 @@ impl Asm {
     pub(crate) fn lead(&mut self, fix: Fix, to: i64) {
         if fix.place() < self.split && usize::try_from(to).is_ok_and(|to| to >= self.split) {
             self.across.push(fix.place());
+        } else if fix.place() >= self.split && usize::try_from(to).is_ok_and(|to| to < self.split) {
+            self.back.push(fix.place());
         }
         let displacement = (to - fix.0 as i64) as i32;
         self.buf[fix.0 - 4..fix.0].copy_from_slice(&displacement.to_le_bytes());

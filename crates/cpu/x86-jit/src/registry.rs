@@ -143,6 +143,11 @@ impl Registry {
             let displacement = u32::from_le_bytes([place[0], place[1], place[2], place[3]]).wrapping_add(apart);
             place.copy_from_slice(&displacement.to_le_bytes());
         }
+        for at in &draft.back {
+            let place = &mut draft.code[*at..*at + 4];
+            let displacement = u32::from_le_bytes([place[0], place[1], place[2], place[3]]).wrapping_sub(apart);
+            place.copy_from_slice(&displacement.to_le_bytes());
+        }
         let host = self.memory.add(&draft.code[..draft.split])?;
         self.memory.add_cold(&draft.code[draft.split..]);
         let id = self.blocks.len() as u32;

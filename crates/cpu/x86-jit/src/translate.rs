@@ -70,7 +70,8 @@ pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
             | bit(mode.no_avx, 7)
             | bit(mode.bits == 32, 8)
             | bit(mode.bits == 32 && !mode.fs_plain, 9)
-            | bit(mode.bits == 32 && !mode.gs_plain, 10),
+            | bit(mode.bits == 32 && !mode.gs_plain, 10)
+            | bit(mode.fs_gs_base, 11),
     )
 }
 
@@ -111,6 +112,8 @@ enum Cold {
         unsaved: Holdings,
         held: Holdings,
         group: Option<u8>,
+        /// The place behind the check.
+        behind: usize,
     },
     /// Leaves through an exit.
     Exit { exit: usize },
@@ -124,6 +127,8 @@ pub(crate) struct Draft {
     /// Where the part of it begins that lies apart, and the displacements before it that lead there.
     pub(crate) split: usize,
     pub(crate) across: Vec<usize>,
+    /// Displacements in the part apart that lead back.
+    pub(crate) back: Vec<usize>,
     pub(crate) poll: u32,
     pub(crate) body: u32,
     pub(crate) insns: Vec<Insn>,
@@ -354,6 +359,10 @@ impl Translator {
                 Class::CallIndirect | Class::JmpIndirect => self.indirect(index),
                 Class::Ret => self.ret(index),
                 Class::System => self.system(index),
+                Class::PushFlags => self.push_flags(index),
+                Class::Selector => self.selector(index),
+                Class::Base => self.base(index),
+                Class::BitString => self.bit_string(index),
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
             if hot.is_some_and(|l| l.last == index) {
@@ -396,6 +405,7 @@ impl Translator {
                     unsaved,
                     held,
                     group,
+                    behind,
                 } => {
                     fixes.into_iter().for_each(|fix| self.asm.here(fix));
                     for (reg, n) in unsaved.guests() {
@@ -403,6 +413,8 @@ impl Translator {
                     }
                     if why == Why::Stack && !self.single {
                         self.stack_across_pages(index, parked, held);
+                        // It is known to be one page only now.
+                        self.find_stack(index, held, behind);
                     }
                     if let Some(g) = group.filter(|_| !self.single) {
                         self.group_across_pages(index, g, parked, held);
@@ -479,6 +491,7 @@ impl Translator {
             code: self.asm.buf,
             split: self.asm.split,
             across: self.asm.across,
+            back: self.asm.back,
             poll,
             body,
             insns,

@@ -58,6 +58,8 @@ pub(crate) struct Rest {
     filled: [(area::Filled, area::Filled); 2],
     /// Jump targets of other address spaces: code generation, mode, and what they are. The oldest is first.
     aside: VecDeque<(u32, u32, area::Aside)>,
+    /// Of those, what is used again.
+    spare: Vec<area::Aside>,
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -88,6 +90,10 @@ struct Counters {
     user_clears: u64,
     kernel_clears: u64,
     mode_clears: u64,
+}
+
+fn nothing_filled() -> [(area::Filled, area::Filled); 2] {
+    [(); 2].map(|()| (area::Filled::of(JUMPS), area::Filled::of(area::PAGES)))
 }
 
 /// A translated vCPU.
@@ -121,8 +127,9 @@ impl JitVcpu {
             modes: [u32::MAX; 2],
             found: vec![UNSEEN; SEEN].into(),
             decoded: Decoded::new(),
-            filled: Default::default(),
+            filled: nothing_filled(),
             aside: VecDeque::new(),
+            spare: Vec::new(),
             low: false,
             stop: None,
             end: None,

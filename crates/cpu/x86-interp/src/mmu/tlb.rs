@@ -105,6 +105,12 @@ const NO_STACK: StackPage = StackPage {
     addend: 0,
 };
 
+impl Default for StackPage {
+    fn default() -> Self {
+        NO_STACK
+    }
+}
+
 /// A code translation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExecEntry {
@@ -127,25 +133,61 @@ const EMPTY_EXEC: ExecEntry = ExecEntry {
 };
 
 /// Translations of a process-context identifier that is not the present one.
+#[derive(Default)]
 struct Space {
     pcid: u16,
     code_gen: u32,
-    data: Vec<(u8, u16, DataEntry)>,
-    exec: Vec<(u8, u16, ExecEntry)>,
+    /// By bank, with their slots.
+    data: [Vec<(u16, DataEntry)>; 3],
+    exec: [Vec<(u16, ExecEntry)>; 2],
+    /// Pages in the lower half that stacks are on.
+    stack: [StackPage; 3],
 }
 
 /// Address spaces kept beside the present one at most.
 const SPACES: usize = 8;
-/// Translations of one that are kept at most: beyond that finding them again is as cheap.
-const KEPT: usize = 1024;
+
+/// Slots of a bank, each once.
+struct Slots {
+    list: Vec<u16>,
+    listed: [u64; DATA_ENTRIES / 64],
+}
+
+impl Slots {
+    fn note(&mut self, slot: usize) {
+        let (word, bit) = (&mut self.listed[slot / 64], 1 << (slot % 64));
+        if *word & bit == 0 {
+            *word |= bit;
+            self.list.push(slot as u16);
+        }
+    }
+
+    fn clear(&mut self) {
+        for &slot in &self.list {
+            self.listed[usize::from(slot) / 64] = 0;
+        }
+        self.list.clear();
+    }
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self {
+            list: Vec::new(),
+            listed: [0; DATA_ENTRIES / 64],
+        }
+    }
+}
 
 pub(crate) struct Tlb {
     data: Data,
     exec: [[ExecEntry; EXEC_ENTRIES]; 2],
-    /// Slots with non-global entries, by bank (data, then exec); a slot may be listed twice.
-    local: [Vec<u16>; 5],
+    /// Slots with non-global entries, by bank (data, then exec).
+    local: [Slots; 5],
     /// The least recently used first.
     spaces: Vec<Space>,
+    /// Spaces whose memory is used again.
+    spare: Vec<Space>,
     /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64.
     large: u64,
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
@@ -210,6 +252,7 @@ impl Tlb {
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
             local: Default::default(),
             spaces: Vec::new(),
+            spare: Vec::new(),
             large: 0,
             code_gen: [0; 2],
             last_gen: 0,
@@ -253,16 +296,9 @@ impl Tlb {
                 | bit(fill.global, info::GLOBAL),
         };
         if !fill.global {
-            self.remember_local(bank, slot);
+            self.local[bank].note(slot);
         }
         self.large |= u64::from(fill.large) << gib(fill.page);
-    }
-
-    fn remember_local(&mut self, list: usize, slot: usize) {
-        // A full list means that flushing the whole bank is as cheap.
-        if self.local[list].len() <= DATA_ENTRIES {
-            self.local[list].push(slot as u16);
-        }
     }
 
     pub(crate) fn exec(&self, user: bool, address: u64) -> Option<&ExecEntry> {
@@ -281,7 +317,7 @@ impl Tlb {
             large: fill.large,
         };
         if !fill.global {
-            self.remember_local(3 + user as usize, slot);
+            self.local[3 + user as usize].note(slot);
             self.local_high_code |= half(fill.page) == 1;
         }
         self.large |= u64::from(fill.large) << gib(fill.page);
@@ -297,7 +333,7 @@ impl Tlb {
         for bank in &mut self.exec {
             bank.fill(EMPTY_EXEC);
         }
-        self.local.iter_mut().for_each(Vec::clear);
+        self.local.iter_mut().for_each(Slots::clear);
         self.large = 0;
         self.spaces.clear();
         self.local_high_code = false;
@@ -311,12 +347,14 @@ impl Tlb {
 
     /// Drops what is kept of other address spaces.
     pub(crate) fn forget_spaces(&mut self) {
-        self.spaces.clear();
+        self.spare.append(&mut self.spaces);
     }
 
     /// Drops what is kept of address space `pcid`, which is not the present one.
     pub(crate) fn forget_space(&mut self, pcid: u16) {
-        self.spaces.retain(|s| s.pcid != pcid);
+        if let Some(at) = self.spaces.iter().position(|s| s.pcid == pcid) {
+            self.spare.push(self.spaces.remove(at));
+        }
     }
 
     /// Goes from one address space to another, whose translations come back if they are to be kept.
@@ -324,98 +362,83 @@ impl Tlb {
         let leaving = self.put_aside(from);
         self.flush_local();
         let found = self.spaces.iter().position(|s| s.pcid == to);
-        let found = found.map(|i| self.spaces.remove(i)).filter(|_| keep);
-        if let Some(space) = leaving {
-            if self.spaces.len() == SPACES {
-                self.spaces.remove(0);
-            }
-            self.spaces.push(space);
+        let found = found.map(|i| self.spaces.remove(i));
+        if self.spaces.len() == SPACES {
+            self.spare.push(self.spaces.remove(0));
         }
+        self.spaces.push(leaving);
         if let Some(space) = found {
-            self.bring_back(&space);
+            if keep {
+                self.bring_back(&space);
+            }
+            self.spare.push(space);
         }
     }
 
-    /// Copies of all translations that are not global, unless they are too many.
-    fn put_aside(&self, pcid: u16) -> Option<Space> {
+    /// Copies of all translations that are not global.
+    fn put_aside(&mut self, pcid: u16) -> Space {
         debug_assert!(self.spaces.iter().all(|s| s.pcid != pcid));
-        if self.local.iter().any(|l| l.len() > KEPT) {
-            return None;
+        let mut space = self.spare.pop().unwrap_or_default();
+        space.pcid = pcid;
+        space.code_gen = self.code_gen[0];
+        space.stack = self.stack.map(|s| if half(s.page) == 0 { s } else { NO_STACK });
+        for ((slots, from), to) in self.local.iter().zip(self.data.iter()).zip(&mut space.data) {
+            let entries = slots.list.iter().map(|&slot| (slot, from[usize::from(slot)]));
+            to.clear();
+            to.extend(entries.filter(|(_, e)| e.info & info::GLOBAL == 0 && (e.read != INVALID || e.write != INVALID)));
         }
-        let mut data = Vec::with_capacity(self.local[0].len() + self.local[1].len());
-        for bank in 0..3 {
-            for &slot in &self.local[bank] {
-                let entry = self.data[bank][slot as usize];
-                if entry.info & info::GLOBAL == 0 && (entry.read != INVALID || entry.write != INVALID) {
-                    data.push((bank as u8, slot, entry));
-                }
-            }
+        for ((slots, from), to) in self.local[3..].iter().zip(&self.exec).zip(&mut space.exec) {
+            let entries = slots.list.iter().map(|&slot| (slot, from[usize::from(slot)]));
+            to.clear();
+            to.extend(entries.filter(|(_, e)| e.tag != INVALID && !e.global && half(e.tag) == 0));
         }
-        let mut exec = Vec::with_capacity(self.local[3].len());
-        for user in 0..2 {
-            for &slot in &self.local[3 + user] {
-                let entry = self.exec[user][slot as usize];
-                if entry.tag != INVALID && !entry.global && half(entry.tag) == 0 {
-                    exec.push((user as u8, slot, entry));
-                }
-            }
-        }
-        Some(Space {
-            pcid,
-            code_gen: self.code_gen[0],
-            data,
-            exec,
-        })
+        space
     }
 
     fn bring_back(&mut self, space: &Space) {
-        for &(bank, slot, entry) in &space.data {
-            self.data[bank as usize][slot as usize] = entry;
-            self.remember_local(bank.into(), slot.into());
+        for ((slots, to), from) in self.local.iter_mut().zip(self.data.iter_mut()).zip(&space.data) {
+            for &(slot, entry) in from {
+                to[usize::from(slot)] = entry;
+                slots.note(slot.into());
+            }
         }
-        for &(user, slot, entry) in &space.exec {
-            self.exec[user as usize][slot as usize] = entry;
-            self.remember_local(3 + usize::from(user), slot.into());
+        for ((slots, to), from) in self.local[3..].iter_mut().zip(&mut self.exec).zip(&space.exec) {
+            for &(slot, entry) in from {
+                to[usize::from(slot)] = entry;
+                slots.note(slot.into());
+            }
+        }
+        for (stack, kept) in self.stack.iter_mut().zip(&space.stack) {
+            if kept.page != INVALID {
+                *stack = *kept;
+            }
         }
         self.code_gen[0] = space.code_gen;
     }
 
     /// Drops all of the present address space that is not global.
     pub(crate) fn flush_local(&mut self) {
-        self.stack = [NO_STACK; 3];
         self.flushes += 1;
-        for bank in 0..3 {
-            if self.local[bank].len() > DATA_ENTRIES {
-                for entry in self.data[bank].iter_mut().filter(|e| e.info & info::GLOBAL == 0) {
+        for (slots, bank) in self.local.iter_mut().zip(self.data.iter_mut()) {
+            for &slot in &slots.list {
+                // It may hold a global entry by now.
+                let entry = &mut bank[usize::from(slot)];
+                if entry.info & info::GLOBAL == 0 {
                     *entry = EMPTY;
                 }
-            } else {
-                for &slot in &self.local[bank] {
-                    let entry = &mut self.data[bank][slot as usize];
-                    if entry.info & info::GLOBAL == 0 {
-                        *entry = EMPTY;
-                    }
-                }
             }
-            self.local[bank].clear();
+            slots.clear();
         }
-        for user in 0..2 {
-            let listed = std::mem::take(&mut self.local[3 + user]);
-            if listed.len() > DATA_ENTRIES {
-                for entry in self.exec[user].iter_mut().filter(|e| !e.global) {
-                    *entry = EMPTY_EXEC;
-                }
-            }
-            for &slot in &listed {
-                // It may hold a global entry by now.
-                let entry = &mut self.exec[user][slot as usize];
+        for (slots, bank) in self.local[3..].iter_mut().zip(&mut self.exec) {
+            for &slot in &slots.list {
+                let entry = &mut bank[usize::from(slot)];
                 if !entry.global {
                     *entry = EMPTY_EXEC;
                 }
             }
-            self.local[3 + user] = listed;
-            self.local[3 + user].clear();
+            slots.clear();
         }
+        self.check_stacks();
         self.code_gen[0] = self.next_gen();
         if std::mem::take(&mut self.local_high_code) {
             self.code_gen[1] = self.next_gen();
@@ -424,7 +447,6 @@ impl Tlb {
 
     /// Drops the translations of the page that holds `address`, of whatever size.
     pub(crate) fn flush_page(&mut self, address: u64) {
-        self.stack = [NO_STACK; 3];
         let page = address & !0xfff;
         let slot = (address >> 12) as usize;
         let large = self.large >> gib(address) & 1 != 0;
@@ -451,7 +473,18 @@ impl Tlb {
                 bank[slot & (EXEC_ENTRIES - 1)] = EMPTY_EXEC;
             }
         }
+        self.check_stacks();
         self.code_gen[half(address)] = self.next_gen();
+    }
+
+    /// Forgets the stack pages that have no translation any more.
+    fn check_stacks(&mut self) {
+        for bank in 0..3 {
+            let page = self.stack[bank].page;
+            if !self.set_stack(bank, page) {
+                self.stack[bank] = NO_STACK;
+            }
+        }
     }
 
     /// Makes the page at `address` the stack page of `bank`, if it may be written without noting.
@@ -471,10 +504,8 @@ impl Tlb {
     /// Takes away the right to write to the page at `gpa` without noting it, in every bank.
     pub(crate) fn protect_code(&mut self, gpa: u64) {
         self.stack = [NO_STACK; 3];
-        let aside = self
-            .spaces
-            .iter_mut()
-            .flat_map(|s| s.data.iter_mut().map(|(_, _, e)| e));
+        self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
+        let aside = self.spaces.iter_mut().flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
         for entry in self.data.iter_mut().flatten().chain(aside) {
             if entry.info & !0xfff == gpa && entry.write != INVALID {
                 entry.write = INVALID;
@@ -486,10 +517,8 @@ impl Tlb {
     /// Takes away all rights to write without a look at the page's code state.
     pub(crate) fn drop_writes(&mut self) {
         self.stack = [NO_STACK; 3];
-        let aside = self
-            .spaces
-            .iter_mut()
-            .flat_map(|s| s.data.iter_mut().map(|(_, _, e)| e));
+        self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
+        let aside = self.spaces.iter_mut().flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
         for entry in self.data.iter_mut().flatten().chain(aside) {
             entry.write = INVALID;
         }

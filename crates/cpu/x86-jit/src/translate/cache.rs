@@ -145,6 +145,13 @@ impl Translator {
         }
     }
 
+    /// A register for a value of the present instruction.
+    pub(crate) fn any_register(&mut self, index: usize) -> Option<Reg> {
+        let r = self.choose(index, Held::Nothing)?;
+        self.claim(&[r]);
+        Some(r)
+    }
+
     /// A register that [`Self::fetch`] has given is about to be written.
     pub(crate) fn written(&mut self, r: Reg) {
         if ALL.contains(&r) {

@@ -29,6 +29,14 @@ pub(crate) enum Class {
     Jcc,
     /// CLI, STI, SWAPGS.
     System,
+    /// PUSHFQ.
+    PushFlags,
+    /// MOV from a segment register.
+    Selector,
+    /// RDFSBASE and its kin.
+    Base,
+    /// BT and its kin, with a string of bits in memory.
+    BitString,
     /// By the interpreter; what follows may be translated.
     Interpret,
     /// By the interpreter, and the block ends.
@@ -64,12 +72,16 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Cli | Mnemonic::Swapgs if mode.cpl == 0 => Class::System,
         // Whoever looks at the state between two blocks sees the shadow of STI.
         Mnemonic::Sti if mode.cpl == 0 && !single => Class::System,
+        Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.fs_gs_base => Class::Base,
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
         Mnemonic::Push if stack_operand(ins, mode) => Class::Push,
         Mnemonic::Pop if stack_operand(ins, mode) && ins.op0_kind() == OpKind::Register => Class::Pop,
         Mnemonic::Leave if matches!((ins.code(), mode.bits), (Code::Leaveq, 64) | (Code::Leaved, 32)) => Class::Leave,
+        _ if mode.bits == 64 && ins.code() == Code::Pushfq => Class::PushFlags,
+        _ if mode.bits == 64 && from_selector(ins) && operand_ok(ins, mode) => Class::Selector,
+        _ if mode.bits == 64 && bit_string(ins) && plain_address(ins) && operand_ok(ins, mode) => Class::BitString,
         _ if encodable(ins, mode) && (integer(ins) || unit(ins, mode)) => Class::Same,
         _ => Class::Interpret,
     }
@@ -191,15 +203,35 @@ fn encodable(ins: &Instruction, mode: &Mode) -> bool {
     kinds && operand_ok(ins, mode) && !absolute_form(ins) && ins.memory_base() != Register::EIP
 }
 
+fn from_selector(ins: &Instruction) -> bool {
+    ins.mnemonic() == Mnemonic::Mov
+        && ins.op1_kind() == OpKind::Register
+        && ins.op1_register().is_segment_register()
+        && (ins.op0_kind() == OpKind::Memory || ins.op0_register().is_gpr())
+}
+
+/// BT and its kin, where the register tells how far the bit is from the operand.
+fn bit_string(ins: &Instruction) -> bool {
+    matches!(
+        ins.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    ) && ins.op0_kind() == OpKind::Memory
+        && ins.op1_kind() == OpKind::Register
+}
+
+/// An address of 64 bits, and a bit string of 32 or 64 bits at a time.
+fn plain_address(ins: &Instruction) -> bool {
+    let plain = |r: Register| r == Register::None || r.is_gpr64();
+    let relative = ins.is_ip_rel_memory_operand() && ins.memory_base() == Register::RIP;
+    (relative || plain(ins.memory_base()) && has_base(ins)) && plain(ins.memory_index()) && !ins.op1_register().is_gpr16()
+}
+
 /// Unprivileged integer instructions without anything implicit but registers.
 fn integer(ins: &Instruction) -> bool {
     use Mnemonic as M;
-    let bit_string = matches!(ins.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
-        && ins.op0_kind() == OpKind::Memory
-        && ins.op1_kind() == OpKind::Register;
     // SETcc and CMOVcc.
     let conditional = ins.condition_code() != ConditionCode::None;
-    !bit_string
+    !bit_string(ins)
         && (conditional
             || matches!(
                 ins.mnemonic(),

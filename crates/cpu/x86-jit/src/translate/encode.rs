@@ -155,6 +155,12 @@ impl Translator {
         done
     }
 
+    /// Encodes an instruction that is made here.
+    pub(crate) fn put(&mut self, ins: Result<Instruction, iced_x86::IcedError>) {
+        let done = self.emit(&ins.expect("the form fits the operands"));
+        debug_assert!(done, "it has an encoding");
+    }
+
     /// LEA of an address relative to the instruction.
     fn load_relative_address(&mut self, index: usize) -> Option<()> {
         let ins = self.items[index].ins;

@@ -86,6 +86,7 @@ impl Translator {
             unsaved,
             held,
             group,
+            behind: self.asm.len(),
         });
     }
 

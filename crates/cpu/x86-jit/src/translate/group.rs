@@ -178,11 +178,10 @@ fn close(open: &mut Vec<Open>, done: &mut Vec<Open>, item: &Item, info: &mut Ins
             return;
         }
         class if class.leaves() => return done.append(open),
-        Class::System => {
+        Class::System | Class::Base => {
             let (ended, kept) = std::mem::take(open).into_iter().partition(|o| o.group.segment.is_some());
             *open = kept;
             done.extend::<Vec<Open>>(ended);
-            return;
         }
         _ => {}
     }

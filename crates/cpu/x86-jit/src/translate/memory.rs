@@ -12,6 +12,7 @@
 //!
 //! What misses goes to the interpreter for that one instruction, which fills the TLB.
 
+use iced_x86::MemoryOperand;
 use iced_x86::OpAccess;
 use iced_x86::OpKind;
 use iced_x86::Register;
@@ -35,6 +36,15 @@ pub(crate) struct Place {
     pub(crate) base: Reg,
     pub(crate) index: Option<Reg>,
     pub(crate) disp: i32,
+}
+
+impl Place {
+    /// In the terms of the encoder.
+    pub(crate) fn operand(&self) -> MemoryOperand {
+        let full = |n: Reg| Register::RAX + u32::from(n);
+        let index = self.index.map_or(Register::None, full);
+        MemoryOperand::with_base_index_scale_displ_size(full(self.base), index, 1, self.disp.into(), 4)
+    }
 }
 
 pub(crate) const SLOT_MASK: u32 = (layout::TLB_ENTRIES as u32 - 1) << layout::TLB_ENTRY_SHIFT;
@@ -156,7 +166,7 @@ impl Translator {
     }
 
     /// The linear address of the memory operand into T0.
-    fn address(&mut self, index: usize) -> Option<()> {
+    pub(crate) fn address(&mut self, index: usize) -> Option<()> {
         self.effective_address(index)?;
         if let Some(n) = segment(&self.items[index].ins) {
             self.asm.load(T1, area::segment_base(n));

@@ -8,10 +8,12 @@ use iced_x86::Instruction;
 use iced_x86::Mnemonic;
 use iced_x86::OpKind;
 use iced_x86::Register;
+use x86_interp::seam::layout;
 
 use crate::area;
 use crate::asm::A;
 use crate::asm::BE;
+use crate::asm::NE;
 use crate::asm::RSP;
 use crate::asm::Reg;
 use crate::asm::STK;
@@ -26,6 +28,8 @@ use crate::translate::Class;
 use crate::translate::Item;
 use crate::translate::Parked;
 use crate::translate::Translator;
+use crate::translate::memory::SLOT_MASK;
+use crate::translate::memory::SLOT_ROTATE;
 use crate::translate::memory::in_memory;
 
 /// Bytes that one check covers at most.
@@ -86,8 +90,8 @@ fn effect(item: &Item, slot: i32) -> Effect {
         by: by - slot,
     };
     match item.class {
-        Class::Nothing | Class::System | Class::Jcc | Class::Jmp => Effect::None,
-        Class::Push | Class::Call | Class::CallIndirect => push(0),
+        Class::Nothing | Class::System | Class::BitString | Class::Jcc | Class::Jmp => Effect::None,
+        Class::Push | Class::PushFlags | Class::Call | Class::CallIndirect => push(0),
         Class::Pop | Class::Ret => Effect::Access {
             low: 0,
             high: slot,
@@ -95,7 +99,7 @@ fn effect(item: &Item, slot: i32) -> Effect {
         },
         Class::Leave => Effect::Leave,
         Class::Interpret | Class::Last => Effect::Unknown,
-        Class::Same | Class::JmpIndirect => same(item, operand),
+        Class::Same | Class::Selector | Class::Base | Class::JmpIndirect => same(item, operand),
     }
 }
 
@@ -268,6 +272,36 @@ impl Translator {
         let exit = self.new_exit(self.items[index].offset.into(), fix, false, true);
         self.exit_stub(exit);
         self.asm.here(on_one);
+    }
+
+    /// Where a stack check has failed: makes the page the known one, if the TLB knows it, and goes on behind the check.
+    pub(crate) fn find_stack(&mut self, index: usize, held: Holdings, behind: usize) {
+        const KEPT: u32 = area::SCRATCH + 16;
+        let Some(span) = self.items[index].check else { return };
+        let (tlb, page) = (area::tlb(self.bank), area::stack(self.bank));
+        self.asm.store(KEPT, T1);
+        self.asm.lea(T0, span.register, span.low);
+        self.asm.rorx(T1, T0, SLOT_ROTATE);
+        self.asm.and32(T1, SLOT_MASK);
+        self.asm.page_of(T0);
+        self.asm.cmp_at(T0, T1, tlb + layout::TLB_WRITE as u32);
+        let unknown = self.asm.jcc(NE);
+        self.asm.cmp_at(T0, T1, tlb + layout::TLB_READ as u32);
+        let guarded = self.asm.jcc(NE);
+        self.asm.store(page, T0);
+        self.asm.load_at(T0, T1, tlb + layout::TLB_ADDEND as u32);
+        self.asm.store(page + 8, T0);
+        self.asm.load(T1, KEPT);
+        for reg in [STK, T2, T1] {
+            if held.get(reg) == Held::Stack {
+                self.asm.mov(reg, T0);
+            }
+        }
+        let back = self.asm.jmp();
+        self.asm.lead(back, behind as i64);
+        self.asm.here(unknown);
+        self.asm.here(guarded);
+        self.asm.load(T1, KEPT);
     }
 
     pub(crate) fn push(&mut self, index: usize) {

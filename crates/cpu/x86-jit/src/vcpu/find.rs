@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use x86_interp::seam::Mode;
 
 use crate::area;
-use crate::area::Aside;
 use crate::area::Frame;
 use crate::block::Block;
 use crate::block::Second;
@@ -89,7 +88,7 @@ impl Frame {
         self.rest.decoded.clear();
         self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
         self.area.pages.iter_mut().for_each(area::PageMap::init);
-        self.rest.filled = Default::default();
+        self.rest.filled = super::nothing_filled();
         self.rest.aside.clear();
         self.rest.low = false;
     }
@@ -97,21 +96,19 @@ impl Frame {
     /// Lower-half code is of generation `new` from now on, which may be one that there has been.
     fn change_space(&mut self, new: u32) {
         let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
-        if let Some(aside) = Aside::copy(&self.area.jumps[0], &self.area.pages[0], &self.rest.filled[0]) {
-            if self.rest.aside.len() == ASIDE {
-                self.rest.aside.pop_front();
-            }
-            self.rest.aside.push_back((old, mode, aside));
+        let mut leaving = self.rest.spare.pop().unwrap_or_default();
+        leaving.copy(&self.area.jumps[0], &self.area.pages[0], &self.rest.filled[0]);
+        if self.rest.aside.len() == ASIDE {
+            self.rest.spare.extend(self.rest.aside.pop_front().map(|a| a.2));
         }
+        self.rest.aside.push_back((old, mode, leaving));
         self.forget(0);
         if let Some(at) = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode)
             && let Some((_, _, aside)) = self.rest.aside.remove(at)
         {
-            aside.restore(
-                &mut self.area.jumps[0],
-                &mut self.area.pages[0],
-                &mut self.rest.filled[0],
-            );
+            let filled = &mut self.rest.filled[0];
+            aside.restore(&mut self.area.jumps[0], &mut self.area.pages[0], filled);
+            self.rest.spare.push(aside);
         }
     }
 

@@ -38,11 +38,6 @@ fn wide(n: Reg) -> Register {
     Register::RAX + u32::from(n)
 }
 
-/// An instruction that has an encoding.
-fn make(ins: Result<Instruction, iced_x86::IcedError>) -> Instruction {
-    ins.expect("the form fits the operands")
-}
-
 /// Where code leads that has no place yet.
 #[derive(Default)]
 pub(crate) struct Pending {
@@ -110,11 +105,6 @@ impl Translator {
             borrowed: l.borrowed.clone().into(),
         };
         (hot, pending)
-    }
-
-    fn put(&mut self, ins: Result<Instruction, iced_x86::IcedError>) {
-        let done = self.emit(&make(ins));
-        debug_assert!(done);
     }
 
     /// Looks all groups up, and computes for how many iterations that holds.
