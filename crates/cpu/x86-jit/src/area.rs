@@ -50,6 +50,9 @@ pub(crate) struct Area {
     pub(crate) groups: [u64; crate::block::GROUPS],
     /// Iterations since a hot loop was entered, up to those that its ordinary body does.
     pub(crate) loop_tries: u32,
+    /// By a hash of a hot loop's address: iterations that its body without checks could have done the last time, and how
+    /// many of them it did not do.
+    pub(crate) loop_runs: [[u64; 2]; RUNS],
     /// Guest registers that a hot loop does not use, while it uses their host registers.
     pub(crate) borrowed: [u64; 16],
     /// Virtual address of the page that the running block is on.
@@ -134,6 +137,15 @@ pub(crate) const fn own_base(n: u8) -> u32 {
 /// The selector in segment register `n`.
 pub(crate) const fn selector(n: u8) -> u32 {
     (INTERP + layout::selector(n as usize)) as u32
+}
+
+/// Hot loops that are told apart by how long they ran.
+const RUNS: usize = 256;
+
+/// How long the loop at `address` ran the last time.
+pub(crate) fn loop_run(address: u64) -> u32 {
+    let slot = (address ^ address >> 8) as u32 & (RUNS as u32 - 1);
+    offset_of!(Frame, area.loop_runs) as u32 + 16 * slot
 }
 
 /// GPR number `n`.

@@ -37,6 +37,18 @@ pub(crate) struct Asm {
     pub(crate) back: Vec<usize>,
 }
 
+/// Bytes of a near conditional jump.
+pub(crate) const JCC: usize = 6;
+/// Bytes of `cmp r64, imm32`.
+pub(crate) const CMP: usize = 7;
+/// Bytes that a processor keeps decoded together.
+pub(crate) const LINE: usize = 32;
+
+/// Whether `n` bytes from `start` lie in one line, and end before it does.
+pub(crate) fn in_line(start: usize, n: usize) -> bool {
+    start % LINE + n < LINE
+}
+
 fn rex(w: u8, r: Reg, x: Reg, b: Reg) -> u8 {
     0x40 | w << 3 | r >> 3 << 2 | x >> 3 << 1 | b >> 3
 }
@@ -119,6 +131,7 @@ impl Asm {
 
     /// `jrcxz` to a place not yet known, less than 128 bytes away.
     pub(crate) fn jrcxz(&mut self) -> usize {
+        self.keep_together(2);
         self.bytes(&[0xe3, 0]);
         self.len()
     }
@@ -132,6 +145,7 @@ impl Asm {
 
     /// `jmp gs:[index * 8 + off]`
     pub(crate) fn jmp_scaled(&mut self, index: Reg, off: u32) {
+        self.keep_together(9);
         self.bytes(&[0x65, rex(0, 0, index, 0), 0xff, 0x24, 0xc5 | (index & 7) << 3]);
         self.u32(off);
     }
@@ -364,39 +378,64 @@ impl Asm {
 
     /// `jmp` to a place not yet known.
     pub(crate) fn jmp(&mut self) -> Fix {
+        self.keep_together(5);
         self.bytes(&[0xe9]);
         self.fix()
     }
 
     /// `jcc` to a place not yet known.
     pub(crate) fn jcc(&mut self, condition: u8) -> Fix {
+        self.keep_together(JCC);
         self.bytes(&[0x0f, 0x80 | condition]);
         self.fix()
     }
 
     /// As [`Self::jmp`], with the displacement aligned to four bytes so that it can be changed while others execute it.
     pub(crate) fn jmp_aligned(&mut self) -> Fix {
-        self.nops((3usize.wrapping_sub(self.len())) & 3);
+        self.nops(self.padding(self.len(), 0, 5, 3));
         self.jmp()
     }
 
     /// As [`Self::jcc`], aligned likewise.
     pub(crate) fn jcc_aligned(&mut self, condition: u8) -> Fix {
-        self.nops((2usize.wrapping_sub(self.len())) & 3);
+        self.nops(self.padding(self.len(), 0, JCC, 2));
         self.jcc(condition)
     }
 
-    pub(crate) fn nops(&mut self, n: usize) {
-        match n {
-            0 => {}
-            1 => self.bytes(&[0x90]),
-            2 => self.bytes(&[0x66, 0x90]),
-            3 => self.bytes(&[0x0f, 0x1f, 0x00]),
-            _ => {
-                self.bytes(&[0x0f, 0x1f, 0x40, 0x00]);
-                self.nops(n - 4);
-            }
+    /// Bytes to leave free at `start` so that a jump of `jump` bytes behind an instruction of `before` bytes begins at `phase`
+    /// in four bytes, and the two lie in one line, if they can.
+    pub(crate) fn padding(&self, start: usize, before: usize, jump: usize, phase: usize) -> usize {
+        let apart = start >= self.split;
+        let aligned = phase.wrapping_sub(start + before) & 3;
+        let mut choices = (aligned..LINE + 4).step_by(4);
+        choices.find(|pad| apart || in_line(start + pad, before + jump)).unwrap_or(aligned)
+    }
+
+    /// Begins a new line where the next `n` bytes, which end with a jump, would cross into it or end with this one: jumps
+    /// that do are decoded anew each time on some processors (Intel, "Mitigations for Jump Conditional Code Erratum",
+    /// 2019).
+    pub(crate) fn keep_together(&mut self, n: usize) {
+        if self.len() < self.split && !in_line(self.len(), n) {
+            self.align(LINE);
         }
+    }
+
+    pub(crate) fn nops(&mut self, n: usize) {
+        const LONGEST: usize = 9;
+        let form: &[u8] = match n {
+            0 => return,
+            1 => &[0x90],
+            2 => &[0x66, 0x90],
+            3 => &[0x0f, 0x1f, 0x00],
+            4 => &[0x0f, 0x1f, 0x40, 0x00],
+            5 => &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+            6 => &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+            7 => &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            8 => &[0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
+            _ => &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
+        };
+        self.bytes(form);
+        self.nops(n.saturating_sub(LONGEST.min(n)));
     }
 
     pub(crate) fn align(&mut self, to: usize) {

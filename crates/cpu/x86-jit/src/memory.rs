@@ -11,6 +11,8 @@ use rustix::fs::MemfdFlags;
 use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 
+use crate::asm::LINE;
+
 /// Bytes reserved unless told otherwise; only what is used takes memory.
 pub(crate) const LEN: usize = 128 << 20;
 
@@ -100,17 +102,17 @@ impl CodeMemory {
 
     /// The address that the next rarely executed code gets.
     pub(crate) fn next_cold(&self) -> u64 {
-        self.exec as u64 + self.cold.next_multiple_of(16) as u64
+        self.exec as u64 + self.cold.next_multiple_of(LINE) as u64
     }
 
     /// Whether there is room for so many bytes of both kinds.
     pub(crate) fn has_room(&self, hot: usize, cold: usize) -> bool {
-        self.used.next_multiple_of(16) + hot <= self.middle() && self.cold.next_multiple_of(16) + cold <= self.len
+        self.used.next_multiple_of(LINE) + hot <= self.middle() && self.cold.next_multiple_of(LINE) + cold <= self.len
     }
 
     /// Adds rarely executed code at [`Self::next_cold`].
     pub(crate) fn add_cold(&mut self, code: &[u8]) {
-        let at = self.cold.next_multiple_of(16);
+        let at = self.cold.next_multiple_of(LINE);
         self.cold = self.put(at, code);
     }
 
@@ -147,12 +149,12 @@ impl CodeMemory {
 
     /// The address that the next code gets.
     pub(crate) fn next(&self) -> u64 {
-        self.exec as u64 + self.used.next_multiple_of(16) as u64
+        self.exec as u64 + self.used.next_multiple_of(LINE) as u64
     }
 
     /// Adds code at [`Self::next`]; `None` when there is no room.
     pub(crate) fn add(&mut self, code: &[u8]) -> Option<u64> {
-        let at = self.used.next_multiple_of(16);
+        let at = self.used.next_multiple_of(LINE);
         if at + code.len() > self.middle() {
             return None;
         }

@@ -188,8 +188,8 @@ pub(crate) struct Tlb {
     spaces: Vec<Space>,
     /// Spaces whose memory is used again.
     spare: Vec<Space>,
-    /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64.
-    large: u64,
+    /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64, of both halves.
+    large: [u64; 2],
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
     /// each half of the address space, so that process switches keep the kernel's.
     pub(crate) code_gen: [u32; 2],
@@ -253,7 +253,7 @@ impl Tlb {
             local: Default::default(),
             spaces: Vec::new(),
             spare: Vec::new(),
-            large: 0,
+            large: [0; 2],
             code_gen: [0; 2],
             last_gen: 0,
             local_high_code: false,
@@ -298,7 +298,7 @@ impl Tlb {
         if !fill.global {
             self.local[bank].note(slot);
         }
-        self.large |= u64::from(fill.large) << gib(fill.page);
+        self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
     }
 
     pub(crate) fn exec(&self, user: bool, address: u64) -> Option<&ExecEntry> {
@@ -320,7 +320,7 @@ impl Tlb {
             self.local[3 + user as usize].note(slot);
             self.local_high_code |= half(fill.page) == 1;
         }
-        self.large |= u64::from(fill.large) << gib(fill.page);
+        self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
     }
 
     /// Drops everything.
@@ -334,7 +334,7 @@ impl Tlb {
             bank.fill(EMPTY_EXEC);
         }
         self.local.iter_mut().for_each(Slots::clear);
-        self.large = 0;
+        self.large = [0; 2];
         self.spaces.clear();
         self.local_high_code = false;
         self.code_gen = [self.next_gen(); 2];
@@ -449,7 +449,7 @@ impl Tlb {
     pub(crate) fn flush_page(&mut self, address: u64) {
         let page = address & !0xfff;
         let slot = (address >> 12) as usize;
-        let large = self.large >> gib(address) & 1 != 0;
+        let large = self.large[half(address)] >> gib(address) & 1 != 0;
         // All translations of one large page are dropped, and some others with them, which is always allowed.
         let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
         for bank in self.data.iter_mut() {

@@ -210,9 +210,14 @@ impl Translator {
         self.cache.held.set(r, Held::Stack);
     }
 
-    /// Brings all guest registers home; the copies stay. The addend is in its place.
-    pub(crate) fn bring_home(&mut self) {
+    /// Brings all guest registers home; the copies stay.
+    pub(crate) fn save_dirty(&mut self) {
         ALL.into_iter().for_each(|r| self.save(r));
+    }
+
+    /// The same, and the addend is in its place.
+    pub(crate) fn bring_home(&mut self) {
+        self.save_dirty();
         if self.cache.held.get(STK) != Held::Stack {
             self.load_stack_addend(STK);
         }

@@ -7,9 +7,11 @@ use iced_x86::OpAccess;
 use iced_x86::OpKind;
 use iced_x86::Register;
 
+use crate::asm::JCC;
 use crate::asm::Reg;
 use crate::asm::T0;
 use crate::asm::T1;
+use crate::translate::Class;
 use crate::translate::Translator;
 use crate::translate::memory::Place;
 use crate::translate::memory::in_memory;
@@ -80,9 +82,23 @@ impl Translator {
             replace_memory(&mut new, place);
         }
         let changed = self.rename(index, &mut new)?;
+        let jump = self.items.get(index + 1).is_some_and(|next| next.class == Class::Jcc);
+        if jump {
+            // Nothing is to be done between the two: then they are executed as one.
+            self.save_dirty();
+        }
         self.hosts[index].2 = self.unsaved();
+        let start = self.asm.len();
         if !self.emit(&new) {
             return None;
+        }
+        if jump {
+            let pad = self.asm.padding(start, self.asm.len() - start, JCC, 2);
+            if pad != 0 {
+                self.asm.buf.truncate(start);
+                self.asm.nops(pad);
+                self.emit(&new);
+            }
         }
         changed.into_iter().for_each(|r| self.written(r));
         Some(())

@@ -20,6 +20,8 @@ use x86_interp::seam::layout;
 
 use crate::area;
 use crate::asm::A;
+use crate::asm::CMP;
+use crate::asm::JCC;
 use crate::asm::RSP;
 use crate::asm::Reg;
 use crate::asm::T0;
@@ -151,6 +153,7 @@ impl Translator {
         self.asm.rorx(T1, T0, SLOT_ROTATE);
         self.asm.and32(T1, SLOT_MASK);
         self.asm.sub_at(offset, T1, tlb + tag);
+        self.asm.keep_together(CMP + JCC);
         self.asm.cmp_imm(offset, 4096 - size);
         let fix = self.asm.jcc(A);
         self.asm.load_at(T1, T1, tlb + layout::TLB_ADDEND as u32);

@@ -13,6 +13,8 @@ use x86_interp::seam::layout;
 use crate::area;
 use crate::asm::A;
 use crate::asm::BE;
+use crate::asm::CMP;
+use crate::asm::JCC;
 use crate::asm::NE;
 use crate::asm::RSP;
 use crate::asm::Reg;
@@ -250,6 +252,7 @@ impl Translator {
         self.check(index, Why::Stack, Parked::In(T1), |asm| {
             asm.lea(T0, span.register, span.low);
             asm.sub(T0, page);
+            asm.keep_together(CMP + JCC);
             asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
             asm.jcc(A)
         });

@@ -13,6 +13,9 @@ use crate::area;
 use crate::asm::A;
 use crate::asm::B;
 use crate::asm::Fix;
+use crate::asm::JCC;
+use crate::asm::LINE;
+use crate::asm::in_line;
 use crate::asm::NE;
 use crate::asm::Reg;
 use crate::asm::STK;
@@ -32,6 +35,8 @@ use crate::translate::memory::in_memory;
 const MOST: i32 = 512;
 /// Iterations that the ordinary body does first: a loop that is left sooner is not worth a look-up.
 const FIRST: i8 = 6;
+/// With more iterations than this the last time, none is done there.
+const LONG: u32 = 12;
 
 /// A 64-bit register by its number.
 fn wide(n: Reg) -> Register {
@@ -49,7 +54,12 @@ impl Translator {
     /// Emits the look-up and the body without checks, with the entry of the jump back in front.
     pub(crate) fn hot_loop(&mut self, l: &Loop, page: u64) -> (Hot, Pending) {
         let mut pending = Pending::default();
+        let last = area::loop_run(self.items[0].ins.ip());
         self.asm.mov_dword_gs(area::LOOP_TRIES, 0);
+        self.asm.load(T0, last);
+        self.asm.sub(T0, last + 8);
+        self.asm.cmp_imm(T0, LONG);
+        let long = self.asm.jcc(A);
         let enter = self.asm.jmp();
         pending.ordinary.push((enter, 0));
         let again = self.asm.len() as u32;
@@ -58,8 +68,11 @@ impl Translator {
         self.asm.cmp_dword_gs(area::LOOP_TRIES, FIRST);
         let early = self.asm.jcc(B);
         pending.ordinary.push((early, 0));
+        self.asm.here(long);
         self.look_groups_up(l, &mut pending);
         self.take_registers(l);
+        self.asm.store(last, l.counter);
+        self.asm.align(LINE);
         let top = self.asm.len();
         let mut hosts = Vec::with_capacity(l.last + 1);
         let mut leaving: Vec<(Fix, usize)> = Vec::new();
@@ -74,26 +87,42 @@ impl Translator {
                         None => leaving.push((fix, k)),
                     }
                 }
-                Class::Same => self.unchecked(l, k),
+                Class::Same => {
+                    let start = self.asm.len();
+                    self.unchecked(l, k);
+                    let len = self.asm.len() - start;
+                    if self.items[k + 1].class == Class::Jcc && !in_line(start, len + JCC) {
+                        self.asm.buf.truncate(start);
+                        self.asm.align(LINE);
+                        self.unchecked(l, k);
+                    }
+                }
                 _ => {}
             }
         }
         hosts.push(self.asm.len() as u32);
         let done = self.asm.jcc((self.items[l.last].ins.condition_code() as u8 - 1) ^ 1);
+        // With the jump, which it is fused with.
+        self.asm.keep_together(3 + JCC);
         self.put(Instruction::with1(Code::Dec_rm64, wide(l.counter)));
         let more = self.asm.jcc(NE);
         self.asm.lead(more, top as i64);
+        // It was left for the page's sake.
+        self.asm.mov_dword_gs(last, LONG + 1);
+        self.asm.mov_dword_gs(last + 8, 0);
         self.give_registers_back(l);
         self.transfer(page, self.items[0].ins.ip(), true);
         for (fix, m) in forward {
             self.asm.lead(fix, hosts[m].into());
         }
         self.asm.here(done);
+        self.asm.store(last + 8, l.counter);
         self.give_registers_back(l);
         let fix = self.asm.jmp();
         pending.ordinary.push((fix, l.last + 1));
         for (fix, k) in leaving {
             self.asm.here(fix);
+            self.asm.store(last + 8, l.counter);
             self.give_registers_back(l);
             let target = self.items[k].ins.near_branch_target();
             self.transfer(page, target, target <= self.items[k].ins.ip());
