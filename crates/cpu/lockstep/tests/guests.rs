@@ -324,6 +324,7 @@ macro_rules! on_engines {
             long_guest_passes("long", 1),
             loops_guest_passes("loops", 1),
             pcid_guest_passes("pcid", 1),
+            groups_guest_passes("groups", 1),
         );)*
     };
 }

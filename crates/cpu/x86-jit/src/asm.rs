@@ -408,7 +408,9 @@ impl Asm {
         let apart = start >= self.split;
         let aligned = phase.wrapping_sub(start + before) & 3;
         let mut choices = (aligned..LINE + 4).step_by(4);
-        choices.find(|pad| apart || in_line(start + pad, before + jump)).unwrap_or(aligned)
+        choices
+            .find(|pad| apart || in_line(start + pad, before + jump))
+            .unwrap_or(aligned)
     }
 
     /// Begins a new line where the next `n` bytes, which end with a jump, would cross into it or end with this one: jumps

@@ -497,10 +497,17 @@ impl Frame {
                 .wrapping_add(scaled)
                 .wrapping_add(segment)
                 .wrapping_add(group.low as i64 as u64);
-            let Some(addend) = self.interp.data_addend(low, (group.high - group.low) as u64, group.write) else {
+            let Some(addend) = self
+                .interp
+                .data_addend(low, (group.high - group.low) as u64, group.write)
+            else {
                 return false;
             };
-            self.area.groups[n] = if group.pointer() { low.wrapping_add(addend) } else { addend };
+            self.area.groups[n] = if group.pointer() {
+                low.wrapping_add(addend)
+            } else {
+                addend
+            };
         }
         true
     }

@@ -505,7 +505,10 @@ impl Tlb {
     pub(crate) fn protect_code(&mut self, gpa: u64) {
         self.stack = [NO_STACK; 3];
         self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
-        let aside = self.spaces.iter_mut().flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
+        let aside = self
+            .spaces
+            .iter_mut()
+            .flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
         for entry in self.data.iter_mut().flatten().chain(aside) {
             if entry.info & !0xfff == gpa && entry.write != INVALID {
                 entry.write = INVALID;
@@ -518,7 +521,10 @@ impl Tlb {
     pub(crate) fn drop_writes(&mut self) {
         self.stack = [NO_STACK; 3];
         self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
-        let aside = self.spaces.iter_mut().flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
+        let aside = self
+            .spaces
+            .iter_mut()
+            .flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
         for entry in self.data.iter_mut().flatten().chain(aside) {
             entry.write = INVALID;
         }

@@ -244,15 +244,16 @@ impl Translator {
         let free = [T2, T1, T0, STK].into_iter().filter(|&r| self.cache.busy & bit(r) == 0);
         free.min_by_key(|&r| {
             let held = self.cache.held.get(r);
-            let missed = match held {
-                Held::Nothing => 0,
-                Held::Group(g) if self.at < self.groups[usize::from(g)].last.into() => {
-                    if self.stored[usize::from(g)] { 1 } else { 2 }
-                }
-                _ if self.next_use(index, held) == usize::MAX && held != Held::Stack => 0,
-                _ if self.cache.dirty & bit(r) != 0 => 2,
-                _ => 1,
-            };
+            let missed =
+                match held {
+                    Held::Nothing => 0,
+                    Held::Group(g) if self.at < self.groups[usize::from(g)].last.into() => {
+                        if self.stored[usize::from(g)] { 1 } else { 2 }
+                    }
+                    _ if self.next_use(index, held) == usize::MAX && held != Held::Stack => 0,
+                    _ if self.cache.dirty & bit(r) != 0 => 2,
+                    _ => 1,
+                };
             let short = (r == T0 || r == T1) && claimed < soon && soon != usize::MAX;
             let next = if held == Held::Nothing {
                 usize::MAX
@@ -279,7 +280,9 @@ impl Translator {
         let claims = |i: &usize| {
             let item = &self.items[*i];
             let memory = (0..item.ins.op_count()).any(|o| item.ins.op_kind(o) == OpKind::Memory);
-            let known = item.group.is_some_and(|g| i != &usize::from(self.groups[usize::from(g)].first));
+            let known = item
+                .group
+                .is_some_and(|g| i != &usize::from(self.groups[usize::from(g)].first));
             memory && !item.on_stack && !known && item.ins.mnemonic() != iced_x86::Mnemonic::Lea
         };
         (index + 1..self.items.len()).find(claims).unwrap_or(usize::MAX)

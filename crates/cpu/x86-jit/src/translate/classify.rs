@@ -72,7 +72,9 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Cli | Mnemonic::Swapgs if mode.cpl == 0 => Class::System,
         // Whoever looks at the state between two blocks sees the shadow of STI.
         Mnemonic::Sti if mode.cpl == 0 && !single => Class::System,
-        Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.fs_gs_base => Class::Base,
+        Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.fs_gs_base => {
+            Class::Base
+        }
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
@@ -223,7 +225,9 @@ fn bit_string(ins: &Instruction) -> bool {
 fn plain_address(ins: &Instruction) -> bool {
     let plain = |r: Register| r == Register::None || r.is_gpr64();
     let relative = ins.is_ip_rel_memory_operand() && ins.memory_base() == Register::RIP;
-    (relative || plain(ins.memory_base()) && has_base(ins)) && plain(ins.memory_index()) && !ins.op1_register().is_gpr16()
+    (relative || plain(ins.memory_base()) && has_base(ins))
+        && plain(ins.memory_index())
+        && !ins.op1_register().is_gpr16()
 }
 
 /// Unprivileged integer instructions without anything implicit but registers.

@@ -30,6 +30,7 @@ use crate::translate::Item;
 use crate::translate::Parked;
 use crate::translate::Translator;
 use crate::translate::encode::memory_operand;
+use crate::translate::memory::Look;
 use crate::translate::memory::Place;
 use crate::translate::memory::in_memory;
 use crate::translate::memory::writes;
@@ -57,7 +58,7 @@ fn alone(index: usize, item: &Item) -> Option<Group> {
         return None;
     }
     let relative = ins.is_ip_rel_memory_operand();
-    if !relative && !(plain(ins.memory_base()) && plain(ins.memory_index())) || ins.memory_base() == Register::RSP {
+    if !(relative || plain(ins.memory_base()) && plain(ins.memory_index())) || ins.memory_base() == Register::RSP {
         return None;
     }
     let number = |r: Register| (r != Register::None).then(|| r.number() as Reg);
@@ -179,7 +180,9 @@ fn close(open: &mut Vec<Open>, done: &mut Vec<Open>, item: &Item, info: &mut Ins
         }
         class if class.leaves() => return done.append(open),
         Class::System | Class::Base => {
-            let (ended, kept) = std::mem::take(open).into_iter().partition(|o| o.group.segment.is_some());
+            let (ended, kept) = std::mem::take(open)
+                .into_iter()
+                .partition(|o| o.group.segment.is_some());
             *open = kept;
             done.extend::<Vec<Open>>(ended);
         }
@@ -191,7 +194,9 @@ fn close(open: &mut Vec<Open>, done: &mut Vec<Open>, item: &Item, info: &mut Ins
             continue;
         }
         let n = register.register().full_register().number() as Reg;
-        let (ended, kept) = std::mem::take(open).into_iter().partition(|o: &Open| o.group.depends_on(n));
+        let (ended, kept) = std::mem::take(open)
+            .into_iter()
+            .partition(|o: &Open| o.group.depends_on(n));
         *open = kept;
         done.extend::<Vec<Open>>(ended);
     }
@@ -229,7 +234,11 @@ impl Translator {
             Base::Register(base) if group.scaled.is_none() && group.segment.is_none() => Some(base),
             _ => None,
         };
-        self.claim(if flags || simple.is_none() { &[T0, T1, T2] } else { &[T0, T1] });
+        self.claim(if flags || simple.is_none() {
+            &[T0, T1, T2]
+        } else {
+            &[T0, T1]
+        });
         let mut base = None;
         if let Some(n) = simple {
             let host = self.host_of(index, n)?;
@@ -245,14 +254,22 @@ impl Translator {
         };
         let size = (group.high - group.low) as u32;
         self.with_flags(index, parked, |t, parked| {
-            t.look_up(index, offset, group.write, size, parked, Some(g));
+            let look = Look {
+                offset,
+                write: group.write,
+                size,
+                group: Some(g),
+            };
+            t.look_up(index, parked, &look);
         });
         match base {
             Some(base) if group.pointer() => self.asm.lea_any(T1, Some(base), Some((T1, 0)), group.low, true),
             Some(_) => {}
             None => self.asm.lea_sum(T1, T0, T1),
         }
-        if group.pointer() && let Some(base) = base {
+        if group.pointer()
+            && let Some(base) = base
+        {
             self.release(base);
         }
         for r in [T0, T1, T2] {
@@ -296,9 +313,9 @@ impl Translator {
                 self.asm.load(T0, area::PAGE);
                 Some(T0)
             }
-            Base::Register(n) => Some(self.from_home(n, T0, parked)),
+            Base::Register(n) => Some(self.home_value(n, T0, parked)),
         };
-        let scaled = group.scaled.map(|(n, scale)| (self.from_home(n, T1, parked), scale));
+        let scaled = group.scaled.map(|(n, scale)| (self.home_value(n, T1, parked), scale));
         self.asm.lea_any(T0, base, scaled, group.low, true);
         if let Some(n) = group.segment {
             self.asm.add(T0, area::segment_base(n));
@@ -317,7 +334,7 @@ impl Translator {
     }
 
     /// The value of a guest register while RAX may be put away, in `temporary` if need be.
-    fn from_home(&mut self, n: Reg, temporary: Reg, parked: Parked) -> Reg {
+    fn home_value(&mut self, n: Reg, temporary: Reg, parked: Parked) -> Reg {
         debug_assert_ne!(n, RSP);
         match parked {
             _ if in_memory(n) => self.asm.load(temporary, area::gpr(n)),

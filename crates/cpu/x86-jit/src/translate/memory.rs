@@ -45,7 +45,29 @@ impl Place {
     pub(crate) fn operand(&self) -> MemoryOperand {
         let full = |n: Reg| Register::RAX + u32::from(n);
         let index = self.index.map_or(Register::None, full);
-        MemoryOperand::with_base_index_scale_displ_size(full(self.base), index, 1, self.disp.into(), 4)
+        MemoryOperand::with_base_index_scale_displ_size(full(self.base), index, 1, self.disp.into(), 1)
+    }
+}
+
+/// What is looked up in the TLB.
+pub(crate) struct Look {
+    /// T0, or a copy of it, which is destroyed.
+    pub(crate) offset: Reg,
+    pub(crate) write: bool,
+    /// Bytes accessed.
+    pub(crate) size: u32,
+    /// The group that it is for.
+    pub(crate) group: Option<u8>,
+}
+
+impl Look {
+    pub(crate) fn new(offset: Reg, write: bool, size: u32) -> Self {
+        Self {
+            offset,
+            write,
+            size,
+            group: None,
+        }
     }
 }
 
@@ -112,7 +134,7 @@ impl Translator {
             let base = self.host_of(index, base)?;
             self.asm.lea(T0, base, disp);
             self.with_flags(index, Parked::In(T2), |t, parked| {
-                t.look_up(index, T0, write, size, parked, None)
+                t.look_up(index, parked, &Look::new(T0, write, size))
             });
             self.release(T0);
             if flags {
@@ -128,7 +150,7 @@ impl Translator {
         self.address(index)?;
         self.asm.mov(T2, T0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T2, write, size, parked, None)
+            t.look_up(index, parked, &Look::new(T2, write, size))
         });
         self.release(T2);
         Some(Place {
@@ -138,16 +160,14 @@ impl Translator {
         })
     }
 
-    /// Leaves the addend of the page in T1. T0 holds the address, and so does `offset`, which is destroyed.
-    pub(crate) fn look_up(
-        &mut self,
-        index: usize,
-        offset: Reg,
-        write: bool,
-        size: u32,
-        parked: Parked,
-        group: Option<u8>,
-    ) {
+    /// Leaves the addend of the page in T1. T0 holds the address, and so does what `look` names.
+    pub(crate) fn look_up(&mut self, index: usize, parked: Parked, look: &Look) {
+        let Look {
+            offset,
+            write,
+            size,
+            group,
+        } = *look;
         let tlb = area::tlb(self.bank);
         let tag = if write { layout::TLB_WRITE } else { layout::TLB_READ } as u32;
         self.asm.rorx(T1, T0, SLOT_ROTATE);
@@ -230,7 +250,7 @@ impl Translator {
         let slot = self.slot();
         self.stack_address(RSP, -slot);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T0, true, slot as u32, parked, None);
+            t.look_up(index, parked, &Look::new(T0, true, slot as u32));
         });
         self.stack_address(RSP, -slot);
         self.store_slot(T0, T1, 0, value);
@@ -242,7 +262,7 @@ impl Translator {
         let slot = self.slot();
         self.stack_address(base, 0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
-            t.look_up(index, T0, false, slot as u32, parked, None);
+            t.look_up(index, parked, &Look::new(T0, false, slot as u32));
         });
         self.stack_address(base, 0);
         self.load_slot(T0, T0, T1, 0);

@@ -20,6 +20,7 @@ use crate::thunk::Why;
 use crate::translate::Parked;
 use crate::translate::Translator;
 use crate::translate::encode::of_width;
+use crate::translate::memory::Look;
 use crate::translate::memory::in_memory;
 
 const GS: u8 = 5;
@@ -33,7 +34,7 @@ fn at(offset: u32) -> MemoryOperand {
         Register::None,
         1,
         i64::from(offset),
-        4,
+        8,
         false,
         Register::GS,
     )
@@ -105,11 +106,7 @@ impl Translator {
         self.asm.load(T1, area::SYSFLAGS);
         self.asm.and32(T1, !HIDDEN as u32);
         self.put(or(T0, T1));
-        self.put(Instruction::with2(
-            Code::Or_rm32_imm8,
-            narrow(T0),
-            flags::FIXED as u32,
-        ));
+        self.put(Instruction::with2(Code::Or_rm32_imm8, narrow(T0), flags::FIXED as u32));
         self.asm.flags_from_ax();
         self.asm.mov(RAX, T2);
         self.store_slot(RSP, stack, -self.slot(), T0);
@@ -132,12 +129,20 @@ impl Translator {
             let value = self.any_register(index)?;
             self.put(Instruction::with2(Code::Movzx_r32_rm16, narrow(value), from));
             let to = place.operand();
-            self.put(Instruction::with2(Code::Mov_rm16_r16, to, of_width(Register::AX, value)));
+            self.put(Instruction::with2(
+                Code::Mov_rm16_r16,
+                to,
+                of_width(Register::AX, value),
+            ));
             return Some(());
         }
         let to = ins.op0_register();
         let n = to.full_register().number() as Reg;
-        let host = if in_memory(n) { self.fetch(index, n, to.is_gpr16())? } else { n };
+        let host = if in_memory(n) {
+            self.fetch(index, n, to.is_gpr16())?
+        } else {
+            n
+        };
         if to.is_gpr16() {
             self.put(Instruction::with2(
                 Code::Mov_r16_rm16,
@@ -225,7 +230,7 @@ impl Translator {
             t.put(Instruction::with2(Code::Sar_rm64_imm8, full(T1), log));
             t.asm.lea_any(T0, Some(T0), Some((T1, log as u8 - 3)), 0, true);
             t.asm.mov(T2, T0);
-            t.look_up(index, T2, write, bytes, parked, None);
+            t.look_up(index, parked, &Look::new(T2, write, bytes));
             if parked == Parked::InMemory && host == RAX {
                 t.asm.load(T2, area::SCRATCH);
             } else {
