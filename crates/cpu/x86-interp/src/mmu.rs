@@ -2,6 +2,7 @@
 
 mod access;
 mod segment;
+mod space;
 mod tlb;
 mod walk;
 

@@ -7,6 +7,8 @@ use x86_interp::InterpVcpu;
 use x86_interp::seam::TlbData;
 use x86_interp::seam::layout;
 
+use crate::known::Table;
+
 /// Slots of a jump cache.
 pub(crate) const JUMPS: usize = 1 << 14;
 
@@ -192,55 +194,32 @@ pub(crate) fn jump_slot(address: u64) -> usize {
     address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
 }
 
-/// Slots of a table that are in use, each once, so that few are cleared where few were filled.
-pub(crate) struct Filled {
-    slots: Vec<u32>,
-    listed: Box<[u64]>,
+impl Jump {
+    /// The entry for jumps to `address`, and its slot.
+    pub(crate) fn new(address: u64, host: u64) -> (usize, Self) {
+        let jump = Self {
+            address: address.wrapping_neg(),
+            host,
+        };
+        (jump_slot(address), jump)
+    }
 }
 
-impl Filled {
-    /// For a table of `slots`.
-    pub(crate) fn of(slots: usize) -> Self {
-        Self {
-            slots: Vec::new(),
-            listed: vec![0; slots / 64].into(),
-        }
+impl Table for JumpCache {
+    type Entry = Jump;
+    const SLOTS: usize = JUMPS;
+
+    fn slot(&mut self, slot: usize) -> &mut Jump {
+        &mut self.0[slot]
     }
 
-    fn note(&mut self, slot: usize) {
-        let (word, bit) = (&mut self.listed[slot / 64], 1 << (slot % 64));
-        if *word & bit == 0 {
-            *word |= bit;
-            self.slots.push(slot as u32);
-        }
-    }
-
-    /// Calls `clear` for each slot.
-    fn each(&mut self, mut clear: impl FnMut(usize)) {
-        for &slot in &self.slots {
-            self.listed[slot as usize / 64] = 0;
-            clear(slot as usize);
-        }
-        self.slots.clear();
+    /// It still leads to code, which will not find the address that it is for.
+    fn clear(&mut self, slot: usize) {
+        self.0[slot].address = NOWHERE;
     }
 }
 
 impl JumpCache {
-    /// Lets jumps to `address` go to `host`.
-    pub(crate) fn set(&mut self, address: u64, host: u64, filled: &mut Filled) {
-        let slot = jump_slot(address);
-        self.0[slot] = Jump {
-            address: address.wrapping_neg(),
-            host,
-        };
-        filled.note(slot);
-    }
-
-    /// Forgets all targets. The slots still lead to code, which will not find the address that it is for.
-    pub(crate) fn clear(&mut self, filled: &mut Filled) {
-        filled.each(|slot| self.0[slot].address = NOWHERE);
-    }
-
     /// The first state: every slot has code to go to.
     pub(crate) fn init(&mut self, miss: u64) {
         self.0.fill(Jump {
@@ -250,53 +229,20 @@ impl JumpCache {
     }
 }
 
-/// What a jump cache and a page map held for an address space that is not the present one.
-#[derive(Default)]
-pub(crate) struct Aside {
-    jumps: Vec<(u32, Jump)>,
-    pages: Vec<(u32, u64)>,
-}
+impl Table for PageMap {
+    type Entry = u64;
+    const SLOTS: usize = PAGES;
 
-impl Aside {
-    /// Copies what is in use.
-    pub(crate) fn copy(&mut self, jumps: &JumpCache, pages: &PageMap, filled: &(Filled, Filled)) {
-        let jumps = filled.0.slots.iter().map(|&slot| (slot, jumps.0[slot as usize]));
-        let pages = filled.1.slots.iter().map(|&slot| (slot, pages.0[slot as usize]));
-        self.jumps.clear();
-        self.jumps.extend(jumps.filter(|(_, j)| j.address != NOWHERE));
-        self.pages.clear();
-        self.pages.extend(pages.filter(|(_, p)| *p != NOWHERE));
+    fn slot(&mut self, slot: usize) -> &mut u64 {
+        &mut self.0[slot]
     }
 
-    /// Puts everything back.
-    pub(crate) fn restore(&self, jumps: &mut JumpCache, pages: &mut PageMap, filled: &mut (Filled, Filled)) {
-        for &(slot, jump) in &self.jumps {
-            jumps.0[slot as usize] = jump;
-            filled.0.note(slot as usize);
-        }
-        for &(slot, page) in &self.pages {
-            pages.0[slot as usize] = page;
-            filled.1.note(slot as usize);
-        }
+    fn clear(&mut self, slot: usize) {
+        self.0[slot] = NOWHERE;
     }
 }
 
 impl PageMap {
-    /// Page number `page` is at virtual address `at`.
-    pub(crate) fn set(&mut self, page: u32, at: u64, filled: &mut Filled) {
-        if let Some(place) = self.0.get_mut(page as usize)
-            && *place != at.wrapping_neg()
-        {
-            *place = at.wrapping_neg();
-            filled.note(page as usize);
-        }
-    }
-
-    /// Forgets where all pages are.
-    pub(crate) fn clear(&mut self, filled: &mut Filled) {
-        filled.each(|page| self.0[page] = NOWHERE);
-    }
-
     /// The first state.
     pub(crate) fn init(&mut self) {
         self.0.fill(NOWHERE);

@@ -19,6 +19,7 @@ mod area;
 mod asm;
 mod block;
 mod engine;
+mod known;
 mod memory;
 mod registry;
 mod signals;

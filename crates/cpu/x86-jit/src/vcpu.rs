@@ -31,6 +31,7 @@ use crate::block::Holdings;
 use crate::block::Hot;
 use crate::block::Record;
 use crate::engine::Shared;
+use crate::known::Known;
 use crate::signals::Quiet;
 use crate::thunk::Why;
 use crate::translate::EXACT_STACK;
@@ -54,12 +55,12 @@ pub(crate) struct Rest {
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
     decoded: Decoded,
-    /// Slots in use of the jump caches and the page maps.
-    filled: [(area::Filled, area::Filled); 2],
-    /// Jump targets of other address spaces: code generation, mode, and what they are. The oldest is first.
-    aside: VecDeque<(u32, u32, area::Aside)>,
+    /// What the jump caches and the page maps hold.
+    known: [Known; 2],
+    /// The same of other address spaces: code generation, mode, and what it is. The oldest is first.
+    aside: VecDeque<(u32, u32, Known)>,
     /// Of those, what is used again.
-    spare: Vec<area::Aside>,
+    spare: Vec<Known>,
     /// The kernel's jump cache has targets in the lower half.
     low: bool,
     /// Why `run` is to come back.
@@ -90,10 +91,6 @@ struct Counters {
     user_clears: u64,
     kernel_clears: u64,
     mode_clears: u64,
-}
-
-fn nothing_filled() -> [(area::Filled, area::Filled); 2] {
-    [(); 2].map(|()| (area::Filled::of(JUMPS), area::Filled::of(area::PAGES)))
 }
 
 /// A translated vCPU.
@@ -127,7 +124,7 @@ impl JitVcpu {
             modes: [u32::MAX; 2],
             found: vec![UNSEEN; SEEN].into(),
             decoded: Decoded::new(),
-            filled: nothing_filled(),
+            known: [Known::new(), Known::new()],
             aside: VecDeque::new(),
             spare: Vec::new(),
             low: false,
@@ -461,9 +458,9 @@ impl Frame {
         self.rest.counted = 0;
         if remember {
             let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
-            let filled = &mut self.rest.filled[cache];
-            self.area.jumps[cache].set(rip, found.host, &mut filled.0);
-            self.area.pages[cache].set(found.page, rip & !0xfff, &mut filled.1);
+            let known = &mut self.rest.known[cache];
+            known.set_jump(&mut self.area.jumps[cache], rip, found.host);
+            known.set_page(&mut self.area.pages[cache], found.page, rip & !0xfff);
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
         self.enter(found.host + u64::from(found.body), Holdings::START)

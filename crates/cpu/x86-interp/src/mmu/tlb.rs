@@ -7,9 +7,13 @@ use std::ptr::null;
 
 use guest_memory::CodePage;
 
+use super::space::Entry;
+use super::space::SLOTS;
+use super::space::Space;
+
 /// A tag that no page has: subtracting it from any canonical address leaves a huge number.
 const INVALID: u64 = 1 << 62;
-const DATA_ENTRIES: usize = 4096;
+const DATA_ENTRIES: usize = SLOTS;
 const EXEC_ENTRIES: usize = 512;
 
 /// A data translation. A tag is the page's virtual address, or [`INVALID`] when such accesses must take the slow path.
@@ -132,62 +136,34 @@ const EMPTY_EXEC: ExecEntry = ExecEntry {
     large: false,
 };
 
-/// Translations of a process-context identifier that is not the present one.
-#[derive(Default)]
-struct Space {
-    pcid: u16,
-    code_gen: u32,
-    /// By bank, with their slots.
-    data: [Vec<(u16, DataEntry)>; 3],
-    exec: [Vec<(u16, ExecEntry)>; 2],
-    /// Pages in the lower half that stacks are on.
-    stack: [StackPage; 3],
-}
-
 /// Address spaces kept beside the present one at most.
 const SPACES: usize = 8;
 
-/// Slots of a bank, each once.
-struct Slots {
-    list: Vec<u16>,
-    listed: [u64; DATA_ENTRIES / 64],
-}
+impl Entry for DataEntry {
+    const EMPTY: Self = EMPTY;
 
-impl Slots {
-    fn note(&mut self, slot: usize) {
-        let (word, bit) = (&mut self.listed[slot / 64], 1 << (slot % 64));
-        if *word & bit == 0 {
-            *word |= bit;
-            self.list.push(slot as u16);
-        }
-    }
-
-    fn clear(&mut self) {
-        for &slot in &self.list {
-            self.listed[usize::from(slot) / 64] = 0;
-        }
-        self.list.clear();
+    fn is_local(&self) -> bool {
+        self.info & info::GLOBAL == 0 && (self.read != INVALID || self.write != INVALID)
     }
 }
 
-impl Default for Slots {
-    fn default() -> Self {
-        Self {
-            list: Vec::new(),
-            listed: [0; DATA_ENTRIES / 64],
-        }
+impl Entry for ExecEntry {
+    const EMPTY: Self = EMPTY_EXEC;
+
+    fn is_local(&self) -> bool {
+        self.tag != INVALID && !self.global
     }
 }
 
 pub(crate) struct Tlb {
     data: Data,
     exec: [[ExecEntry; EXEC_ENTRIES]; 2],
-    /// Slots with non-global entries, by bank (data, then exec).
-    local: [Slots; 5],
-    /// The least recently used first.
-    spaces: Vec<Space>,
+    /// What is not global.
+    local: Box<Space>,
+    /// Other address spaces, the least recently used first.
+    spaces: Vec<Box<Space>>,
     /// Spaces whose memory is used again.
-    spare: Vec<Space>,
+    spare: Vec<Box<Space>>,
     /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64, of both halves.
     large: [u64; 2],
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
@@ -250,7 +226,7 @@ impl Tlb {
         Self {
             data: Data::new(),
             exec: [[EMPTY_EXEC; EXEC_ENTRIES]; 2],
-            local: Default::default(),
+            local: Box::default(),
             spaces: Vec::new(),
             spare: Vec::new(),
             large: [0; 2],
@@ -286,7 +262,7 @@ impl Tlb {
         let slot = (fill.page >> 12) as usize & (DATA_ENTRIES - 1);
         let tag = |on| if on { fill.page } else { INVALID };
         let bit = |on, bit| if on { bit } else { 0 };
-        self.data[bank][slot] = DataEntry {
+        let entry = DataEntry {
             read: tag(fill.read),
             write: tag(fill.write && !fill.noted),
             addend: (fill.host as u64).wrapping_sub(fill.page),
@@ -295,9 +271,8 @@ impl Tlb {
                 | bit(fill.large, info::LARGE)
                 | bit(fill.global, info::GLOBAL),
         };
-        if !fill.global {
-            self.local[bank].note(slot);
-        }
+        self.data[bank][slot] = entry;
+        self.local.data[bank].note(slot, &entry);
         self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
     }
 
@@ -308,7 +283,7 @@ impl Tlb {
 
     pub(crate) fn fill_exec(&mut self, user: bool, fill: &Fill, code: *const CodePage) {
         let slot = (fill.page >> 12) as usize & (EXEC_ENTRIES - 1);
-        self.exec[user as usize][slot] = ExecEntry {
+        let entry = ExecEntry {
             tag: fill.page,
             gpa: fill.gpa,
             host: fill.host,
@@ -316,10 +291,9 @@ impl Tlb {
             global: fill.global,
             large: fill.large,
         };
-        if !fill.global {
-            self.local[3 + user as usize].note(slot);
-            self.local_high_code |= half(fill.page) == 1;
-        }
+        self.exec[user as usize][slot] = entry;
+        self.local.exec[user as usize].note(slot, &entry);
+        self.local_high_code |= !fill.global && half(fill.page) == 1;
         self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
     }
 
@@ -333,9 +307,9 @@ impl Tlb {
         for bank in &mut self.exec {
             bank.fill(EMPTY_EXEC);
         }
-        self.local.iter_mut().for_each(Slots::clear);
+        self.local.clear();
         self.large = [0; 2];
-        self.spaces.clear();
+        self.forget_spaces();
         self.local_high_code = false;
         self.code_gen = [self.next_gen(); 2];
     }
@@ -359,84 +333,58 @@ impl Tlb {
 
     /// Goes from one address space to another, whose translations come back if they are to be kept.
     pub(crate) fn switch_space(&mut self, from: u16, to: u16, keep: bool) {
-        let leaving = self.put_aside(from);
-        self.flush_local();
+        debug_assert!(self.spaces.iter().all(|s| s.pcid != from));
+        self.flushes += 1;
         let found = self.spaces.iter().position(|s| s.pcid == to);
-        let found = found.map(|i| self.spaces.remove(i));
+        let mut new = match found {
+            Some(at) => self.spaces.remove(at),
+            None => self.spare.pop().unwrap_or_default(),
+        };
+        if found.is_none() || !keep {
+            new.clear();
+            new.code_gen = self.next_gen();
+        }
+        let mut old = std::mem::replace(&mut self.local, new);
+        for ((old, new), bank) in old.data.iter_mut().zip(&self.local.data).zip(self.data.iter_mut()) {
+            old.exchange(new, bank);
+        }
+        for ((old, new), bank) in old.exec.iter_mut().zip(&self.local.exec).zip(&mut self.exec) {
+            old.exchange(new, bank);
+        }
+        old.pcid = from;
+        old.code_gen = self.code_gen[0];
+        self.code_gen[0] = self.local.code_gen;
+        if std::mem::take(&mut self.local_high_code) {
+            old.exec.iter_mut().for_each(|log| log.retain(|e| half(e.tag) == 0));
+            self.code_gen[1] = self.next_gen();
+        }
+        self.exchange_stacks(&mut old);
         if self.spaces.len() == SPACES {
             self.spare.push(self.spaces.remove(0));
         }
-        self.spaces.push(leaving);
-        if let Some(space) = found {
-            if keep {
-                self.bring_back(&space);
-            }
-            self.spare.push(space);
-        }
+        self.spaces.push(old);
     }
 
-    /// Copies of all translations that are not global.
-    fn put_aside(&mut self, pcid: u16) -> Space {
-        debug_assert!(self.spaces.iter().all(|s| s.pcid != pcid));
-        let mut space = self.spare.pop().unwrap_or_default();
-        space.pcid = pcid;
-        space.code_gen = self.code_gen[0];
-        space.stack = self.stack.map(|s| if half(s.page) == 0 { s } else { NO_STACK });
-        for ((slots, from), to) in self.local.iter().zip(self.data.iter()).zip(&mut space.data) {
-            let entries = slots.list.iter().map(|&slot| (slot, from[usize::from(slot)]));
-            to.clear();
-            to.extend(entries.filter(|(_, e)| e.info & info::GLOBAL == 0 && (e.read != INVALID || e.write != INVALID)));
-        }
-        for ((slots, from), to) in self.local[3..].iter().zip(&self.exec).zip(&mut space.exec) {
-            let entries = slots.list.iter().map(|&slot| (slot, from[usize::from(slot)]));
-            to.clear();
-            to.extend(entries.filter(|(_, e)| e.tag != INVALID && !e.global && half(e.tag) == 0));
-        }
-        space
-    }
-
-    fn bring_back(&mut self, space: &Space) {
-        for ((slots, to), from) in self.local.iter_mut().zip(self.data.iter_mut()).zip(&space.data) {
-            for &(slot, entry) in from {
-                to[usize::from(slot)] = entry;
-                slots.note(slot.into());
+    /// Stacks in the lower half belong to the address space.
+    fn exchange_stacks(&mut self, old: &mut Space) {
+        let known = |s: &StackPage| s.page != INVALID;
+        old.stack = self.stack.map(|s| if half(s.page) == 0 { s } else { NO_STACK });
+        for (stack, new) in self.stack.iter_mut().zip(&self.local.stack) {
+            if known(new) || half(stack.page) == 0 {
+                *stack = *new;
             }
         }
-        for ((slots, to), from) in self.local[3..].iter_mut().zip(&mut self.exec).zip(&space.exec) {
-            for &(slot, entry) in from {
-                to[usize::from(slot)] = entry;
-                slots.note(slot.into());
-            }
-        }
-        for (stack, kept) in self.stack.iter_mut().zip(&space.stack) {
-            if kept.page != INVALID {
-                *stack = *kept;
-            }
-        }
-        self.code_gen[0] = space.code_gen;
+        self.check_stacks();
     }
 
     /// Drops all of the present address space that is not global.
     pub(crate) fn flush_local(&mut self) {
         self.flushes += 1;
-        for (slots, bank) in self.local.iter_mut().zip(self.data.iter_mut()) {
-            for &slot in &slots.list {
-                // It may hold a global entry by now.
-                let entry = &mut bank[usize::from(slot)];
-                if entry.info & info::GLOBAL == 0 {
-                    *entry = EMPTY;
-                }
-            }
-            slots.clear();
+        for (log, bank) in self.local.data.iter_mut().zip(self.data.iter_mut()) {
+            log.flush(bank);
         }
-        for (slots, bank) in self.local[3..].iter_mut().zip(&mut self.exec) {
-            for &slot in &slots.list {
-                let entry = &mut bank[usize::from(slot)];
-                if !entry.global {
-                    *entry = EMPTY_EXEC;
-                }
-            }
-            slots.clear();
+        for (log, bank) in self.local.exec.iter_mut().zip(&mut self.exec) {
+            log.flush(bank);
         }
         self.check_stacks();
         self.code_gen[0] = self.next_gen();
@@ -452,8 +400,9 @@ impl Tlb {
         let large = self.large[half(address)] >> gib(address) & 1 != 0;
         // All translations of one large page are dropped, and some others with them, which is always allowed.
         let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
-        for bank in self.data.iter_mut() {
+        for (bank, log) in self.data.iter_mut().zip(&mut self.local.data) {
             if large {
+                log.all_changed();
                 for e in bank.iter_mut() {
                     let tag = if e.read == INVALID { e.write } else { e.read };
                     if same(tag, e.info & info::LARGE != 0) || tag == INVALID {
@@ -462,15 +411,18 @@ impl Tlb {
                 }
             } else {
                 bank[slot & (DATA_ENTRIES - 1)] = EMPTY;
+                log.changed(slot & (DATA_ENTRIES - 1));
             }
         }
-        for bank in &mut self.exec {
+        for (bank, log) in self.exec.iter_mut().zip(&mut self.local.exec) {
             if large {
+                log.all_changed();
                 bank.iter_mut()
                     .filter(|e| same(e.tag, e.large))
                     .for_each(|e| *e = EMPTY_EXEC);
             } else {
                 bank[slot & (EXEC_ENTRIES - 1)] = EMPTY_EXEC;
+                log.changed(slot & (EXEC_ENTRIES - 1));
             }
         }
         self.check_stacks();
@@ -505,11 +457,9 @@ impl Tlb {
     pub(crate) fn protect_code(&mut self, gpa: u64) {
         self.stack = [NO_STACK; 3];
         self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
-        let aside = self
-            .spaces
-            .iter_mut()
-            .flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
-        for entry in self.data.iter_mut().flatten().chain(aside) {
+        let spaces = self.spaces.iter_mut().chain([&mut self.local]);
+        let logs = spaces.flat_map(|s| &mut s.data).flat_map(|log| &mut log.entries);
+        for entry in self.data.iter_mut().flatten().chain(logs.map(|(_, e)| e)) {
             if entry.info & !0xfff == gpa && entry.write != INVALID {
                 entry.write = INVALID;
                 entry.info |= info::NOTED_WRITE;
@@ -521,11 +471,9 @@ impl Tlb {
     pub(crate) fn drop_writes(&mut self) {
         self.stack = [NO_STACK; 3];
         self.spaces.iter_mut().for_each(|s| s.stack = [NO_STACK; 3]);
-        let aside = self
-            .spaces
-            .iter_mut()
-            .flat_map(|s| s.data.iter_mut().flatten().map(|(_, e)| e));
-        for entry in self.data.iter_mut().flatten().chain(aside) {
+        let spaces = self.spaces.iter_mut().chain([&mut self.local]);
+        let logs = spaces.flat_map(|s| &mut s.data).flat_map(|log| &mut log.entries);
+        for entry in self.data.iter_mut().flatten().chain(logs.map(|(_, e)| e)) {
             entry.write = INVALID;
         }
     }

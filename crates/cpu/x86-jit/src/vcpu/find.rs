@@ -8,6 +8,7 @@ use x86_interp::seam::Mode;
 use crate::area;
 use crate::area::Frame;
 use crate::block::Block;
+use crate::known::Known;
 use crate::block::Second;
 use crate::registry::Origin;
 use crate::thunk::Why;
@@ -88,7 +89,7 @@ impl Frame {
         self.rest.decoded.clear();
         self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
         self.area.pages.iter_mut().for_each(area::PageMap::init);
-        self.rest.filled = super::nothing_filled();
+        self.rest.known.iter_mut().for_each(Known::forget);
         self.rest.aside.clear();
         self.rest.low = false;
     }
@@ -96,27 +97,26 @@ impl Frame {
     /// Lower-half code is of generation `new` from now on, which may be one that there has been.
     fn change_space(&mut self, new: u32) {
         let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
-        let mut leaving = self.rest.spare.pop().unwrap_or_default();
-        leaving.copy(&self.area.jumps[0], &self.area.pages[0], &self.rest.filled[0]);
+        let found = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode);
+        let known = match found.and_then(|at| self.rest.aside.remove(at)) {
+            Some((_, _, known)) => known,
+            None => {
+                let mut spare = self.rest.spare.pop().unwrap_or_else(Known::new);
+                spare.forget();
+                spare
+            }
+        };
+        let mut leaving = std::mem::replace(&mut self.rest.known[0], known);
+        leaving.exchange(&self.rest.known[0], &mut self.area.jumps[0], &mut self.area.pages[0]);
         if self.rest.aside.len() == ASIDE {
             self.rest.spare.extend(self.rest.aside.pop_front().map(|a| a.2));
         }
         self.rest.aside.push_back((old, mode, leaving));
-        self.forget(0);
-        if let Some(at) = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode)
-            && let Some((_, _, aside)) = self.rest.aside.remove(at)
-        {
-            let filled = &mut self.rest.filled[0];
-            aside.restore(&mut self.area.jumps[0], &mut self.area.pages[0], filled);
-            self.rest.spare.push(aside);
-        }
     }
 
     /// Forgets the jump targets, and where pages are, of a privilege level.
     fn forget(&mut self, cache: usize) {
-        let filled = &mut self.rest.filled[cache];
-        self.area.jumps[cache].clear(&mut filled.0);
-        self.area.pages[cache].clear(&mut filled.1);
+        self.rest.known[cache].clear(&mut self.area.jumps[cache], &mut self.area.pages[cache]);
     }
 
     /// The block at RIP, translated if need be.
