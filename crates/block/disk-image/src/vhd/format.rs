@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn geometry_is_that_of_the_specification() {
         // 40 MiB, 1 GiB and 127 GiB.
-        for (sectors, geometry_of) in [(81920, [4, 17]), (2_097_152, [16, 63]), (266_338_304, [16, 255])] {
+        for (sectors, geometry_of) in [(81920, [5, 17]), (2_097_152, [16, 63]), (266_338_304, [16, 255])] {
             let [_, _, heads, track] = geometry(sectors);
             assert_eq!([heads, track], geometry_of, "{sectors}");
         }

@@ -1,0 +1,9 @@
+//! Images of all formats: against a model, against QEMU's tools, under power cuts, and damaged.
+
+mod chains;
+mod damage;
+mod kit;
+mod maintenance;
+mod model;
+mod power;
+mod qemu;
