@@ -252,10 +252,6 @@ impl<T: Tables> Engine<T> {
         &self.file
     }
 
-    pub(crate) fn parent(&self) -> Option<&Parent> {
-        self.parent.as_ref()
-    }
-
     pub(crate) fn writable(&self) -> bool {
         self.writable
     }
@@ -305,8 +301,9 @@ impl<T: Tables> Engine<T> {
                     self.read_parent(offset, part)?;
                 }
                 Map::Packed(packed) => {
-                    let block = self.unpacked.get(&self.file, self.codec, packed, self.block)?;
                     let within = (offset % self.block) as usize;
+                    let least = self.block.min(self.size().saturating_sub(offset - within as u64));
+                    let block = self.unpacked.get(&self.file, self.codec, packed, self.block, least)?;
                     part.copy_from_slice(block.get(within..within + len).unwrap_or_default());
                 }
             }

@@ -43,8 +43,8 @@ pub(crate) struct Packed {
 pub(crate) struct Cache(Mutex<Option<(Packed, Arc<[u8]>)>>);
 
 impl Cache {
-    /// The block of `size` bytes.
-    pub(crate) fn get(&self, file: &File, codec: Codec, packed: Packed, size: u64) -> Result<Arc<[u8]>> {
+    /// The block of `size` bytes, of which the disk has the first `least`: the last block may end there.
+    pub(crate) fn get(&self, file: &File, codec: Codec, packed: Packed, size: u64, least: u64) -> Result<Arc<[u8]>> {
         let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((_, block)) = last.filter(|(last, _)| *last == packed) {
             return Ok(block);
@@ -54,7 +54,7 @@ impl Cache {
         let len = usize::try_from(packed.len).ok().filter(|&len| len <= 2 * size + 65536);
         let mut input = vec![0; len.ok_or_else(bad)?];
         file.read_padded(packed.at, &mut input)?;
-        let block: Arc<[u8]> = unpack(codec, &input, size).ok_or_else(bad)?.into();
+        let block: Arc<[u8]> = unpack(codec, &input, size, least).ok_or_else(bad)?.into();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((packed, Arc::clone(&block)));
         Ok(block)
     }
@@ -65,8 +65,8 @@ impl Cache {
     }
 }
 
-/// Exactly `size` bytes out of `input`, or none.
-pub(crate) fn unpack(codec: Codec, input: &[u8], size: usize) -> Option<Vec<u8>> {
+/// `size` bytes out of `input`, or at least `least` of them and zeros behind; none otherwise.
+pub(crate) fn unpack(codec: Codec, input: &[u8], size: usize, least: u64) -> Option<Vec<u8>> {
     let mut out = vec![0; size];
     match codec {
         Codec::Deflate | Codec::Zlib => {
@@ -74,7 +74,7 @@ pub(crate) fn unpack(codec: Codec, input: &[u8], size: usize) -> Option<Vec<u8>>
             let status = inflate.decompress(input, &mut out, FlushDecompress::Finish);
             // The end of a stream that fills the block exactly may not have been seen.
             let ended = matches!(status, Ok(Status::StreamEnd | Status::BufError | Status::Ok));
-            (ended && inflate.total_out() == size as u64).then_some(out)
+            (ended && inflate.total_out() >= least).then_some(out)
         }
         Codec::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).ok()?.single_frame();
@@ -124,7 +124,7 @@ mod tests {
         for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let mut packed = pack(codec, &block).unwrap();
             packed.extend([0; 100]);
-            assert_eq!(unpack(codec, &packed, block.len()).as_deref(), Some(&block[..]), "{codec:?}");
+            assert_eq!(unpack(codec, &packed, block.len(), 65536).as_deref(), Some(&block[..]), "{codec:?}");
         }
     }
 
@@ -133,9 +133,9 @@ mod tests {
         let block = vec![5; 4096];
         for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let packed = pack(codec, &block).unwrap();
-            assert!(unpack(codec, &packed, 8192).is_none(), "{codec:?}");
-            assert!(unpack(codec, &packed[..packed.len() / 2], 4096).is_none(), "{codec:?}");
-            assert!(unpack(codec, &[0xff; 64], 4096).is_none(), "{codec:?}");
+            assert!(unpack(codec, &packed, 8192, 8192).is_none(), "{codec:?}");
+            assert!(unpack(codec, &packed[..packed.len() / 2], 4096, 4096).is_none(), "{codec:?}");
+            assert!(unpack(codec, &[0xff; 64], 4096, 4096).is_none(), "{codec:?}");
         }
     }
 }

@@ -103,6 +103,10 @@ impl Tables2 {
         let index = cluster / self.counts();
         if index >= self.reftable_entries() {
             self.grow_reftable(meta, index)?;
+            // The table's own clusters may have needed the same block.
+            if let Some(block) = self.block_of(meta, cluster)? {
+                return Ok(block);
+            }
         }
         // At the end of the file nothing can be in the way; it may lie in the range that the block covers, or not.
         let block = self.end.div_ceil(self.cluster);

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
 use rustix::fs::FlockOperation;
@@ -25,6 +26,10 @@ use crate::Result;
 
 /// Zeros are written in pieces of this many bytes where the host cannot make holes.
 const ZEROS: [u8; 65536] = [0; 65536];
+
+/// How often, and after what time, a lock that another process has is tried again.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The host's file system.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +48,17 @@ impl Default for HostFiles {
 struct HostFile {
     file: fs::File,
     sync: bool,
+}
+
+/// Locks the file. A process that is being started holds our other files for a moment, so one refusal is not the end.
+fn lock(file: &fs::File, operation: FlockOperation) -> rustix::io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(file, operation) {
+            Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    rustix::fs::flock(file, operation)
 }
 
 impl Files for HostFiles {
@@ -72,7 +88,7 @@ impl Files for HostFiles {
             Access::ReadShared => None,
             Access::Write | Access::Create => Some(FlockOperation::NonBlockingLockExclusive),
         };
-        match operation.map(|operation| rustix::fs::flock(&file, operation)) {
+        match operation.map(|operation| lock(&file, operation)) {
             None | Some(Ok(()) | Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS)) => {}
             Some(Err(Errno::WOULDBLOCK)) => {
                 return Err(BlockError::Locked {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use disk_image::BlockBackend;
 use disk_image::Compression;
 use disk_image::CreateOptions;
 use disk_image::Files;
