@@ -2,6 +2,7 @@
 
 mod chains;
 mod damage;
+mod killed;
 mod kit;
 mod maintenance;
 mod model;
