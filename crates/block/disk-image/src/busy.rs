@@ -23,7 +23,9 @@ impl Busy {
     /// Waits until nobody else holds any part of `range`.
     pub(crate) fn hold(&self, range: Range<u64>) -> Hold<'_> {
         let free = |ranges: &mut Vec<Range<u64>>| {
-            ranges.iter().any(|other| other.start < range.end && range.start < other.end)
+            ranges
+                .iter()
+                .any(|other| other.start < range.end && range.start < other.end)
         };
         let guard = self.ended.wait_while(self.ranges(), free);
         guard.unwrap_or_else(PoisonError::into_inner).push(range.clone());

@@ -74,7 +74,11 @@ impl Sink for ImageSink<'_> {
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
-        if self.options.over_parent { self.image.discard(offset, len) } else { Ok(()) }
+        if self.options.over_parent {
+            self.image.discard(offset, len)
+        } else {
+            Ok(())
+        }
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -112,8 +116,15 @@ pub fn copy(
         return clean(files, path, result);
     }
     create(files, path, options)?;
-    let result = open_in(files, path, &OpenOptions { format: Some(options.format), ..OpenOptions::writable() })
-        .and_then(|target| into_image(source, &*target, copied, progress));
+    let result = open_in(
+        files,
+        path,
+        &OpenOptions {
+            format: Some(options.format),
+            ..OpenOptions::writable()
+        },
+    )
+    .and_then(|target| into_image(source, &*target, copied, progress));
     clean(files, path, result)
 }
 
@@ -132,11 +143,25 @@ pub(crate) fn into_image(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let block = target.info().block_size.max(1);
-    run(source, &mut ImageSink { image: target, options, block }, options, progress)
+    run(
+        source,
+        &mut ImageSink {
+            image: target,
+            options,
+            block,
+        },
+        options,
+        progress,
+    )
 }
 
 /// Walks through the extents of the source.
-fn run(source: &dyn BlockBackend, sink: &mut dyn Sink, options: CopyOptions, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+fn run(
+    source: &dyn BlockBackend,
+    sink: &mut dyn Sink,
+    options: CopyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
     let total = source.info().size;
     let mut buf = vec![0; usize::try_from(PIECE.min(total)).unwrap_or_default()];
     let mut done = 0;
@@ -152,7 +177,9 @@ fn run(source: &dyn BlockBackend, sink: &mut dyn Sink, options: CopyOptions, pro
             ExtentKind::Data => {
                 // Pieces end at multiples of their size, so that blocks stay whole.
                 let len = extent.len.min(PIECE - done % PIECE).min(total - done);
-                let piece = buf.get_mut(..usize::try_from(len).unwrap_or_default()).unwrap_or_default();
+                let piece = buf
+                    .get_mut(..usize::try_from(len).unwrap_or_default())
+                    .unwrap_or_default();
                 source.read_at(done, piece)?;
                 write_data(sink, done, piece)?;
                 len
@@ -224,12 +251,20 @@ pub fn compare(a: &dyn BlockBackend, b: &dyn BlockBackend, progress: &mut dyn Fn
             len = len.min(1 << 20);
             let [buf_a, buf_b] = &mut bufs;
             let part = usize::try_from(len).unwrap_or_default();
-            let (Some(left), Some(right)) = (buf_a.get_mut(..part), buf_b.get_mut(..part)) else { break };
+            let (Some(left), Some(right)) = (buf_a.get_mut(..part), buf_b.get_mut(..part)) else {
+                break;
+            };
             fill(a, done, size_a, left)?;
             fill(b, done, size_b, right)?;
             if left != right {
-                let first = left.iter().zip(&*right).take_while(|(left, right)| left == right).count();
-                return Ok(Comparison::Different { offset: done + first as u64 });
+                let first = left
+                    .iter()
+                    .zip(&*right)
+                    .take_while(|(left, right)| left == right)
+                    .count();
+                return Ok(Comparison::Different {
+                    offset: done + first as u64,
+                });
             }
         }
         done += len.max(1);
@@ -237,7 +272,9 @@ pub fn compare(a: &dyn BlockBackend, b: &dyn BlockBackend, progress: &mut dyn Fn
     }
     Ok(match size_a == size_b {
         true => Comparison::Equal,
-        false => Comparison::Longer { size: size_a.min(size_b) },
+        false => Comparison::Longer {
+            size: size_a.min(size_b),
+        },
     })
 }
 
@@ -254,5 +291,9 @@ fn fill(disk: &dyn BlockBackend, offset: u64, size: u64, buf: &mut [u8]) -> Resu
     let inside = usize::try_from(size.saturating_sub(offset)).map_or(buf.len(), |rest| rest.min(buf.len()));
     let (inside, beyond) = buf.split_at_mut(inside);
     beyond.fill(0);
-    if inside.is_empty() { Ok(()) } else { disk.read_at(offset, inside) }
+    if inside.is_empty() {
+        Ok(())
+    } else {
+        disk.read_at(offset, inside)
+    }
 }

@@ -69,7 +69,10 @@ impl Variant {
     }
 
     fn name(self) -> &'static str {
-        Self::NAMES.into_iter().find(|(_, variant)| *variant == self).map_or("", |(name, _)| name)
+        Self::NAMES
+            .into_iter()
+            .find(|(_, variant)| *variant == self)
+            .map_or("", |(name, _)| name)
     }
 }
 
@@ -77,10 +80,15 @@ impl FromStr for Variant {
     type Err = BlockError;
 
     fn from_str(text: &str) -> Result<Self> {
-        let known = Self::NAMES.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        let known = Self::NAMES
+            .into_iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(text));
         known.map(|(_, variant)| variant).ok_or_else(|| {
             let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-            BlockError::Usage(format!("`{text}` is no variant of an image format; known are {}", names.join(", ")))
+            BlockError::Usage(format!(
+                "`{text}` is no variant of an image format; known are {}",
+                names.join(", ")
+            ))
         })
     }
 }
@@ -164,7 +172,14 @@ pub(crate) struct Making<'a> {
 impl Making<'_> {
     /// The name of a file beside the image, as the image refers to it.
     pub(crate) fn beside(&self, suffix: &str) -> String {
-        let stem = self.options.named.as_deref().unwrap_or(self.path).file_stem().unwrap_or_default().to_string_lossy();
+        let stem = self
+            .options
+            .named
+            .as_deref()
+            .unwrap_or(self.path)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
         format!("{stem}{suffix}.vmdk")
     }
 
@@ -194,7 +209,10 @@ pub fn create(files: &Arc<dyn Files>, path: &Path, options: &CreateOptions) -> R
         Format::Vmdk => vmdk::create::create(&making, &file),
         Format::Vhd => vhd::create(&making, &file),
         Format::Qcow2 => qcow2::create::create(&making, &file),
-        Format::Iso | Format::Vhdx => Err(BlockError::Usage(format!("images of format {} are read only", options.format))),
+        Format::Iso | Format::Vhdx => Err(BlockError::Usage(format!(
+            "images of format {} are read only",
+            options.format
+        ))),
     };
     if made.is_err() {
         // The error that is reported is the first one.
@@ -206,10 +224,18 @@ pub fn create(files: &Arc<dyn Files>, path: &Path, options: &CreateOptions) -> R
 /// Checks what holds for every format, and opens the parent.
 pub(crate) fn prepare<'a>(files: &'a Arc<dyn Files>, path: &'a Path, options: &'a CreateOptions) -> Result<Making<'a>> {
     if !options.variant.fits(options.format) {
-        return Err(BlockError::Usage(format!("{} has no variant `{}`", options.format, options.variant.name())));
+        return Err(BlockError::Usage(format!(
+            "{} has no variant `{}`",
+            options.format,
+            options.variant.name()
+        )));
     }
-    if options.format != Format::Qcow2 && (options.subclusters || options.lazy_refcounts || options.compression != Compression::Zlib) {
-        return Err(BlockError::Usage("zstd, subclusters and lazy refcounts are for qcow2 only".to_owned()));
+    if options.format != Format::Qcow2
+        && (options.subclusters || options.lazy_refcounts || options.compression != Compression::Zlib)
+    {
+        return Err(BlockError::Usage(
+            "zstd, subclusters and lazy refcounts are for qcow2 only".to_owned(),
+        ));
     }
     let parent = match &options.parent {
         None => None,
@@ -218,12 +244,20 @@ pub(crate) fn prepare<'a>(files: &'a Arc<dyn Files>, path: &'a Path, options: &'
     let size = options.size.or(parent.as_ref().map(|parent| parent.image.info().size));
     let size = size.ok_or_else(|| BlockError::Usage("the disk's size is missing".to_owned()))?;
     if !size.is_multiple_of(512) {
-        return Err(BlockError::Usage(format!("a disk of {size} bytes is not a whole number of sectors of 512 bytes")));
+        return Err(BlockError::Usage(format!(
+            "a disk of {size} bytes is not a whole number of sectors of 512 bytes"
+        )));
     }
     if i64::try_from(size).is_err() {
         return Err(BlockError::Usage(format!("a disk of {size} bytes is too large")));
     }
-    Ok(Making { files, path, options, size, parent })
+    Ok(Making {
+        files,
+        path,
+        options,
+        size,
+        parent,
+    })
 }
 
 fn open_parent(files: &Arc<dyn Files>, path: &Path, reference: &ParentReference) -> Result<ParentImage> {
@@ -243,7 +277,9 @@ fn open_parent(files: &Arc<dyn Files>, path: &Path, reference: &ParentReference)
 
 /// `to` as seen from the folder of `from`. Absolute where they have nothing but the root in common.
 fn relative(from: &Path, to: &Path) -> PathBuf {
-    let (Ok(from), Ok(absolute)) = (std::path::absolute(from), std::path::absolute(to)) else { return to.to_owned() };
+    let (Ok(from), Ok(absolute)) = (std::path::absolute(from), std::path::absolute(to)) else {
+        return to.to_owned();
+    };
     let folder: Vec<_> = from.parent().into_iter().flat_map(Path::components).collect();
     let parts: Vec<_> = absolute.components().collect();
     let common = folder.iter().zip(&parts).take_while(|(a, b)| a == b).count();
@@ -251,12 +287,16 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
         return absolute;
     }
     let up = std::iter::repeat_n(Path::new(".."), folder.len() - common);
-    up.map(Path::to_owned).chain(parts.iter().skip(common).map(|part| PathBuf::from(part.as_os_str()))).collect()
+    up.map(Path::to_owned)
+        .chain(parts.iter().skip(common).map(|part| PathBuf::from(part.as_os_str())))
+        .collect()
 }
 
 fn create_raw(making: &Making<'_>, file: &File) -> Result<()> {
     if making.parent.is_some() {
-        return Err(BlockError::Usage("raw images have no parents; take vdi, vmdk, vhd or qcow2".to_owned()));
+        return Err(BlockError::Usage(
+            "raw images have no parents; take vdi, vmdk, vhd or qcow2".to_owned(),
+        ));
     }
     file.set_len(making.size)?;
     if making.options.variant == Variant::Fixed {

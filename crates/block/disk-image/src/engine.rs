@@ -323,7 +323,11 @@ impl<T: Tables> Engine<T> {
         let len = usize::try_from(rest).map_or(buf.len(), |rest| rest.min(buf.len()));
         let (inside, beyond) = buf.split_at_mut(len);
         beyond.fill(0);
-        if inside.is_empty() { Ok(()) } else { parent.image.read_at(offset, inside) }
+        if inside.is_empty() {
+            Ok(())
+        } else {
+            parent.image.read_at(offset, inside)
+        }
     }
 
     /// Bytes from `offset` on that are zeros since no parent has anything there, or none.
@@ -334,7 +338,11 @@ impl<T: Tables> Engine<T> {
             return Ok(len);
         }
         let extent = parent.image.extent(offset)?;
-        Ok(if extent.kind == ExtentKind::Data { 0 } else { extent.len.min(len) })
+        Ok(if extent.kind == ExtentKind::Data {
+            0
+        } else {
+            extent.len.min(len)
+        })
     }
 
     fn prepare_write(&self, offset: u64, len: u64) -> Result<()> {
@@ -363,7 +371,10 @@ impl<T: Tables> Engine<T> {
                 done => done,
             };
             offset += done;
-            buf = usize::try_from(done).ok().and_then(|done| buf.get(done..)).unwrap_or_default();
+            buf = usize::try_from(done)
+                .ok()
+                .and_then(|done| buf.get(done..))
+                .unwrap_or_default();
         }
         self.relieve()
     }
@@ -372,7 +383,9 @@ impl<T: Tables> Engine<T> {
     fn write_in_place(&self, offset: u64, buf: &[u8]) -> Result<u64> {
         let _gate = self.gate();
         let run = self.lookup(offset, buf.len() as u64)?;
-        let Map::Data { at, shared: false } = run.map else { return Ok(0) };
+        let Map::Data { at, shared: false } = run.map else {
+            return Ok(0);
+        };
         let len = usize::try_from(run.len).map_or(buf.len(), |len| len.min(buf.len()));
         let result = self.file.write(at, buf.get(..len).unwrap_or_default());
         self.wrote();
@@ -532,7 +545,11 @@ impl<T: Tables> Engine<T> {
         drop(gate);
         if whole {
             // As far as the run goes, in whole blocks; the disk's last block may be short.
-            let blocks = if run_len == len && disk_end { len.div_ceil(self.block) } else { run_len / self.block };
+            let blocks = if run_len == len && disk_end {
+                len.div_ceil(self.block)
+            } else {
+                run_len / self.block
+            };
             let end = offset + blocks.clamp(1, BATCH.div_ceil(self.block)) * self.block;
             let _hold = self.busy.hold(offset..end);
             let State { tables, meta } = &mut *self.state();
@@ -541,12 +558,19 @@ impl<T: Tables> Engine<T> {
             }
         }
         // Nothing was done when somebody else gave the block space meanwhile: look again.
-        self.write_new(offset, Content::Zeros(run_len.min(if whole { run_len } else { to_end })))
+        self.write_new(
+            offset,
+            Content::Zeros(run_len.min(if whole { run_len } else { to_end })),
+        )
     }
 
     /// Writes metadata when much of it waits.
     fn relieve(&self) -> Result<()> {
-        if self.state().meta.is_full() { self.flush() } else { Ok(()) }
+        if self.state().meta.is_full() {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn flush(&self) -> Result<()> {

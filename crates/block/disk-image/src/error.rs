@@ -37,7 +37,9 @@ pub enum BlockError {
         what: String,
     },
     /// The image is encrypted.
-    #[error("{file}: the image is encrypted ({what}), which is not supported; decrypt it with the program that made it")]
+    #[error(
+        "{file}: the image is encrypted ({what}), which is not supported; decrypt it with the program that made it"
+    )]
     Encrypted {
         /// Path of the file.
         file: String,

@@ -34,8 +34,15 @@ pub enum Format {
 
 impl Format {
     /// All formats.
-    pub const ALL: [Self; 7] =
-        [Self::Raw, Self::Iso, Self::Vdi, Self::Vmdk, Self::Vhd, Self::Vhdx, Self::Qcow2];
+    pub const ALL: [Self; 7] = [
+        Self::Raw,
+        Self::Iso,
+        Self::Vdi,
+        Self::Vmdk,
+        Self::Vhd,
+        Self::Vhdx,
+        Self::Qcow2,
+    ];
 
     /// The name that users write.
     #[must_use]
@@ -69,7 +76,9 @@ impl FromStr for Format {
             name => Self::ALL.into_iter().find(|format| format.name() == name),
         };
         known.ok_or_else(|| {
-            BlockError::Usage(format!("`{text}` is not an image format; known are raw, vdi, vmdk, vhd, vhdx, qcow2 and iso"))
+            BlockError::Usage(format!(
+                "`{text}` is not an image format; known are raw, vdi, vmdk, vhd, vhdx, qcow2 and iso"
+            ))
         })
     }
 }

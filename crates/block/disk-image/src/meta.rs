@@ -145,7 +145,13 @@ impl Meta {
                 // What the file has there does not matter.
                 let used = self.clock;
                 let data = Box::new([0; PAGE as usize]);
-                self.pages.entry(at / PAGE).or_insert(Page { data, early: 0, late: 0, pinned: 0, used });
+                self.pages.entry(at / PAGE).or_insert(Page {
+                    data,
+                    early: 0,
+                    late: 0,
+                    pinned: 0,
+                    used,
+                });
             } else {
                 self.page(at / PAGE)?;
             }
@@ -173,8 +179,12 @@ impl Meta {
 
     fn change(&mut self, at: u64, stage: Stage, len: usize, change: impl FnOnce(&mut [u8])) {
         let within = (at % PAGE) as usize;
-        let Some(page) = self.pages.get_mut(&(at / PAGE)) else { return };
-        let Some(bytes) = page.data.get_mut(within..within + len) else { return };
+        let Some(page) = self.pages.get_mut(&(at / PAGE)) else {
+            return;
+        };
+        let Some(bytes) = page.data.get_mut(within..within + len) else {
+            return;
+        };
         change(bytes);
         if page.early | page.late == 0 {
             self.dirty.push(at / PAGE);
@@ -191,11 +201,21 @@ impl Meta {
         self.clock += 1;
         if !self.pages.contains_key(&number) {
             let mut data = Box::new([0; PAGE as usize]);
-            self.file.read_padded(number.saturating_mul(PAGE), data.as_mut_slice())?;
+            self.file
+                .read_padded(number.saturating_mul(PAGE), data.as_mut_slice())?;
             if self.pages.len() >= self.capacity {
                 self.evict();
             }
-            self.pages.insert(number, Page { data, early: 0, late: 0, pinned: 0, used: 0 });
+            self.pages.insert(
+                number,
+                Page {
+                    data,
+                    early: 0,
+                    late: 0,
+                    pinned: 0,
+                    used: 0,
+                },
+            );
         }
         let clock = self.clock;
         let entry = self.pages.entry(number).or_insert_with(|| unreachable_page(clock));
@@ -206,7 +226,12 @@ impl Meta {
     /// Forgets the quarter of the clean pages that was not used for longest.
     fn evict(&mut self) {
         let clean = |page: &Page| page.early | page.late == 0 && page.pinned == 0;
-        let mut ages: Vec<u64> = self.pages.values().filter(|page| clean(page)).map(|page| page.used).collect();
+        let mut ages: Vec<u64> = self
+            .pages
+            .values()
+            .filter(|page| clean(page))
+            .map(|page| page.used)
+            .collect();
         if ages.is_empty() {
             return;
         }
@@ -222,7 +247,9 @@ impl Meta {
         numbers.sort_unstable();
         numbers.dedup();
         for number in numbers {
-            let Some(page) = self.pages.get_mut(&number) else { continue };
+            let Some(page) = self.pages.get_mut(&number) else {
+                continue;
+            };
             let (early, late) = (page.early, page.late & !page.early);
             collect(&mut taken.early, number, early, &page.data);
             collect(&mut taken.late, number, late, &page.data);
@@ -238,7 +265,9 @@ impl Meta {
     /// The end of a flush. What failed is due again.
     pub(crate) fn written(&mut self, dirty: &Dirty, ok: bool) {
         for &(number, early, late) in &dirty.pages {
-            let Some(page) = self.pages.get_mut(&number) else { continue };
+            let Some(page) = self.pages.get_mut(&number) else {
+                continue;
+            };
             page.pinned = page.pinned.saturating_sub(1);
             if !ok {
                 if page.early | page.late == 0 {
@@ -264,7 +293,11 @@ fn unreachable_page(used: u64) -> Page {
 
 /// Adds the sectors of `mask` to `pieces`, joined with the last piece where they follow it.
 fn collect(pieces: &mut Pieces, number: u64, mask: u8, data: &[u8; PAGE as usize]) {
-    for (index, sector) in data.chunks_exact(SECTOR).enumerate().filter(|(index, _)| mask & (1 << index) != 0) {
+    for (index, sector) in data
+        .chunks_exact(SECTOR)
+        .enumerate()
+        .filter(|(index, _)| mask & (1 << index) != 0)
+    {
         let at = number * PAGE + (index * SECTOR) as u64;
         match pieces.last_mut() {
             Some((start, bytes)) if *start + bytes.len() as u64 == at && bytes.len() < 1 << 20 => {

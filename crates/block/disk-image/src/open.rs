@@ -120,12 +120,17 @@ impl Opening {
             what,
         };
         if name.is_empty() || name.contains('\0') {
-            return Err(refuse("the name of another file that it refers to is empty or damaged".to_owned()));
+            return Err(refuse(
+                "the name of another file that it refers to is empty or damaged".to_owned(),
+            ));
         }
         let plain = name.strip_prefix("file:").unwrap_or(name);
         let scheme = plain.split_once(':').map_or("", |(scheme, _)| scheme);
         if scheme.len() > 1 && !scheme.contains(['/', '.', ' ']) && !plain.starts_with('/') && plain != name
-            || ["json", "nbd", "http", "https", "ssh", "rbd", "iscsi", "nfs", "fat", "gluster"].contains(&scheme)
+            || [
+                "json", "nbd", "http", "https", "ssh", "rbd", "iscsi", "nfs", "fat", "gluster",
+            ]
+            .contains(&scheme)
         {
             return Err(refuse(format!("it refers to `{name}`, which is not a file")));
         }
@@ -145,7 +150,10 @@ impl Opening {
             return Err(refuse(format!("the chain of parents has more than {MAX_CHAIN} images")));
         }
         if self.files.id(path).is_some_and(|id| self.chain.contains(&id)) {
-            return Err(refuse(format!("its parent `{}` is the image itself or one of its children", path.display())));
+            return Err(refuse(format!(
+                "its parent `{}` is the image itself or one of its children",
+                path.display()
+            )));
         }
         let opening = Self {
             files: Arc::clone(&self.files),
@@ -158,9 +166,12 @@ impl Opening {
             chain: self.chain.clone(),
         };
         opening.run().map_err(|error| match error {
-            BlockError::Io { action: "open", source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                refuse(format!("its parent `{}` does not exist; put it there, or move the image beside it", path.display()))
-            }
+            BlockError::Io {
+                action: "open", source, ..
+            } if source.kind() == std::io::ErrorKind::NotFound => refuse(format!(
+                "its parent `{}` does not exist; put it there, or move the image beside it",
+                path.display()
+            )),
             error => error,
         })
     }
@@ -193,6 +204,12 @@ pub(crate) fn probe(file: &File) -> Result<Format> {
     // ECMA-119 §8.1: the volume descriptors begin at sector 16.
     let mut descriptor = [0; 6];
     file.read_padded(16 * 2048, &mut descriptor)?;
-    let named = Path::new(file.name()).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("iso"));
-    Ok(if named && &descriptor[1..] == b"CD001" { Format::Iso } else { Format::Raw })
+    let named = Path::new(file.name())
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("iso"));
+    Ok(if named && &descriptor[1..] == b"CD001" {
+        Format::Iso
+    } else {
+        Format::Raw
+    })
 }

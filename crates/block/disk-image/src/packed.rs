@@ -101,7 +101,9 @@ pub(crate) fn pack(codec: Codec, block: &[u8]) -> Option<Vec<u8>> {
             out.truncate(len);
             (status == Status::StreamEnd && len < block.len()).then_some(out)
         }
-        Codec::Zstd => zstd::bulk::compress(block, 3).ok().filter(|out| out.len() < block.len()),
+        Codec::Zstd => zstd::bulk::compress(block, 3)
+            .ok()
+            .filter(|out| out.len() < block.len()),
     }
 }
 
@@ -124,7 +126,11 @@ mod tests {
         for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let mut packed = pack(codec, &block).unwrap();
             packed.extend([0; 100]);
-            assert_eq!(unpack(codec, &packed, block.len(), 65536).as_deref(), Some(&block[..]), "{codec:?}");
+            assert_eq!(
+                unpack(codec, &packed, block.len(), 65536).as_deref(),
+                Some(&block[..]),
+                "{codec:?}"
+            );
         }
     }
 
@@ -134,7 +140,10 @@ mod tests {
         for codec in [Codec::Deflate, Codec::Zlib, Codec::Zstd] {
             let packed = pack(codec, &block).unwrap();
             assert!(unpack(codec, &packed, 8192, 8192).is_none(), "{codec:?}");
-            assert!(unpack(codec, &packed[..packed.len() / 2], 4096, 4096).is_none(), "{codec:?}");
+            assert!(
+                unpack(codec, &packed[..packed.len() / 2], 4096, 4096).is_none(),
+                "{codec:?}"
+            );
             assert!(unpack(codec, &[0xff; 64], 4096, 4096).is_none(), "{codec:?}");
         }
     }

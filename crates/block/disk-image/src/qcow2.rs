@@ -66,7 +66,11 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         }
     };
     let tables = Tables2::new(header.clone(), file.len()?);
-    let unit = if header.extended() { header.cluster() / 32 } else { header.cluster() };
+    let unit = if header.extended() {
+        header.cluster() / 32
+    } else {
+        header.cluster()
+    };
     let shape = Shape {
         size: header.size,
         block: header.cluster(),
@@ -93,7 +97,9 @@ impl Qcow2 {
     /// Writes fields of the header's first sector with the next flush.
     fn put_header(&self, fields: &[(u64, &[u8])]) -> Result<()> {
         let mut state = self.engine.state();
-        fields.iter().try_for_each(|(at, bytes)| state.meta.put(*at, bytes, Stage::Late))
+        fields
+            .iter()
+            .try_for_each(|(at, bytes)| state.meta.put(*at, bytes, Stage::Late))
     }
 
     /// Room in the L1 table for a disk of `size` bytes.
@@ -214,12 +220,15 @@ impl Image for Qcow2 {
 
     fn write_packed(&self, offset: u64, block: &[u8]) -> Result<bool> {
         let whole = offset.is_multiple_of(self.engine.block()) && block.len() as u64 == self.engine.block();
-        let Some(bytes) = packed::pack(self.header.codec, block).filter(|_| whole) else { return Ok(false) };
-        self.engine.write_out_of_line(offset, block.len() as u64, |tables, meta| {
-            let at = tables.begin_packed(meta, bytes.len() as u64)?;
-            meta.file().write(at, &bytes)?;
-            tables.publish_packed(meta, offset, at, bytes.len() as u64)
-        })?;
+        let Some(bytes) = packed::pack(self.header.codec, block).filter(|_| whole) else {
+            return Ok(false);
+        };
+        self.engine
+            .write_out_of_line(offset, block.len() as u64, |tables, meta| {
+                let at = tables.begin_packed(meta, bytes.len() as u64)?;
+                meta.file().write(at, &bytes)?;
+                tables.publish_packed(meta, offset, at, bytes.len() as u64)
+            })?;
         Ok(true)
     }
 
@@ -230,9 +239,17 @@ impl Image for Qcow2 {
 
     fn kind(&self) -> CreateOptions {
         CreateOptions {
-            variant: if self.header.version == 2 { Variant::V2 } else { Variant::V3 },
+            variant: if self.header.version == 2 {
+                Variant::V2
+            } else {
+                Variant::V3
+            },
             block_size: Some(self.header.cluster()),
-            compression: if self.header.codec == Codec::Zstd { Compression::Zstd } else { Compression::Zlib },
+            compression: if self.header.codec == Codec::Zstd {
+                Compression::Zstd
+            } else {
+                Compression::Zlib
+            },
             subclusters: self.header.extended(),
             lazy_refcounts: self.header.compatible & LAZY_REFCOUNTS != 0,
             ..CreateOptions::new(Format::Qcow2, self.engine.size())

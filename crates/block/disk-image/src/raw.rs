@@ -97,7 +97,11 @@ impl Window {
         let (data, end) = self.file.data_run(at)?;
         Ok(Extent {
             len: end.saturating_sub(at).clamp(1, size - offset),
-            kind: if data { ExtentKind::Data } else { ExtentKind::Unallocated },
+            kind: if data {
+                ExtentKind::Data
+            } else {
+                ExtentKind::Unallocated
+            },
             depth: 0,
         })
     }

@@ -34,7 +34,14 @@ pub fn compact(
     options: &OpenOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(u64, u64)> {
-    let image = open_in(files, path, &OpenOptions { write: true, ..*options })?;
+    let image = open_in(
+        files,
+        path,
+        &OpenOptions {
+            write: true,
+            ..*options
+        },
+    )?;
     let before = image.allocated()?;
     let kind = image.kind();
     if image.info().block_size <= 1 || kind.variant == Variant::Fixed {
@@ -62,7 +69,10 @@ fn punch(image: &dyn Image, progress: &mut dyn FnMut(Progress)) -> Result<()> {
             }
         }
         done += len.max(1);
-        progress(Progress { done: done.min(total), total });
+        progress(Progress {
+            done: done.min(total),
+            total,
+        });
     }
     image.flush()
 }
@@ -79,9 +89,18 @@ pub fn resize(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     if !size.is_multiple_of(512) || i64::try_from(size).is_err() {
-        return Err(BlockError::Usage(format!("a disk of {size} bytes is not a whole number of sectors of 512 bytes, or too large")));
+        return Err(BlockError::Usage(format!(
+            "a disk of {size} bytes is not a whole number of sectors of 512 bytes, or too large"
+        )));
     }
-    let image = open_in(files, path, &OpenOptions { write: true, ..*options })?;
+    let image = open_in(
+        files,
+        path,
+        &OpenOptions {
+            write: true,
+            ..*options
+        },
+    )?;
     let old = image.info().size;
     if image.resize(size)? {
         return Ok(());
@@ -91,9 +110,22 @@ pub fn resize(
         ..image.kind()
     };
     // What is behind the new end is not copied; what is behind the old one is zeros, whatever a parent has there.
-    let limited = Limited { image: &*image, size: size.min(old), old };
+    let limited = Limited {
+        image: &*image,
+        size: size.min(old),
+        old,
+    };
     let parent_size = image.parent().map_or(0, |(_, parent)| parent.info().size);
-    rewrite_from(files, &image, &limited, path, kind, old..parent_size.min(size), progress).map(drop)
+    rewrite_from(
+        files,
+        &image,
+        &limited,
+        path,
+        kind,
+        old..parent_size.min(size),
+        progress,
+    )
+    .map(drop)
 }
 
 fn rewrite(
@@ -104,7 +136,11 @@ fn rewrite(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<u64> {
     let size = image.info().size;
-    let all = Limited { image: &**image, size, old: size };
+    let all = Limited {
+        image: &**image,
+        size,
+        old: size,
+    };
     rewrite_from(files, image, &all, path, kind, 0..0, progress)
 }
 
@@ -120,7 +156,10 @@ fn rewrite_from(
 ) -> Result<u64> {
     let name = path.display().to_string();
     if let Some(why) = image.pinned() {
-        return Err(BlockError::Unsupported { file: name, what: format!("the image cannot be rewritten: {why}") });
+        return Err(BlockError::Unsupported {
+            file: name,
+            what: format!("the image cannot be rewritten: {why}"),
+        });
     }
     let parent = image.parent().map(|(path, parent)| ParentReference {
         path,
@@ -144,7 +183,14 @@ fn rewrite_from(
         convert::copy(files, &**image, &temporary, &kind, false, progress)
     } else {
         create(files, &temporary, &kind).and_then(|()| {
-            let target = open_in(files, &temporary, &OpenOptions { format: Some(kind.format), ..OpenOptions::writable() })?;
+            let target = open_in(
+                files,
+                &temporary,
+                &OpenOptions {
+                    format: Some(kind.format),
+                    ..OpenOptions::writable()
+                },
+            )?;
             convert::into_image(source, &*target, options, progress)?;
             if !zeros.is_empty() {
                 target.discard(zeros.start, zeros.end - zeros.start)?;
@@ -154,7 +200,14 @@ fn rewrite_from(
         })
     };
     let result = result.and_then(|()| {
-        let check = open_in(files, &temporary, &OpenOptions { format: Some(kind.format), ..OpenOptions::default() })?;
+        let check = open_in(
+            files,
+            &temporary,
+            &OpenOptions {
+                format: Some(kind.format),
+                ..OpenOptions::default()
+            },
+        )?;
         let after = check.allocated()?;
         files.rename(&temporary, path)?;
         Ok(after)
@@ -191,7 +244,10 @@ impl device_model::Inspect for Limited<'_> {
 
 impl crate::BlockBackend for Limited<'_> {
     fn info(&self) -> crate::ImageInfo {
-        crate::ImageInfo { size: self.size, ..self.image.info() }
+        crate::ImageInfo {
+            size: self.size,
+            ..self.image.info()
+        }
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

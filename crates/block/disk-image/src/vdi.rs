@@ -101,7 +101,11 @@ impl Header {
         let u32_at = |at| bytes::u32_le(&head, at);
         let version = u32_at(68);
         if u32_at(64) != SIGNATURE || version >> 16 != 1 || version & 0xffff == 0 {
-            return Err(file.unsupported(format!("VDI version {}.{} is not supported; 1.1 is", version >> 16, version & 0xffff)));
+            return Err(file.unsupported(format!(
+                "VDI version {}.{} is not supported; 1.1 is",
+                version >> 16,
+                version & 0xffff
+            )));
         }
         let comment = head.get(AT_COMMENT..AT_COMMENT + 256).unwrap_or_default();
         let comment = comment.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -138,14 +142,23 @@ impl Header {
             return bad(format!("the header says {} blocks", self.blocks));
         }
         if self.size.div_ceil(self.block) > self.blocks.into() {
-            return bad(format!("a disk of {} bytes needs more than {} blocks", self.size, self.blocks));
+            return bad(format!(
+                "a disk of {} bytes needs more than {} blocks",
+                self.size, self.blocks
+            ));
         }
         let end = self.map + u64::from(self.blocks) * 4;
         if self.map < 512 || !self.map.is_multiple_of(512) || !self.data.is_multiple_of(512) || end > self.data {
-            return bad(format!("the block map at {:#x} reaches into the data at {:#x}", self.map, self.data));
+            return bad(format!(
+                "the block map at {:#x} reaches into the data at {:#x}",
+                self.map, self.data
+            ));
         }
         if end > file.len()? {
-            return bad(format!("the file ends within the block map at {:#x}; it was cut off", self.map));
+            return bad(format!(
+                "the file ends within the block map at {:#x}; it was cut off",
+                self.map
+            ));
         }
         Ok(())
     }
@@ -208,7 +221,10 @@ impl Tables for VdiTables {
             ZERO => Map::Zero,
             entry => {
                 self.check_entry(meta, block, entry)?;
-                Map::Data { at: self.place(entry) + within, shared: false }
+                Map::Data {
+                    at: self.place(entry) + within,
+                    shared: false,
+                }
             }
         };
         Ok(Run { map, len })
@@ -222,8 +238,13 @@ impl Tables for VdiTables {
             count += 1;
         }
         // Numbers run out only when a map is full of the same ones.
-        let full = || meta.file().corrupt("more blocks are in use than the map has; run `oxbow disk check`");
-        let next = u32::try_from(u64::from(number) + count).ok().filter(|&next| next <= self.header.blocks);
+        let full = || {
+            meta.file()
+                .corrupt("more blocks are in use than the map has; run `oxbow disk check`")
+        };
+        let next = u32::try_from(u64::from(number) + count)
+            .ok()
+            .filter(|&next| next <= self.header.blocks);
         let next = next.ok_or_else(full)?;
         let (at, end) = (self.place(number), self.place(next));
         let zeros = at >= self.end;
@@ -232,7 +253,13 @@ impl Tables for VdiTables {
             self.end = end;
         }
         self.next = Some(next);
-        Ok(Place { at, len: count * self.header.block, zeros, whole: false, new: true })
+        Ok(Place {
+            at,
+            len: count * self.header.block,
+            zeros,
+            whole: false,
+            new: true,
+        })
     }
 
     fn publish(&mut self, meta: &mut Meta, range: Range<u64>, at: u64) -> Result<()> {
@@ -273,15 +300,26 @@ struct Vdi {
 
 pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
     let header = Header::read(&file)?;
-    let parent = if header.kind == TYPE_DIFF { Some(find_parent(opening, &header)?) } else { None };
+    let parent = if header.kind == TYPE_DIFF {
+        Some(find_parent(opening, &header)?)
+    } else {
+        None
+    };
     let shape = Shape {
         size: header.size,
         block: header.block,
         unit: header.block,
         codec: Codec::Zlib,
     };
-    let tables = VdiTables { end: file.len()?, header, next: None };
-    let backing = parent.as_ref().map(|(_, image)| Parent { image: Arc::clone(image), offset: 0 });
+    let tables = VdiTables {
+        end: file.len()?,
+        header,
+        next: None,
+    };
+    let backing = parent.as_ref().map(|(_, image)| Parent {
+        image: Arc::clone(image),
+        offset: 0,
+    });
     Ok(Arc::new(Vdi {
         engine: Engine::new(Meta::new(file), tables, shape, backing, opening.write()),
         path: opening.path.clone(),
@@ -291,7 +329,10 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
 
 /// The parent: by the name in the comment, else by the identifier, beside the child and in the folder above.
 fn find_parent(opening: &Opening, header: &Header) -> Result<(PathBuf, Arc<dyn Image>)> {
-    let refuse = |what: String| BlockError::Parent { file: opening.path.display().to_string(), what };
+    let refuse = |what: String| BlockError::Parent {
+        file: opening.path.display().to_string(),
+        what,
+    };
     let path = match header.comment.strip_prefix(PARENT_COMMENT) {
         Some(name) => Some(opening.resolve(name)?).filter(|path| opening.files.id(path).is_some()),
         None => None,
@@ -309,11 +350,19 @@ fn find_parent(opening: &Opening, header: &Header) -> Result<(PathBuf, Arc<dyn I
     let identity = image.identity();
     let other = !header.parent.is_zero() && !identity.uuid.is_zero() && identity.uuid != header.parent;
     if other {
-        return Err(refuse(format!("`{}` is not its parent: the identifiers differ", path.display())));
+        return Err(refuse(format!(
+            "`{}` is not its parent: the identifiers differ",
+            path.display()
+        )));
     }
-    let changed = !header.parent_modified.is_zero() && !identity.modified.is_zero() && identity.modified != header.parent_modified;
+    let changed = !header.parent_modified.is_zero()
+        && !identity.modified.is_zero()
+        && identity.modified != header.parent_modified;
     if changed {
-        return Err(refuse(format!("its parent `{}` was written to since; what the child has no longer fits", path.display())));
+        return Err(refuse(format!(
+            "its parent `{}` was written to since; what the child has no longer fits",
+            path.display()
+        )));
     }
     Ok((path, image))
 }
@@ -322,11 +371,15 @@ fn search(opening: &Opening, wanted: Uuid) -> Option<PathBuf> {
     let folder = opening.path.parent()?;
     let above = folder.join("..");
     let folders = [folder, &above];
-    let candidates = folders.iter().flat_map(|folder| opening.files.list(folder, MAX_CANDIDATES));
-    candidates.filter(|path| path.extension().is_some_and(|extension| extension == "vdi")).find(|path| {
-        let head = File::open(&*opening.files, path, Access::ReadShared).and_then(|file| Header::read(&file));
-        *path != opening.path && head.is_ok_and(|head| head.uuid == wanted)
-    })
+    let candidates = folders
+        .iter()
+        .flat_map(|folder| opening.files.list(folder, MAX_CANDIDATES));
+    candidates
+        .filter(|path| path.extension().is_some_and(|extension| extension == "vdi"))
+        .find(|path| {
+            let head = File::open(&*opening.files, path, Access::ReadShared).and_then(|file| Header::read(&file));
+            *path != opening.path && head.is_ok_and(|head| head.uuid == wanted)
+        })
 }
 
 disk_of_engine!(Vdi, |image: &Vdi| ImageInfo {
@@ -366,7 +419,11 @@ impl Image for Vdi {
     fn resize(&self, size: u64) -> Result<bool> {
         let (old, header) = (self.engine.size(), self.engine.state().tables.header.clone());
         let blocks = size.div_ceil(header.block);
-        if size < old || header.kind == TYPE_FIXED || header.map + blocks * 4 > header.data || blocks > MAX_BLOCKS.into() {
+        if size < old
+            || header.kind == TYPE_FIXED
+            || header.map + blocks * 4 > header.data
+            || blocks > MAX_BLOCKS.into()
+        {
             return Ok(false);
         }
         self.engine.prepare_maintenance()?;
@@ -425,7 +482,11 @@ impl Image for Vdi {
 
     fn kind(&self) -> CreateOptions {
         CreateOptions {
-            variant: if self.kind_code() == TYPE_FIXED { Variant::Fixed } else { Variant::Default },
+            variant: if self.kind_code() == TYPE_FIXED {
+                Variant::Fixed
+            } else {
+                Variant::Default
+            },
             block_size: Some(self.engine.block()),
             ..CreateOptions::new(Format::Vdi, self.engine.size())
         }
@@ -435,7 +496,10 @@ impl Image for Vdi {
 fn check(state: &mut State<VdiTables>, repair: bool) -> Result<Report> {
     let State { tables, meta } = state;
     let blocks = u64::from(tables.header.blocks);
-    let mut report = Report { blocks, ..Report::default() };
+    let mut report = Report {
+        blocks,
+        ..Report::default()
+    };
     let mut seen = FxHashSet::default();
     let mut highest = 0;
     for block in 0..blocks {
@@ -464,7 +528,9 @@ fn check(state: &mut State<VdiTables>, repair: bool) -> Result<Report> {
     let counted = u64::from(tables.header.allocated);
     if counted != report.allocated {
         let allocated = report.allocated;
-        report.note(|| format!("the header counts {counted} blocks, the map has {allocated}; a repair corrects the count"));
+        report.note(|| {
+            format!("the header counts {counted} blocks, the map has {allocated}; a repair corrects the count")
+        });
         if repair {
             tables.header.allocated = report.allocated as u32;
             meta.put(AT_ALLOCATED as u64, &tables.header.allocated.to_le_bytes(), Stage::Late)?;
@@ -478,12 +544,17 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     let options = making.options;
     let block = options.block_size.unwrap_or(MIB);
     if !block.is_power_of_two() || !(4096..=256 * MIB).contains(&block) {
-        return Err(BlockError::Usage(format!("VDI blocks are a power of two from 4K to 256M, not {block} bytes")));
+        return Err(BlockError::Usage(format!(
+            "VDI blocks are a power of two from 4K to 256M, not {block} bytes"
+        )));
     }
     let blocks = making.size.div_ceil(block);
     let data = (MIB + blocks * 4).next_multiple_of(MIB);
     if blocks > MAX_BLOCKS.into() || u32::try_from(data).is_err() {
-        return Err(BlockError::Usage(format!("a disk of {} bytes is too large for VDI with blocks of {block} bytes", making.size)));
+        return Err(BlockError::Usage(format!(
+            "a disk of {} bytes is too large for VDI with blocks of {block} bytes",
+            making.size
+        )));
     }
     let fixed = options.variant == Variant::Fixed;
     if fixed && making.parent.is_some() {
@@ -496,7 +567,9 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     let mut block_number = 0;
     while block_number < blocks {
         let count = (blocks - block_number).min(1 << 18);
-        let piece: Vec<u8> = (block_number..block_number + count).flat_map(|block| entry(block as u32).to_le_bytes()).collect();
+        let piece: Vec<u8> = (block_number..block_number + count)
+            .flat_map(|block| entry(block as u32).to_le_bytes())
+            .collect();
         file.write(MIB + block_number * 4, &piece)?;
         block_number += count;
     }
@@ -512,7 +585,14 @@ fn header(making: &Making<'_>, block: u64, blocks: u32, data: u32, fixed: bool) 
     let mut head = vec![0; 512];
     let identity = making.identity();
     let kind = if fixed { TYPE_FIXED } else { TYPE_DYNAMIC };
-    let u32s = [(64, SIGNATURE), (68, VERSION), (72, 400), (AT_MAP, MIB as u32), (AT_DATA, data), (360, 512)];
+    let u32s = [
+        (64, SIGNATURE),
+        (68, VERSION),
+        (72, 400),
+        (AT_MAP, MIB as u32),
+        (AT_DATA, data),
+        (360, 512),
+    ];
     for (at, value) in u32s {
         put(&mut head, at, &value.to_le_bytes());
     }
@@ -528,7 +608,10 @@ fn header(making: &Making<'_>, block: u64, blocks: u32, data: u32, fixed: bool) 
         let identity = parent.image.identity();
         let comment = format!("{PARENT_COMMENT}{}", parent.name);
         if comment.len() > 255 {
-            return Err(BlockError::Usage(format!("the parent's name of {} bytes is too long for VDI's comment", parent.name.len())));
+            return Err(BlockError::Usage(format!(
+                "the parent's name of {} bytes is too long for VDI's comment",
+                parent.name.len()
+            )));
         }
         put(&mut head, AT_TYPE, &TYPE_DIFF.to_le_bytes());
         put(&mut head, AT_COMMENT, comment.as_bytes());

@@ -93,7 +93,9 @@ impl VhdTables {
         }
         let at = u64::from(entry) * SECTOR;
         if at < self.footer.data + 1024 || at + self.bitmap >= self.end {
-            return Err(meta.file().corrupt(format!("block {block} is said to be at {at:#x}, where none can be; run `oxbow disk check`")));
+            return Err(meta.file().corrupt(format!(
+                "block {block} is said to be at {at:#x}, where none can be; run `oxbow disk check`"
+            )));
         }
         Ok(Some(at))
     }
@@ -198,27 +200,47 @@ impl Tables for VhdTables {
         if block >= self.header.entries.into() {
             return Ok(Run { map: Map::Parent, len });
         }
-        let Some(at) = self.block(meta, block)? else { return Ok(Run { map: Map::Parent, len }) };
-        let data = Map::Data { at: at + self.bitmap + within, shared: false };
+        let Some(at) = self.block(meta, block)? else {
+            return Ok(Run { map: Map::Parent, len });
+        };
+        let data = Map::Data {
+            at: at + self.bitmap + within,
+            shared: false,
+        };
         if !self.differencing() {
             return Ok(Run { map: data, len });
         }
         let (own, count) = self.sectors(meta, at, within / SECTOR)?;
         let len = count * SECTOR - within % SECTOR;
-        Ok(Run { map: if own { data } else { Map::Parent }, len })
+        Ok(Run {
+            map: if own { data } else { Map::Parent },
+            len,
+        })
     }
 
     fn begin(&mut self, meta: &mut Meta, offset: u64, _len: u64) -> Result<Place> {
         let len = self.header.block;
         if let Some(at) = self.block(meta, offset / len)? {
-            return Ok(Place { at: at + self.bitmap, len, zeros: false, whole: false, new: false });
+            return Ok(Place {
+                at: at + self.bitmap,
+                len,
+                zeros: false,
+                whole: false,
+                new: false,
+            });
         }
         let at = self.append(meta)?;
         meta.fresh(at, self.bitmap)?;
         if !self.differencing() {
             meta.put(at, &vec![0xff; (len / SECTOR / 8) as usize], Stage::Early)?;
         }
-        Ok(Place { at: at + self.bitmap, len, zeros: at >= self.fresh, whole: false, new: true })
+        Ok(Place {
+            at: at + self.bitmap,
+            len,
+            zeros: at >= self.fresh,
+            whole: false,
+            new: true,
+        })
     }
 
     fn publish(&mut self, meta: &mut Meta, range: Range<u64>, at: u64) -> Result<()> {
@@ -243,7 +265,9 @@ impl Tables for VhdTables {
 
     /// Gives back the room that no block took.
     fn close(&mut self, meta: &mut Meta) -> Result<()> {
-        let Some(next) = self.next.filter(|&next| self.has_footer && next + SECTOR <= self.end) else { return Ok(()) };
+        let Some(next) = self.next.filter(|&next| self.has_footer && next + SECTOR <= self.end) else {
+            return Ok(());
+        };
         let file = meta.file();
         file.write(next, &self.footer.sector)?;
         file.sync()?;
@@ -264,21 +288,41 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
     let len = file.len()?;
     if footer.kind == FIXED {
         if footer.size + SECTOR > len {
-            return Err(file.corrupt(format!("a disk of {} bytes does not fit the file of {len}; it was cut off", footer.size)));
+            return Err(file.corrupt(format!(
+                "a disk of {} bytes does not fit the file of {len}; it was cut off",
+                footer.size
+            )));
         }
         let window = Window::new(file, 0, footer.size);
-        return Ok(Arc::new(FixedVhd { window, path: opening.path.clone(), writable: opening.write(), footer }));
+        return Ok(Arc::new(FixedVhd {
+            window,
+            path: opening.path.clone(),
+            writable: opening.write(),
+            footer,
+        }));
     }
     if !matches!(footer.kind, DYNAMIC | DIFFERENCING) {
         return Err(file.unsupported(format!("VHD type {} is not supported", footer.kind)));
     }
     let header = DynamicHeader::read(&file, &footer)?;
-    let parent = if footer.kind == DIFFERENCING { Some(find_parent(opening, &header)?) } else { None };
-    let end = if at_end { len - SECTOR } else { len.next_multiple_of(SECTOR) };
+    let parent = if footer.kind == DIFFERENCING {
+        Some(find_parent(opening, &header)?)
+    } else {
+        None
+    };
+    let end = if at_end {
+        len - SECTOR
+    } else {
+        len.next_multiple_of(SECTOR)
+    };
     let shape = Shape {
         size: footer.size,
         block: header.block,
-        unit: if footer.kind == DIFFERENCING { SECTOR } else { header.block },
+        unit: if footer.kind == DIFFERENCING {
+            SECTOR
+        } else {
+            header.block
+        },
         codec: Codec::Zlib,
     };
     let tables = VhdTables {
@@ -290,7 +334,10 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         fresh: end,
         next: None,
     };
-    let backing = parent.as_ref().map(|(_, image)| Parent { image: Arc::clone(image), offset: 0 });
+    let backing = parent.as_ref().map(|(_, image)| Parent {
+        image: Arc::clone(image),
+        offset: 0,
+    });
     Ok(Arc::new(Vhd {
         engine: Engine::new(Meta::new(file), tables, shape, backing, opening.write()),
         path: opening.path.clone(),
@@ -299,24 +346,38 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
 }
 
 fn find_parent(opening: &Opening, header: &DynamicHeader) -> Result<(PathBuf, Arc<dyn Image>)> {
-    let refuse = |what: String| BlockError::Parent { file: opening.path.display().to_string(), what };
+    let refuse = |what: String| BlockError::Parent {
+        file: opening.path.display().to_string(),
+        what,
+    };
     let mut paths = Vec::new();
     for name in &header.parents {
         paths.push(opening.resolve(name)?);
     }
-    let known = paths.iter().find(|path| opening.files.id(path).is_some()).or(paths.first());
+    let known = paths
+        .iter()
+        .find(|path| opening.files.id(path).is_some())
+        .or(paths.first());
     let path = known.ok_or_else(|| refuse("it has a parent, but no name for it".to_owned()))?;
     let image = opening.parent(path, None)?;
     let uuid = image.identity().uuid;
     if !uuid.is_zero() && !header.parent.is_zero() && uuid != header.parent {
-        return Err(refuse(format!("`{}` is not its parent: the identifiers differ", path.display())));
+        return Err(refuse(format!(
+            "`{}` is not its parent: the identifiers differ",
+            path.display()
+        )));
     }
     Ok((path.clone(), image))
 }
 
 disk_of_engine!(Vhd, |image: &Vhd| ImageInfo {
     format: Format::Vhd,
-    variant: if image.parent.is_some() { "differencing" } else { "dynamic" }.to_owned(),
+    variant: if image.parent.is_some() {
+        "differencing"
+    } else {
+        "dynamic"
+    }
+    .to_owned(),
     size: image.engine.size(),
     sector_size: 512,
     block_size: image.engine.block(),
@@ -353,7 +414,10 @@ impl Image for Vhd {
     }
 
     fn identity(&self) -> Identity {
-        Identity { uuid: self.engine.state().tables.footer.uuid, ..Identity::default() }
+        Identity {
+            uuid: self.engine.state().tables.footer.uuid,
+            ..Identity::default()
+        }
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
@@ -370,7 +434,10 @@ impl Image for Vhd {
 
 fn check(state: &mut State<VhdTables>, repair: bool) -> Result<Report> {
     let State { tables, meta } = state;
-    let mut report = Report { blocks: tables.header.entries.into(), ..Report::default() };
+    let mut report = Report {
+        blocks: tables.header.entries.into(),
+        ..Report::default()
+    };
     let mut starts = Vec::new();
     let mut seen = FxHashSet::default();
     for block in 0..u64::from(tables.header.entries) {
@@ -473,7 +540,9 @@ impl Image for FixedVhd {
     fn resize(&self, size: u64) -> Result<bool> {
         self.writable()?;
         if size > MAX_SIZE {
-            return Err(BlockError::Usage(format!("a disk of {size} bytes is too large for VHD (2040 GiB)")));
+            return Err(BlockError::Usage(format!(
+                "a disk of {size} bytes is too large for VHD (2040 GiB)"
+            )));
         }
         let (file, old) = (self.window.file(), self.window.size());
         let footer = Footer::make(size, FIXED, self.footer.uuid);
@@ -501,7 +570,10 @@ impl Image for FixedVhd {
     }
 
     fn identity(&self) -> Identity {
-        Identity { uuid: self.footer.uuid, ..Identity::default() }
+        Identity {
+            uuid: self.footer.uuid,
+            ..Identity::default()
+        }
     }
 
     fn kind(&self) -> CreateOptions {
@@ -521,7 +593,9 @@ impl Inspect for FixedVhd {
 pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     let (options, size) = (making.options, making.size);
     if size > MAX_SIZE {
-        return Err(BlockError::Usage(format!("a disk of {size} bytes is too large for VHD (2040 GiB)")));
+        return Err(BlockError::Usage(format!(
+            "a disk of {size} bytes is too large for VHD (2040 GiB)"
+        )));
     }
     let uuid = making.identity().uuid;
     if options.variant == Variant::Fixed {
@@ -535,11 +609,15 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     }
     let block = options.block_size.unwrap_or(2 * MIB);
     if !block.is_power_of_two() || !(4096..=256 * MIB).contains(&block) {
-        return Err(BlockError::Usage(format!("VHD blocks are a power of two from 4K to 256M, not {block} bytes")));
+        return Err(BlockError::Usage(format!(
+            "VHD blocks are a power of two from 4K to 256M, not {block} bytes"
+        )));
     }
     let entries = size.div_ceil(block);
     if entries > 1 << 24 {
-        return Err(BlockError::Usage(format!("a disk of {size} bytes is too large for VHD with blocks of {block} bytes")));
+        return Err(BlockError::Usage(format!(
+            "a disk of {size} bytes is too large for VHD with blocks of {block} bytes"
+        )));
     }
     let table = 3 * SECTOR;
     let table_len = (entries * 4).next_multiple_of(SECTOR);

@@ -51,7 +51,9 @@ const ITEM_LOCATOR: [u8; 16] = guid(0xa8d3_5f2d, 0xb30b, 0x454d, 0xabf7_d3d8_483
 /// An identifier from its printed form.
 const fn guid(a: u32, b: u16, c: u16, d: u64) -> [u8; 16] {
     let (a, b, c, d) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes(), d.to_be_bytes());
-    [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]
+    [
+        a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7],
+    ]
 }
 
 /// Payload states. MS-VHDX §2.5.1.1.
@@ -78,12 +80,16 @@ impl VhdxTables {
     /// The state and place of a table entry.
     fn entry(&self, meta: &mut Meta, index: u64) -> Result<(u64, u64)> {
         if index >= self.entries {
-            return Err(meta.file().corrupt(format!("the block table ends before entry {index}")));
+            return Err(meta
+                .file()
+                .corrupt(format!("the block table ends before entry {index}")));
         }
         let entry = meta.u64_le(self.table + index * 8)?;
         let (state, at) = (entry & 7, entry >> 20 << 20);
         if matches!(state, FULLY_PRESENT | PARTIALLY_PRESENT) && (at < MIB || at >= self.end) {
-            return Err(meta.file().corrupt(format!("block table entry {index} says {at:#x}, where no block can be")));
+            return Err(meta
+                .file()
+                .corrupt(format!("block table entry {index} says {at:#x}, where no block can be")));
         }
         Ok((state, at))
     }
@@ -93,7 +99,9 @@ impl VhdxTables {
         let block = offset / self.block;
         let (state, bitmap) = self.entry(meta, block / self.ratio * (self.ratio + 1) + self.ratio)?;
         if state != FULLY_PRESENT {
-            return Err(meta.file().corrupt(format!("the sector bitmap for block {block} is missing")));
+            return Err(meta
+                .file()
+                .corrupt(format!("the sector bitmap for block {block} is missing")));
         }
         // A bitmap covers 2^23 sectors.
         let first = offset / self.sector % (1 << 23);
@@ -122,7 +130,10 @@ impl Tables for VhdxTables {
         }
         let index = block + block / self.ratio;
         let (state, at) = self.entry(meta, index)?;
-        let data = Map::Data { at: at + within, shared: true };
+        let data = Map::Data {
+            at: at + within,
+            shared: true,
+        };
         let (map, len) = match state {
             NOT_PRESENT => (Map::Parent, len),
             UNDEFINED | ZERO | UNMAPPED => (Map::Zero, len),
@@ -131,7 +142,11 @@ impl Tables for VhdxTables {
                 let (own, len) = self.sectors(meta, offset)?;
                 (if own { data } else { Map::Parent }, len)
             }
-            other => return Err(meta.file().corrupt(format!("block table entry {index} has the unknown state {other}"))),
+            other => {
+                return Err(meta
+                    .file()
+                    .corrupt(format!("block table entry {index} has the unknown state {other}")));
+            }
         };
         Ok(Run { map, len })
     }
@@ -190,10 +205,21 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         end: file.len()?,
     };
     if blocks + blocks.div_ceil(ratio).saturating_sub(1) > tables.entries {
-        return Err(file.corrupt(format!("a disk of {} bytes needs more than the {} entries of the block table", items.size, tables.entries)));
+        return Err(file.corrupt(format!(
+            "a disk of {} bytes needs more than the {} entries of the block table",
+            items.size, tables.entries
+        )));
     }
-    let shape = Shape { size: items.size, block: items.block, unit: items.block, codec: Codec::Zlib };
-    let backing = parent.as_ref().map(|(_, image)| Parent { image: Arc::clone(image), offset: 0 });
+    let shape = Shape {
+        size: items.size,
+        block: items.block,
+        unit: items.block,
+        codec: Codec::Zlib,
+    };
+    let backing = parent.as_ref().map(|(_, image)| Parent {
+        image: Arc::clone(image),
+        offset: 0,
+    });
     Ok(Arc::new(Vhdx {
         engine: Engine::new(meta, tables, shape, backing, false),
         path: opening.path.clone(),
@@ -232,7 +258,13 @@ fn recover(file: &File, meta: &mut Meta) -> Result<()> {
     if guid == [0; 16] {
         return Ok(());
     }
-    log::replay(file, meta, bytes::u64_le(&head, 72), bytes::u32_le(&head, 68).into(), guid)
+    log::replay(
+        file,
+        meta,
+        bytes::u64_le(&head, 72),
+        bytes::u32_le(&head, 68).into(),
+        guid,
+    )
 }
 
 /// The block table and the metadata region.
@@ -253,7 +285,10 @@ fn regions(file: &File, meta: &mut Meta) -> Result<(Region, Region)> {
                 REGION_BAT if inside && region.1 <= MAX_TABLE => bat = Some(region),
                 REGION_METADATA if inside => metadata = Some(region),
                 REGION_BAT | REGION_METADATA => {
-                    return Err(file.corrupt(format!("a region of {} bytes at {:#x} is not within the file", region.1, region.0)));
+                    return Err(file.corrupt(format!(
+                        "a region of {} bytes at {:#x} is not within the file",
+                        region.1, region.0
+                    )));
                 }
                 _ if bytes::u32_le(entry, 28) & 1 != 0 => {
                     return Err(file.unsupported("the image has a region that is required, but not known"));
@@ -290,7 +325,9 @@ impl Items {
         for entry in table.get(32..).unwrap_or_default().chunks_exact(32).take(count) {
             let (at, len) = (u64::from(bytes::u32_le(entry, 16)), bytes::u32_le(entry, 20));
             if at + u64::from(len) > region.1 || len > MAX_LOCATOR {
-                return Err(file.corrupt(format!("a metadata item of {len} bytes at {at:#x} is not within its region")));
+                return Err(file.corrupt(format!(
+                    "a metadata item of {len} bytes at {at:#x} is not within its region"
+                )));
             }
             let mut item = vec![0; len as usize];
             meta.read(region.0 + at, &mut item)?;
@@ -335,14 +372,19 @@ fn locator(file: &File, item: &[u8]) -> Result<Vec<(String, String)>> {
     let text = |offset: u32, len: u16| {
         let part = item.get(offset as usize..).and_then(|rest| rest.get(..len.into()));
         let units = part?.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit));
-        Some(char::decode_utf16(units).map(|unit| unit.unwrap_or('\u{fffd}')).collect::<String>())
+        Some(
+            char::decode_utf16(units)
+                .map(|unit| unit.unwrap_or('\u{fffd}'))
+                .collect::<String>(),
+        )
     };
     let entries = item.get(20..).unwrap_or_default().chunks_exact(12).take(count.min(64));
     entries
         .map(|entry| {
             let key = text(bytes::u32_le(entry, 0), bytes::u16_le(entry, 8));
             let value = text(bytes::u32_le(entry, 4), bytes::u16_le(entry, 10));
-            key.zip(value).ok_or_else(|| file.corrupt("the parent locator is damaged"))
+            key.zip(value)
+                .ok_or_else(|| file.corrupt("the parent locator is damaged"))
         })
         .collect()
 }
@@ -356,7 +398,10 @@ fn find_parent(opening: &Opening, locator: &[(String, String)]) -> Result<(PathB
             paths.push(opening.resolve(path)?);
         }
     }
-    let known = paths.iter().find(|path| opening.files.id(path).is_some()).or(paths.first());
+    let known = paths
+        .iter()
+        .find(|path| opening.files.id(path).is_some())
+        .or(paths.first());
     let path = known.ok_or_else(|| BlockError::Parent {
         file: opening.path.display().to_string(),
         what: "it has a parent, but no name for it".to_owned(),
@@ -366,7 +411,12 @@ fn find_parent(opening: &Opening, locator: &[(String, String)]) -> Result<(PathB
 
 disk_of_engine!(Vhdx, |image: &Vhdx| ImageInfo {
     format: Format::Vhdx,
-    variant: if image.parent.is_some() { "differencing" } else { "dynamic" }.to_owned(),
+    variant: if image.parent.is_some() {
+        "differencing"
+    } else {
+        "dynamic"
+    }
+    .to_owned(),
     size: image.engine.size(),
     sector_size: image.sector,
     block_size: image.engine.block(),
@@ -380,7 +430,10 @@ impl Image for Vhdx {
         }
         let State { tables, meta } = &mut *self.engine.state();
         let blocks = tables.size.div_ceil(tables.block);
-        let mut report = Report { blocks, ..Report::default() };
+        let mut report = Report {
+            blocks,
+            ..Report::default()
+        };
         let mut seen = rustc_hash::FxHashSet::default();
         for block in 0..blocks {
             match tables.entry(meta, block + block / tables.ratio) {

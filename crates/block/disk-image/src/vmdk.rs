@@ -89,7 +89,9 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
     file.read_padded(0, &mut head)?;
     match &head {
         b"KDMV" => open_monolithic(opening, file),
-        b"COWD" => Err(file.unsupported("VMDK of the type COWD (ESX) is not supported; convert it with VMware's tools")),
+        b"COWD" => {
+            Err(file.unsupported("VMDK of the type COWD (ESX) is not supported; convert it with VMware's tools"))
+        }
         _ => open_descriptor(opening, file),
     }
 }
@@ -108,7 +110,10 @@ fn open_monolithic(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         let text = read_text(&file, descriptor_at, header.descriptor_size.saturating_mul(SECTOR))?;
         Descriptor::parse(&file, &text)?
     } else {
-        Descriptor { create_type: "monolithicSparse".to_owned(), ..Descriptor::default() }
+        Descriptor {
+            create_type: "monolithicSparse".to_owned(),
+            ..Descriptor::default()
+        }
     };
     let mut image = Vmdk::new(opening, file.clone(), descriptor, descriptor_at)?;
     image.add_sparse(file, header, None, opening.path.clone())?;
@@ -136,7 +141,10 @@ fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         }
         let path = opening.resolve(&line.name)?;
         if path == opening.path || !names.insert(path.clone()) && line.kind == ExtentType::Sparse {
-            return Err(image.file.corrupt(format!("the extent `{}` is named twice, or is the descriptor", line.name)));
+            return Err(image.file.corrupt(format!(
+                "the extent `{}` is named twice, or is the descriptor",
+                line.name
+            )));
         }
         let file = opening.file(&path)?;
         if line.kind == ExtentType::Sparse {
@@ -148,9 +156,16 @@ fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         } else {
             let end = line.offset * SECTOR + size;
             if file.len()? < end {
-                return Err(file.corrupt(format!("the extent should have {end} bytes, but the file is shorter; it was cut off")));
+                return Err(file.corrupt(format!(
+                    "the extent should have {end} bytes, but the file is shorter; it was cut off"
+                )));
             }
-            image.add(size, line.writable, Content::Flat(Window::new(file, line.offset * SECTOR, size)), path)?;
+            image.add(
+                size,
+                line.writable,
+                Content::Flat(Window::new(file, line.offset * SECTOR, size)),
+                path,
+            )?;
         }
     }
     Ok(Arc::new(image))
@@ -191,7 +206,13 @@ impl Vmdk {
             .filter(|&size| i64::try_from(size).is_ok())
             .ok_or_else(|| self.file.corrupt("the extents together are larger than a disk can be"))?;
         let writable = writable && self.writable;
-        self.parts.push(Part { start, size, writable, content, path });
+        self.parts.push(Part {
+            start,
+            size,
+            writable,
+            content,
+            path,
+        });
         Ok(())
     }
 
@@ -203,8 +224,16 @@ impl Vmdk {
             return Err(file.corrupt(format!("the extent has {capacity} bytes, the descriptor says {size}")));
         }
         let block = header.grain_bytes();
-        let shape = Shape { size, block, unit: block, codec: Codec::Zlib };
-        let parent = self.parent.as_ref().map(|(_, image)| Parent { image: Arc::clone(image), offset: self.size });
+        let shape = Shape {
+            size,
+            block,
+            unit: block,
+            codec: Codec::Zlib,
+        };
+        let parent = self.parent.as_ref().map(|(_, image)| Parent {
+            image: Arc::clone(image),
+            offset: self.size,
+        });
         let tables = SparseTables::new(header, file.len()?);
         let engine = Engine::new(Meta::new(file), tables, shape, parent, self.writable);
         self.add(size, true, Content::Sparse(Box::new(engine)), path)
@@ -214,20 +243,30 @@ impl Vmdk {
     fn parts(&self, offset: u64, len: u64) -> impl Iterator<Item = (&Part, u64, usize, usize)> {
         let first = self.parts.partition_point(|part| part.start + part.size <= offset);
         let end = offset + len;
-        self.parts.iter().skip(first).take_while(move |part| part.start < end).map(move |part| {
-            let from = offset.max(part.start);
-            let to = end.min(part.start + part.size);
-            (part, from - part.start, (from - offset) as usize, (to - from) as usize)
-        })
+        self.parts
+            .iter()
+            .skip(first)
+            .take_while(move |part| part.start < end)
+            .map(move |part| {
+                let from = offset.max(part.start);
+                let to = end.min(part.start + part.size);
+                (part, from - part.start, (from - offset) as usize, (to - from) as usize)
+            })
     }
 
     fn prepare_write(&self, offset: u64, len: u64) -> Result<()> {
         in_range(offset, len, self.size)?;
-        let read_only = |what: &str| BlockError::ReadOnly { file: self.file.name().to_owned(), what: what.to_owned() };
+        let read_only = |what: &str| BlockError::ReadOnly {
+            file: self.file.name().to_owned(),
+            what: what.to_owned(),
+        };
         if !self.writable {
             return Err(read_only("the image was opened for reading only"));
         }
-        if self.parts(offset, len).any(|(part, ..)| !part.writable || matches!(part.content, Content::Zero)) {
+        if self
+            .parts(offset, len)
+            .any(|(part, ..)| !part.writable || matches!(part.content, Content::Zero))
+        {
             return Err(read_only("this extent of the image is for reading only"));
         }
         let mut cid = self.cid.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,7 +279,9 @@ impl Vmdk {
 
     /// Overwrites the CID in the descriptor.
     fn put_cid(&self, cid: u32) -> Result<()> {
-        let Some(at) = self.descriptor.cid_at else { return Ok(()) };
+        let Some(at) = self.descriptor.cid_at else {
+            return Ok(());
+        };
         let at = self.descriptor_at + at as u64;
         let digits = format!("{cid:08x}");
         match self.parts.first().map(|part| &part.content) {
@@ -254,22 +295,31 @@ impl Vmdk {
 
     fn zero_range(&self, offset: u64, len: u64, discard: bool) -> Result<()> {
         self.prepare_write(offset, len)?;
-        self.parts(offset, len).try_for_each(|(part, at, _, len)| match &part.content {
-            Content::Sparse(engine) => engine.zero_range(at, len as u64, discard),
-            Content::Flat(window) => window.zero_range(at, len as u64, discard),
-            Content::Zero => Ok(()),
-        })
+        self.parts(offset, len)
+            .try_for_each(|(part, at, _, len)| match &part.content {
+                Content::Sparse(engine) => engine.zero_range(at, len as u64, discard),
+                Content::Flat(window) => window.zero_range(at, len as u64, discard),
+                Content::Zero => Ok(()),
+            })
     }
 
     fn variant(&self) -> Variant {
-        let known = Variant::NAMES.into_iter().find(|(name, _)| *name == self.descriptor.create_type);
+        let known = Variant::NAMES
+            .into_iter()
+            .find(|(name, _)| *name == self.descriptor.create_type);
         known.map_or(Variant::MonolithicSparse, |(_, variant)| variant)
     }
 }
 
 fn find_parent(opening: &Opening, descriptor: &Descriptor, cid: u32) -> Result<(PathBuf, Arc<dyn Image>)> {
-    let refuse = |what: String| BlockError::Parent { file: opening.path.display().to_string(), what };
-    let name = descriptor.parent.as_ref().ok_or_else(|| refuse("the descriptor has a parent, but no name for it".to_owned()))?;
+    let refuse = |what: String| BlockError::Parent {
+        file: opening.path.display().to_string(),
+        what,
+    };
+    let name = descriptor
+        .parent
+        .as_ref()
+        .ok_or_else(|| refuse("the descriptor has a parent, but no name for it".to_owned()))?;
     let path = opening.resolve(name)?;
     let image = opening.parent(&path, None)?;
     match image.identity().cid {
@@ -312,14 +362,15 @@ impl BlockBackend for Vmdk {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.prepare_write(offset, buf.len() as u64)?;
-        self.parts(offset, buf.len() as u64).try_for_each(|(part, at, start, len)| {
-            let buf = buf.get(start..start + len).unwrap_or_default();
-            match &part.content {
-                Content::Sparse(engine) => engine.write_at(at, buf),
-                Content::Flat(window) => window.write_at(at, buf),
-                Content::Zero => Ok(()),
-            }
-        })
+        self.parts(offset, buf.len() as u64)
+            .try_for_each(|(part, at, start, len)| {
+                let buf = buf.get(start..start + len).unwrap_or_default();
+                match &part.content {
+                    Content::Sparse(engine) => engine.write_at(at, buf),
+                    Content::Flat(window) => window.write_at(at, buf),
+                    Content::Zero => Ok(()),
+                }
+            })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
@@ -340,12 +391,21 @@ impl BlockBackend for Vmdk {
 
     fn extent(&self, offset: u64) -> Result<Extent> {
         in_range(offset, 1, self.size)?;
-        let none = Extent { len: 1, kind: ExtentKind::Zero, depth: 0 };
-        let Some((part, at, ..)) = self.parts(offset, 1).next() else { return Ok(none) };
+        let none = Extent {
+            len: 1,
+            kind: ExtentKind::Zero,
+            depth: 0,
+        };
+        let Some((part, at, ..)) = self.parts(offset, 1).next() else {
+            return Ok(none);
+        };
         match &part.content {
             Content::Sparse(engine) => engine.extent(at),
             Content::Flat(window) => window.extent(at),
-            Content::Zero => Ok(Extent { len: part.size - at, ..none }),
+            Content::Zero => Ok(Extent {
+                len: part.size - at,
+                ..none
+            }),
         }
     }
 }
@@ -372,7 +432,12 @@ impl Image for Vmdk {
 
     fn files(&self) -> Vec<PathBuf> {
         let mut files = vec![self.path.clone()];
-        files.extend(self.parts.iter().map(|part| part.path.clone()).filter(|path| *path != self.path));
+        files.extend(
+            self.parts
+                .iter()
+                .map(|part| part.path.clone())
+                .filter(|path| *path != self.path),
+        );
         files
     }
 
@@ -394,7 +459,10 @@ impl Image for Vmdk {
 
     fn identity(&self) -> Identity {
         let (cid, _) = *self.cid.lock().unwrap_or_else(PoisonError::into_inner);
-        Identity { cid: Some(cid), ..Identity::default() }
+        Identity {
+            cid: Some(cid),
+            ..Identity::default()
+        }
     }
 
     fn set_identity(&self, identity: &Identity) -> Result<()> {

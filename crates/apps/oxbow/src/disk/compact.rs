@@ -33,7 +33,9 @@ pub(crate) struct CompactArgs {
 pub(super) fn run(args: &CompactArgs) -> Result<ExitCode, Failure> {
     let bar = Bar::new("compacting", args.json);
     let image = &args.source.image;
-    let sizes = disk_image::compact(&target::files(), image, &args.source.options(), &mut |progress| bar.show(progress));
+    let sizes = disk_image::compact(&target::files(), image, &args.source.options(), &mut |progress| {
+        bar.show(progress)
+    });
     drop(bar);
     let (before, after) = sizes?;
     let value = json!({ "image": image, "before": before, "allocated": after });

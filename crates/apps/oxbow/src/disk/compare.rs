@@ -69,7 +69,11 @@ pub(super) fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
         Comparison::Equal => (true, json!({ "same": true }), "the same".to_owned()),
         Comparison::Longer { size } => {
             let line = format!("the same up to {size} bytes; behind that, one has zeros and the other ends");
-            (!args.strict, json!({ "same": !args.strict, "same-size": false, "common": size }), line)
+            (
+                !args.strict,
+                json!({ "same": !args.strict, "same-size": false, "common": size }),
+                line,
+            )
         }
         Comparison::Different { offset } => {
             let line = format!("they differ first at byte {offset} ({offset:#x})");

@@ -55,7 +55,14 @@ pub(super) fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
     let source = args.source.open(args.force_share)?;
     let options = args.kind.options(&args.target, Some(source.info().size))?;
     let bar = Bar::new("converting", args.json);
-    disk_image::copy(&files, &*source, &args.target, &options, args.compress, &mut |progress| bar.show(progress))?;
+    disk_image::copy(
+        &files,
+        &*source,
+        &args.target,
+        &options,
+        args.compress,
+        &mut |progress| bar.show(progress),
+    )?;
     drop(bar);
     let open = OpenOptions {
         format: Some(options.format),

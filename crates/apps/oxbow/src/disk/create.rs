@@ -50,6 +50,11 @@ pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
     };
     let info = disk_image::open(&args.image, &open)?.info();
     let value = json!({ "image": args.image, "info": info });
-    let lines = format!("{}: {} of {}\n", args.image.display(), options.format, output::size(info.size));
+    let lines = format!(
+        "{}: {} of {}\n",
+        args.image.display(),
+        options.format,
+        output::size(info.size)
+    );
     output::answer(args.json, &value, &lines)
 }

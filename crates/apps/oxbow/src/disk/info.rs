@@ -71,7 +71,10 @@ fn describe(path: &Path, image: &Arc<dyn Image>, text: &mut String) -> Result<Va
     };
     line("image", path.display().to_string());
     line("format", format!("{} {}", info.format, info.variant).trim().to_owned());
-    line("disk size", format!("{} ({} bytes)", output::size(info.size), info.size));
+    line(
+        "disk size",
+        format!("{} ({} bytes)", output::size(info.size), info.size),
+    );
     line("on the host", output::size(allocated));
     if info.block_size > 1 {
         line("block size", output::size(info.block_size));
@@ -82,8 +85,10 @@ fn describe(path: &Path, image: &Arc<dyn Image>, text: &mut String) -> Result<Va
     for file in &files {
         line("extent", file.display().to_string());
     }
-    let details: serde_json::Map<String, Value> =
-        details.into_iter().map(|(name, value)| (name.replace(' ', "-"), Value::String(value))).collect();
+    let details: serde_json::Map<String, Value> = details
+        .into_iter()
+        .map(|(name, value)| (name.replace(' ', "-"), Value::String(value)))
+        .collect();
     Ok(json!({
         "image": path,
         "format": info.format,

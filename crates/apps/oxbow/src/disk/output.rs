@@ -16,7 +16,9 @@ const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
 /// `20 GiB`, `1.5 MiB`, `512 bytes`.
 pub(super) fn size(bytes: u64) -> String {
     let shift = (1..=UNITS.len()).rev().find(|&unit| bytes >> (10 * unit) > 0);
-    let Some(unit) = shift else { return format!("{bytes} bytes") };
+    let Some(unit) = shift else {
+        return format!("{bytes} bytes");
+    };
     let name = UNITS.get(unit - 1).unwrap_or(&"");
     // Tenths, rounded down: a disk is never shown larger than it is.
     let tenths = (u128::from(bytes) * 10) >> (10 * unit);

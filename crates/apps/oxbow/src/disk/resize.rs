@@ -58,7 +58,9 @@ pub(super) fn run(args: &ResizeArgs) -> Result<ExitCode, Failure> {
     let old = args.source.open(false)?.info().size;
     let size = match args.size {
         NewSize::Whole(size) => size,
-        NewSize::Added(added) => old.checked_add(added).ok_or_else(|| anyhow!("a disk of that size is too large"))?,
+        NewSize::Added(added) => old
+            .checked_add(added)
+            .ok_or_else(|| anyhow!("a disk of that size is too large"))?,
     };
     if size < old && !args.shrink {
         return Err(anyhow!(
@@ -67,12 +69,23 @@ pub(super) fn run(args: &ResizeArgs) -> Result<ExitCode, Failure> {
         .into());
     }
     let bar = Bar::new("resizing", args.json);
-    disk_image::resize(&target::files(), &args.source.image, &args.source.options(), size, &mut |progress| {
-        bar.show(progress);
-    })?;
+    disk_image::resize(
+        &target::files(),
+        &args.source.image,
+        &args.source.options(),
+        size,
+        &mut |progress| {
+            bar.show(progress);
+        },
+    )?;
     drop(bar);
     let value = json!({ "image": args.source.image, "before": old, "size": size });
-    let lines = format!("{}: {}, was {}\n", args.source.image.display(), output::size(size), output::size(old));
+    let lines = format!(
+        "{}: {}, was {}\n",
+        args.source.image.display(),
+        output::size(size),
+        output::size(old)
+    );
     output::answer(args.json, &value, &lines)
 }
 

@@ -44,7 +44,13 @@ impl SourceArgs {
 
     /// For reading, even while somebody writes if that is asked for.
     pub(super) fn open(&self, share: bool) -> Result<Arc<dyn Image>, BlockError> {
-        disk_image::open(&self.image, &OpenOptions { share, ..self.options() })
+        disk_image::open(
+            &self.image,
+            &OpenOptions {
+                share,
+                ..self.options()
+            },
+        )
     }
 }
 
@@ -135,7 +141,12 @@ mod tests {
 
     #[test]
     fn endings_say_the_format() {
-        for (name, format) in [("a.qcow2", Format::Qcow2), ("a.VDI", Format::Vdi), ("b.img", Format::Raw), ("b.vpc", Format::Vhd)] {
+        for (name, format) in [
+            ("a.qcow2", Format::Qcow2),
+            ("a.VDI", Format::Vdi),
+            ("b.img", Format::Raw),
+            ("b.vpc", Format::Vhd),
+        ] {
             assert_eq!(by_name(Path::new(name)).unwrap(), format);
         }
         assert!(by_name(Path::new("disk")).is_err());

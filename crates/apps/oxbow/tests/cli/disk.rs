@@ -14,7 +14,11 @@ use crate::guest::oxbow;
 /// Runs in a folder of the test.
 fn disk(folder: &TempDir, args: &[&str]) -> Output {
     let all: Vec<&str> = std::iter::once("disk").chain(args.iter().copied()).collect();
-    oxbow(&all).current_dir(folder.path()).stdin(Stdio::null()).output().unwrap()
+    oxbow(&all)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn ok(folder: &TempDir, args: &[&str]) -> String {
@@ -104,7 +108,10 @@ fn compacting_gives_space_back() {
     }
     write(&folder, "zeros.raw", &[0; 4 << 20]);
     let report = json(&folder, &["compact", "zeros.raw", "--format", "raw", "--json"]);
-    assert!(report["allocated"].as_u64().unwrap() < report["before"].as_u64().unwrap(), "{report}");
+    assert!(
+        report["allocated"].as_u64().unwrap() < report["before"].as_u64().unwrap(),
+        "{report}"
+    );
 }
 
 #[test]
@@ -171,7 +178,12 @@ fn image_in_use_is_not_written() {
     let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 7];
     std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
-    for args in [&["info", "a.vdi"][..], &["resize", "a.vdi", "2M"], &["check", "a.vdi", "--repair"], &["compact", "a.vdi"]] {
+    for args in [
+        &["info", "a.vdi"][..],
+        &["resize", "a.vdi", "2M"],
+        &["check", "a.vdi", "--repair"],
+        &["compact", "a.vdi"],
+    ] {
         check(&disk(&folder, args), 2, "in use by another process");
     }
     ok(&folder, &["info", "a.vdi", "--force-share"]);

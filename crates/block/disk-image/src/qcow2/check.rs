@@ -31,7 +31,10 @@ struct Counts {
 
 impl Counts {
     fn add(&mut self, cluster: u64) {
-        let chunk = self.chunks.entry(cluster / CHUNK).or_insert_with(|| Box::new([0; CHUNK as usize]));
+        let chunk = self
+            .chunks
+            .entry(cluster / CHUNK)
+            .or_insert_with(|| Box::new([0; CHUNK as usize]));
         if let Some(count) = chunk.get_mut((cluster % CHUNK) as usize) {
             *count = count.saturating_add(1);
         }
@@ -39,7 +42,9 @@ impl Counts {
 
     fn get(&self, cluster: u64) -> u64 {
         let chunk = self.chunks.get(&(cluster / CHUNK));
-        chunk.and_then(|chunk| chunk.get((cluster % CHUNK) as usize)).map_or(0, |&count| count.into())
+        chunk
+            .and_then(|chunk| chunk.get((cluster % CHUNK) as usize))
+            .map_or(0, |&count| count.into())
     }
 }
 
@@ -77,7 +82,9 @@ pub(super) fn run(state: &mut State<Tables2>, repair: bool) -> Result<Report> {
     check.compare()?;
     if check.report.leaks > 0 {
         let leaks = check.report.leaks;
-        check.report.note(|| format!("{leaks} clusters are not in use; `oxbow disk check --repair` gives them back"));
+        check
+            .report
+            .note(|| format!("{leaks} clusters are not in use; `oxbow disk check --repair` gives them back"));
     }
     Ok(check.report)
 }
@@ -118,7 +125,8 @@ impl Check<'_> {
                 continue;
             }
             if !entry.is_multiple_of(self.cluster()) || entry.saturating_add(self.cluster()) > self.tables.end {
-                self.report.error(|| format!("refcount table entry {index} says {entry:#x}, where no cluster is"));
+                self.report
+                    .error(|| format!("refcount table entry {index} says {entry:#x}, where no cluster is"));
             } else {
                 self.refer(entry, 1);
             }
@@ -151,7 +159,8 @@ impl Check<'_> {
         // Snapshots share tables with the image, and each of them refers to the clusters; within one, a table is for one
         // place of the disk only.
         if !self.seen.insert(table) {
-            self.report.error(|| format!("the L2 table at {table:#x} is used twice"));
+            self.report
+                .error(|| format!("the L2 table at {table:#x} is used twice"));
             return Ok(());
         }
         let bytes = self.tables.header.entry_bytes();
@@ -184,17 +193,21 @@ impl Check<'_> {
     fn copied(&mut self, what: &str, at: u64, entry: u64, cluster: u64) -> Result<()> {
         // After a repair the refcount is what was counted; that is known at the end only, so the flag is set by the
         // refcount as it is, and once more by the check that follows.
-        let Ok(count) = self.tables.count(self.meta, cluster / self.cluster()) else { return Ok(()) };
+        let Ok(count) = self.tables.count(self.meta, cluster / self.cluster()) else {
+            return Ok(());
+        };
         let flag = entry & COPIED != 0;
         if flag == (count == 1) || entry & COMPRESSED != 0 {
             return Ok(());
         }
         if !flag {
             // Writing makes a copy where none is needed: harmless.
-            self.report.note(|| format!("{what} entry at {at:#x} lacks the flag that its cluster is not shared"));
+            self.report
+                .note(|| format!("{what} entry at {at:#x} lacks the flag that its cluster is not shared"));
             return Ok(());
         }
-        self.report.error(|| format!("{what} entry at {at:#x} says that a cluster with refcount {count} is not shared"));
+        self.report
+            .error(|| format!("{what} entry at {at:#x} says that a cluster with refcount {count} is not shared"));
         if self.repair && count > 1 {
             self.meta.put(at, &(entry & !COPIED).to_be_bytes(), Stage::Late)?;
             self.report.repaired += 1;
@@ -215,8 +228,14 @@ impl Check<'_> {
             let extra = u64::from(bytes::u32_be(&head, 36));
             let names = u64::from(bytes::u32_be(&head, 12) >> 16) + u64::from(bytes::u32_be(&head, 12) & 0xffff);
             let end = l1.checked_add(entries * 8);
-            if !l1.is_multiple_of(self.cluster()) || extra > 1024 || entries * 8 > MAX_L1 || !tables.insert(l1) || end.is_none_or(|end| end > self.tables.end) {
-                self.report.error(|| format!("snapshot {index} says that its L1 table is at {l1:#x}"));
+            if !l1.is_multiple_of(self.cluster())
+                || extra > 1024
+                || entries * 8 > MAX_L1
+                || !tables.insert(l1)
+                || end.is_none_or(|end| end > self.tables.end)
+            {
+                self.report
+                    .error(|| format!("snapshot {index} says that its L1 table is at {l1:#x}"));
                 return Ok(());
             }
             self.refer(l1, entries * 8);
@@ -259,7 +278,8 @@ impl Check<'_> {
                 continue;
             }
             if !seen.insert(entry) {
-                self.report.error(|| format!("the refcount block at {entry:#x} is used twice"));
+                self.report
+                    .error(|| format!("the refcount block at {entry:#x} is used twice"));
                 continue;
             }
             chunks.extend(index * counts / CHUNK..=((index + 1) * counts - 1) / CHUNK);
@@ -273,9 +293,11 @@ impl Check<'_> {
             self.report.leaks += 1;
         } else if count > wanted {
             self.report.leaks += 1;
-            self.report.note(|| format!("the cluster at {at:#x} has refcount {count} and {wanted} references"));
+            self.report
+                .note(|| format!("the cluster at {at:#x} has refcount {count} and {wanted} references"));
         } else {
-            self.report.error(|| format!("the cluster at {at:#x} has refcount {count}, but {wanted} references"));
+            self.report
+                .error(|| format!("the cluster at {at:#x} has refcount {count}, but {wanted} references"));
         }
         if self.repair {
             self.tables.set_count(self.meta, cluster, wanted)?;

@@ -57,18 +57,25 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     }
     let version3 = options.variant != Variant::V2;
     if !version3 && (options.subclusters || options.lazy_refcounts || options.compression == Compression::Zstd) {
-        return Err(BlockError::Usage("qcow2 version 2 has no zstd, subclusters or lazy refcounts".to_owned()));
+        return Err(BlockError::Usage(
+            "qcow2 version 2 has no zstd, subclusters or lazy refcounts".to_owned(),
+        ));
     }
     let entry = if options.subclusters { 16 } else { 8 };
     let entries = making.size.div_ceil(cluster / entry * cluster);
     let layout = Layout::of(cluster, entries * 8);
     if entries * 8 > MAX_L1 || layout.reftable * cluster > MAX_REFTABLE {
-        return Err(BlockError::Usage(format!("a disk of {} bytes is too large for clusters of {cluster} bytes", making.size)));
+        return Err(BlockError::Usage(format!(
+            "a disk of {} bytes is too large for clusters of {cluster} bytes",
+            making.size
+        )));
     }
     let header = header(options, making, cluster, entries, &layout)?;
     // The refcounts of the first clusters, in one row over all blocks; and the table of these blocks.
     let first_block = 1 + layout.reftable;
-    let table: Vec<u8> = (0..layout.blocks).flat_map(|block| ((first_block + block) * cluster).to_be_bytes()).collect();
+    let table: Vec<u8> = (0..layout.blocks)
+        .flat_map(|block| ((first_block + block) * cluster).to_be_bytes())
+        .collect();
     let counts: Vec<u8> = (0..layout.all()).flat_map(|_| 1u16.to_be_bytes()).collect();
     file.set_len(layout.all() * cluster)?;
     file.write(cluster, &table)?;
@@ -77,7 +84,13 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
     file.sync()
 }
 
-fn header(options: &CreateOptions, making: &Making<'_>, cluster: u64, entries: u64, layout: &Layout) -> Result<Vec<u8>> {
+fn header(
+    options: &CreateOptions,
+    making: &Making<'_>,
+    cluster: u64,
+    entries: u64,
+    layout: &Layout,
+) -> Result<Vec<u8>> {
     let mut head = vec![0; HEADER];
     let version3 = options.variant != Variant::V2;
     put(&mut head, 0, &MAGIC.to_be_bytes());
@@ -85,7 +98,11 @@ fn header(options: &CreateOptions, making: &Making<'_>, cluster: u64, entries: u
     put(&mut head, 20, &cluster.trailing_zeros().to_be_bytes());
     put(&mut head, 24, &making.size.to_be_bytes());
     put(&mut head, 36, &(entries as u32).to_be_bytes());
-    put(&mut head, 40, &((1 + layout.reftable + layout.blocks) * cluster).to_be_bytes());
+    put(
+        &mut head,
+        40,
+        &((1 + layout.reftable + layout.blocks) * cluster).to_be_bytes(),
+    );
     put(&mut head, 48, &cluster.to_be_bytes());
     put(&mut head, 56, &(layout.reftable as u32).to_be_bytes());
     if version3 {
@@ -93,7 +110,11 @@ fn header(options: &CreateOptions, making: &Making<'_>, cluster: u64, entries: u
         incompatible.set(Incompatible::COMPRESSION, options.compression == Compression::Zstd);
         incompatible.set(Incompatible::EXTENDED_L2, options.subclusters);
         put(&mut head, 72, &incompatible.bits().to_be_bytes());
-        put(&mut head, 80, &(if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
+        put(
+            &mut head,
+            80,
+            &(if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 }).to_be_bytes(),
+        );
         put(&mut head, 96, &REFCOUNT_ORDER.to_be_bytes());
         put(&mut head, 100, &(HEADER as u32).to_be_bytes());
         put(&mut head, 104, &[u8::from(options.compression == Compression::Zstd)]);
@@ -102,7 +123,13 @@ fn header(options: &CreateOptions, making: &Making<'_>, cluster: u64, entries: u
     }
     if let Some(parent) = &making.parent {
         let format = parent.format().name().as_bytes();
-        let format: &[u8] = if format == b"vhd" { b"vpc" } else if format == b"iso" { b"raw" } else { format };
+        let format: &[u8] = if format == b"vhd" {
+            b"vpc"
+        } else if format == b"iso" {
+            b"raw"
+        } else {
+            format
+        };
         head.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
         head.extend((format.len() as u32).to_be_bytes());
         head.extend(format);
@@ -114,7 +141,10 @@ fn header(options: &CreateOptions, making: &Making<'_>, cluster: u64, entries: u
         put(&mut head, 16, &(name.len() as u32).to_be_bytes());
         head.extend(name);
         if name.len() > 1023 || head.len() as u64 > cluster {
-            return Err(BlockError::Usage(format!("the parent's name of {} bytes is too long for the image's header", name.len())));
+            return Err(BlockError::Usage(format!(
+                "the parent's name of {} bytes is too long for the image's header",
+                name.len()
+            )));
         }
     }
     Ok(head)

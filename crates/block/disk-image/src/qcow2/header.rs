@@ -104,14 +104,23 @@ impl Header {
         }
         let header_len = if version == 3 { bytes::u32_be(&head, 100) } else { 72 };
         if version == 3 && header_len < 104 {
-            return Err(file.corrupt(format!("the header says that it is {header_len} bytes long; 104 are the least")));
+            return Err(file.corrupt(format!(
+                "the header says that it is {header_len} bytes long; 104 are the least"
+            )));
         }
         let known = if version == 3 { bytes::u64_be(&head, 72) } else { 0 };
         let incompatible = Incompatible::from_bits(known).ok_or_else(|| {
-            file.unsupported(format!("qcow2 feature bits {:#x} are not supported", known & !Incompatible::all().bits()))
+            file.unsupported(format!(
+                "qcow2 feature bits {:#x} are not supported",
+                known & !Incompatible::all().bits()
+            ))
         })?;
         refuse(file, incompatible, bytes::u32_be(&head, 32))?;
-        let compression = if header_len >= 105 { bytes::get::<1>(&head, 104)[0] } else { 0 };
+        let compression = if header_len >= 105 {
+            bytes::get::<1>(&head, 104)[0]
+        } else {
+            0
+        };
         let mut header = Self {
             version,
             backing: None,
@@ -157,7 +166,10 @@ impl Header {
             )));
         }
         if self.reftable_clusters << self.cluster_bits > MAX_REFTABLE {
-            return Err(file.corrupt(format!("the refcount table has {} clusters, more than 8 MiB", self.reftable_clusters)));
+            return Err(file.corrupt(format!(
+                "the refcount table has {} clusters, more than 8 MiB",
+                self.reftable_clusters
+            )));
         }
         if self.snapshots > MAX_SNAPSHOTS {
             return Err(file.corrupt(format!("the header says {} snapshots", self.snapshots)));
@@ -165,14 +177,23 @@ impl Header {
         let len = file.len()?;
         let tables = [
             ("L1 table", self.l1_offset, self.l1_size * 8),
-            ("refcount table", self.reftable_offset, self.reftable_clusters << self.cluster_bits),
+            (
+                "refcount table",
+                self.reftable_offset,
+                self.reftable_clusters << self.cluster_bits,
+            ),
             ("snapshot table", self.snapshots_offset, u64::from(self.snapshots) * 40),
         ];
         for (name, offset, bytes) in tables {
             let end = offset.checked_add(bytes);
             let first = if bytes == 0 { 0 } else { self.cluster() };
-            if bytes > 0 && !offset.is_multiple_of(self.cluster()) || offset < first || end.is_none_or(|end| bytes > 0 && end > len) {
-                return Err(file.corrupt(format!("the {name} of {bytes} bytes at {offset:#x} is not within the file")));
+            if bytes > 0 && !offset.is_multiple_of(self.cluster())
+                || offset < first
+                || end.is_none_or(|end| bytes > 0 && end > len)
+            {
+                return Err(file.corrupt(format!(
+                    "the {name} of {bytes} bytes at {offset:#x} is not within the file"
+                )));
             }
         }
         Ok(())
@@ -190,7 +211,9 @@ impl Header {
                 return Ok(());
             }
             if at + 8 + len > self.cluster() {
-                return Err(file.corrupt(format!("the header extension at {at:#x} does not end within the first cluster")));
+                return Err(file.corrupt(format!(
+                    "the header extension at {at:#x} does not end within the first cluster"
+                )));
             }
             if kind == EXTENSION_BACKING_FORMAT {
                 let mut name = [0; 16];
@@ -198,7 +221,10 @@ impl Header {
                 file.read_padded(at + 8, name)?;
                 let name = String::from_utf8_lossy(name).into_owned();
                 self.backing_format = Some(name.parse().map_err(|_| {
-                    file.unsupported(format!("the backing file's format `{}` is not supported", name.escape_default()))
+                    file.unsupported(format!(
+                        "the backing file's format `{}` is not supported",
+                        name.escape_default()
+                    ))
                 })?);
             }
             if kind == EXT_ENCRYPTION {
@@ -240,9 +266,13 @@ fn backing(file: &File, head: &[u8], cluster: u64) -> Result<Option<String>> {
         return Ok(None);
     }
     if len > 1023 || at.checked_add(len.into()).is_none_or(|end| end > cluster) {
-        return Err(file.corrupt(format!("the name of the backing file ({len} bytes at {at:#x}) is not within the first cluster")));
+        return Err(file.corrupt(format!(
+            "the name of the backing file ({len} bytes at {at:#x}) is not within the first cluster"
+        )));
     }
     let mut name = vec![0; len as usize];
     file.read_exact(at, &mut name)?;
-    String::from_utf8(name).map(Some).map_err(|_| file.corrupt("the name of the backing file is no text"))
+    String::from_utf8(name)
+        .map(Some)
+        .map_err(|_| file.corrupt("the name of the backing file is no text"))
 }

@@ -50,7 +50,9 @@ impl Tables2 {
     }
 
     pub(crate) fn count(&mut self, meta: &mut Meta, cluster: u64) -> Result<u64> {
-        let Some(block) = self.block_of(meta, cluster)? else { return Ok(0) };
+        let Some(block) = self.block_of(meta, cluster)? else {
+            return Ok(0);
+        };
         let index = cluster % self.counts();
         let at = |bytes: u64| block + index * bytes;
         Ok(match self.header.refcount_order {
@@ -95,7 +97,11 @@ impl Tables2 {
         }
         let bytes = 1usize << (order - 3);
         let value = value.to_be_bytes();
-        meta.put(block + index * bytes as u64, value.get(8 - bytes..).unwrap_or_default(), Stage::Early)
+        meta.put(
+            block + index * bytes as u64,
+            value.get(8 - bytes..).unwrap_or_default(),
+            Stage::Early,
+        )
     }
 
     /// Makes the refcount block that covers `cluster`, in the first free cluster that can hold it.
@@ -154,7 +160,10 @@ impl Tables2 {
         }
         // The new table goes live now, with everything that it refers to.
         let dirty = meta.take();
-        let result = dirty.early.iter().try_for_each(|(at, bytes)| meta.file().write(*at, bytes));
+        let result = dirty
+            .early
+            .iter()
+            .try_for_each(|(at, bytes)| meta.file().write(*at, bytes));
         let result = result.and_then(|()| meta.file().sync());
         // A flush may be writing an older state of the same sectors: they stay due.
         meta.written(&dirty, false);

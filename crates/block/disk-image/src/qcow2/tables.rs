@@ -80,7 +80,9 @@ impl Tables2 {
         if table == 0 || self.holds_cluster(table) {
             return Ok(table);
         }
-        Err(meta.file().corrupt(format!("an L1 entry says that an L2 table is at {table:#x}, where none can be")))
+        Err(meta.file().corrupt(format!(
+            "an L1 entry says that an L2 table is at {table:#x}, where none can be"
+        )))
     }
 
     /// A cluster of data or an L2 table can be there: in the file, and not in the header or the top tables.
@@ -90,7 +92,10 @@ impl Tables2 {
             && at >= self.cluster
             && at < self.end
             && !within(self.header.l1_offset, self.header.l1_size * 8)
-            && !within(self.header.reftable_offset, self.header.reftable_clusters * self.cluster)
+            && !within(
+                self.header.reftable_offset,
+                self.header.reftable_clusters * self.cluster,
+            )
     }
 
     /// What an L2 entry says. The subclusters are for `Data` and `Zero` of extended entries.
@@ -122,7 +127,9 @@ impl Tables2 {
         let sectors = (entry & (COMPRESSED - 1)) >> shift;
         let len = (sectors + 1) * 512 - at % 512;
         if at < self.cluster || at >= self.end {
-            return Err(meta.file().corrupt(format!("an L2 entry says that a compressed cluster is at {at:#x}")));
+            return Err(meta
+                .file()
+                .corrupt(format!("an L2 entry says that a compressed cluster is at {at:#x}")));
         }
         Ok(Packed { at, len })
     }
@@ -189,7 +196,11 @@ impl Tables2 {
     }
 
     fn bitmap(&self, meta: &mut Meta, at: u64) -> Result<u64> {
-        if self.header.extended() { meta.u64_be(at + 8) } else { Ok(0) }
+        if self.header.extended() {
+            meta.u64_be(at + 8)
+        } else {
+            Ok(0)
+        }
     }
 
     /// Space for `len` bytes of a compressed cluster. Compressed clusters share clusters.
@@ -228,15 +239,27 @@ impl Tables for Tables2 {
     fn look(&mut self, meta: &mut Meta, offset: u64) -> Result<Run> {
         let Some((at, entry)) = self.l2_entry(meta, offset)? else {
             let covers = self.header.l2_covers();
-            return Ok(Run { map: Map::Parent, len: covers - offset % covers });
+            return Ok(Run {
+                map: Map::Parent,
+                len: covers - offset % covers,
+            });
         };
         let within = offset % self.cluster;
         let len = self.cluster - within;
         let shared = entry & COPIED == 0;
         let run = match self.decode(meta, entry)? {
-            Entry::Packed(packed) => Run { map: Map::Packed(packed), len },
+            Entry::Packed(packed) => Run {
+                map: Map::Packed(packed),
+                len,
+            },
             Entry::Zero(_) => Run { map: Map::Zero, len },
-            Entry::Data(data) if !self.header.extended() => Run { map: Map::Data { at: data + within, shared }, len },
+            Entry::Data(data) if !self.header.extended() => Run {
+                map: Map::Data {
+                    at: data + within,
+                    shared,
+                },
+                len,
+            },
             Entry::Unallocated if !self.header.extended() => Run { map: Map::Parent, len },
             entry => {
                 let data = if let Entry::Data(data) = entry { data } else { 0 };
@@ -245,8 +268,18 @@ impl Tables for Tables2 {
                 let len = count * size - within % size;
                 match kind {
                     Sub::Zero => Run { map: Map::Zero, len },
-                    Sub::Data if data != 0 => Run { map: Map::Data { at: data + within, shared }, len },
-                    Sub::Data => return Err(meta.file().corrupt(format!("the L2 entry at {at:#x} has subclusters, but no space"))),
+                    Sub::Data if data != 0 => Run {
+                        map: Map::Data {
+                            at: data + within,
+                            shared,
+                        },
+                        len,
+                    },
+                    Sub::Data => {
+                        return Err(meta
+                            .file()
+                            .corrupt(format!("the L2 entry at {at:#x} has subclusters, but no space")));
+                    }
                     Sub::Parent => Run { map: Map::Parent, len },
                 }
             }
@@ -263,9 +296,17 @@ impl Tables for Tables2 {
             let own = entry & COPIED != 0;
             match self.decode(meta, entry)? {
                 // Space of its own that reads as zeros, or whose subclusters do.
-                Entry::Zero(space) if wanted == 0 && own && space != 0 => return Ok(Place { new: false, ..self.place(space, 1, false) }),
+                Entry::Zero(space) if wanted == 0 && own && space != 0 => {
+                    return Ok(Place {
+                        new: false,
+                        ..self.place(space, 1, false)
+                    });
+                }
                 Entry::Data(space) if wanted == 0 && own && self.header.extended() => {
-                    return Ok(Place { new: false, ..self.place(space, 1, false) });
+                    return Ok(Place {
+                        new: false,
+                        ..self.place(space, 1, false)
+                    });
                 }
                 Entry::Data(_) | Entry::Zero(_) if own => break,
                 Entry::Data(_) | Entry::Packed(_) if self.header.extended() => {
@@ -279,7 +320,10 @@ impl Tables for Tables2 {
             }
         }
         let (first, count, fresh) = self.allocate(meta, wanted.max(1))?;
-        Ok(Place { whole, ..self.place(first * self.cluster, count, fresh) })
+        Ok(Place {
+            whole,
+            ..self.place(first * self.cluster, count, fresh)
+        })
     }
 
     fn publish(&mut self, meta: &mut Meta, range: Range<u64>, at: u64) -> Result<()> {
@@ -370,7 +414,10 @@ impl Tables for Tables2 {
         }
         // The last cluster may end beyond the file.
         let end = self.end;
-        Ok(empty.into_iter().map(|(at, len)| (at, len.min(end.saturating_sub(at)))).collect())
+        Ok(empty
+            .into_iter()
+            .map(|(at, len)| (at, len.min(end.saturating_sub(at))))
+            .collect())
     }
 }
 

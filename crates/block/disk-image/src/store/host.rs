@@ -107,7 +107,11 @@ impl Files for HostFiles {
     }
 
     fn list(&self, folder: &Path, limit: usize) -> Vec<PathBuf> {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
         let entries = fs::read_dir(folder).into_iter().flatten().take(limit);
         entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
     }

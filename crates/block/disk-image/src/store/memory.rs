@@ -85,7 +85,10 @@ impl Store for MemoryStore {
         let buf = buf.get_mut(..len).unwrap_or_default();
         buf.fill(0);
         for (number, within, start, part) in parts(offset, len) {
-            let page = content.pages.get(&number).and_then(|page| page.get(within..within + part));
+            let page = content
+                .pages
+                .get(&number)
+                .and_then(|page| page.get(within..within + part));
             if let (Some(page), Some(out)) = (page, buf.get_mut(start..start + part)) {
                 out.copy_from_slice(page);
             }
@@ -94,7 +97,9 @@ impl Store for MemoryStore {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let end = offset.checked_add(buf.len() as u64).filter(|&end| i64::try_from(end).is_ok());
+        let end = offset
+            .checked_add(buf.len() as u64)
+            .filter(|&end| i64::try_from(end).is_ok());
         let end = end.ok_or(io::ErrorKind::FileTooLarge)?;
         let mut content = self.content();
         for (number, within, start, part) in parts(offset, buf.len()) {

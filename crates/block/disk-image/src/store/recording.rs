@@ -55,7 +55,10 @@ impl Recording {
         let journal = self.journal();
         let store = MemoryStore::with(&self.start, self.limit);
         let done = journal.get(..count).unwrap_or(&journal);
-        let synced = done.iter().rposition(|operation| matches!(operation, Operation::Sync)).unwrap_or(0);
+        let synced = done
+            .iter()
+            .rposition(|operation| matches!(operation, Operation::Sync))
+            .unwrap_or(0);
         for (index, operation) in done.iter().enumerate() {
             let certain = index < synced;
             // A store in memory within its limit does not fail: it held the same before.

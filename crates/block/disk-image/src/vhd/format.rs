@@ -80,7 +80,10 @@ impl Footer {
             sector,
         };
         if bytes::u32_be(&sector, 12) >> 16 != 1 {
-            return Err(file.unsupported(format!("VHD version {:#x} is not supported; 1.0 is", bytes::u32_be(&sector, 12))));
+            return Err(file.unsupported(format!(
+                "VHD version {:#x} is not supported; 1.0 is",
+                bytes::u32_be(&sector, 12)
+            )));
         }
         if !footer.size.is_multiple_of(SECTOR) || i64::try_from(footer.size).is_err() {
             return Err(file.corrupt(format!("the footer says a disk of {} bytes", footer.size)));
@@ -91,11 +94,17 @@ impl Footer {
     /// A new one.
     pub(crate) fn make(size: u64, kind: u32, uuid: Uuid) -> [u8; 512] {
         let mut sector = [0; 512];
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
         put(&mut sector, 0, b"conectix");
         put(&mut sector, 8, &2u32.to_be_bytes());
         put(&mut sector, 12, &0x1_0000u32.to_be_bytes());
-        put(&mut sector, 16, &(if kind == FIXED { u64::MAX } else { SECTOR }).to_be_bytes());
+        put(
+            &mut sector,
+            16,
+            &(if kind == FIXED { u64::MAX } else { SECTOR }).to_be_bytes(),
+        );
         put(&mut sector, 24, &(now.saturating_sub(EPOCH) as u32).to_be_bytes());
         // QUIRK(QEMU): of images by creators that it does not know, it takes the size from the geometry, which is less.
         put(&mut sector, 28, b"win ");
@@ -151,7 +160,10 @@ impl DynamicHeader {
         let mut head = [0; 1024];
         file.read_exact(footer.data, &mut head)?;
         if !head.starts_with(b"cxsparse") || bytes::u32_be(&head, 36) != checksum(&head, 36) {
-            return Err(file.corrupt(format!("the dynamic header at {:#x} has no signature or a wrong checksum", footer.data)));
+            return Err(file.corrupt(format!(
+                "the dynamic header at {:#x} has no signature or a wrong checksum",
+                footer.data
+            )));
         }
         let mut header = Self {
             table: bytes::u64_be(&head, 16),
@@ -164,11 +176,20 @@ impl DynamicHeader {
             return Err(file.corrupt(format!("the header says blocks of {} bytes", header.block)));
         }
         if header.entries > MAX_ENTRIES || footer.size.div_ceil(header.block) > header.entries.into() {
-            return Err(file.corrupt(format!("a disk of {} bytes does not fit a table of {} entries", footer.size, header.entries)));
+            return Err(file.corrupt(format!(
+                "a disk of {} bytes does not fit a table of {} entries",
+                footer.size, header.entries
+            )));
         }
         let end = header.table.checked_add(u64::from(header.entries) * 4);
-        if !header.table.is_multiple_of(SECTOR) || header.table == 0 || end.is_none_or(|end| end > file.len().unwrap_or(0)) {
-            return Err(file.corrupt(format!("the block table at {:#x} is not within the file; it was cut off", header.table)));
+        if !header.table.is_multiple_of(SECTOR)
+            || header.table == 0
+            || end.is_none_or(|end| end > file.len().unwrap_or(0))
+        {
+            return Err(file.corrupt(format!(
+                "the block table at {:#x} is not within the file; it was cut off",
+                header.table
+            )));
         }
         if footer.kind == DIFFERENCING {
             header.parents = parents(file, &head)?;
@@ -204,8 +225,15 @@ impl DynamicHeader {
 
 /// A path as Windows writes it, in UTF-16.
 pub(crate) fn windows_path(name: &str) -> Vec<u8> {
-    let path = if name.starts_with('/') { name.to_owned() } else { format!("./{name}") };
-    path.replace('/', "\\").encode_utf16().flat_map(u16::to_le_bytes).collect()
+    let path = if name.starts_with('/') {
+        name.to_owned()
+    } else {
+        format!("./{name}")
+    };
+    path.replace('/', "\\")
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect()
 }
 
 /// Where the parent may be, by all that the header says.
@@ -223,11 +251,18 @@ fn parents(file: &File, head: &[u8]) -> Result<Vec<String>> {
             }
             let mut text = vec![0; len as usize];
             file.read_exact(offset, &mut text)?;
-            names.push(unix_path(text.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit))));
+            names.push(unix_path(
+                text.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit)),
+            ));
         }
     }
     let name = head.get(64..576).unwrap_or_default();
-    let units = name.as_chunks().0.iter().map(|unit| u16::from_be_bytes(*unit)).take_while(|&unit| unit != 0);
+    let units = name
+        .as_chunks()
+        .0
+        .iter()
+        .map(|unit| u16::from_be_bytes(*unit))
+        .take_while(|&unit| unit != 0);
     let name = unix_path(units);
     // The name may be a path of another machine: the file itself may lie beside the child.
     names.push(name.rsplit('/').next().unwrap_or_default().to_owned());
@@ -237,7 +272,9 @@ fn parents(file: &File, head: &[u8]) -> Result<Vec<String>> {
 }
 
 fn unix_path(units: impl Iterator<Item = u16>) -> String {
-    let text: String = char::decode_utf16(units).map(|unit| unit.unwrap_or('\u{fffd}')).collect();
+    let text: String = char::decode_utf16(units)
+        .map(|unit| unit.unwrap_or('\u{fffd}'))
+        .collect();
     let text = text.replace('\\', "/");
     match text.split_once(':') {
         Some((drive, rest)) if drive.len() == 1 => rest.to_owned(),

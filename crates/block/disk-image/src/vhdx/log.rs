@@ -27,18 +27,29 @@ struct Entry {
 
 /// Applies the log at `offset` to the cached metadata.
 pub(super) fn replay(file: &File, meta: &mut Meta, offset: u64, len: u64, guid: [u8; 16]) -> Result<()> {
-    let bad = |what: &str| file.corrupt(format!("the log at {offset:#x} {what}; attach the image to Windows once to recover it"));
-    let inside = offset.checked_add(len).is_some_and(|end| end <= file.len().unwrap_or(0));
+    let bad = |what: &str| {
+        file.corrupt(format!(
+            "the log at {offset:#x} {what}; attach the image to Windows once to recover it"
+        ))
+    };
+    let inside = offset
+        .checked_add(len)
+        .is_some_and(|end| end <= file.len().unwrap_or(0));
     if len == 0 || len > MAX_LOG || !len.is_multiple_of(SECTOR) || !inside {
         return Err(bad("is not within the file"));
     }
     let mut log = vec![0; len as usize];
     file.read_exact(offset, &mut log)?;
-    let entries: Vec<Entry> = (0..len / SECTOR).filter_map(|sector| entry(&log, sector * SECTOR, guid)).collect();
+    let entries: Vec<Entry> = (0..len / SECTOR)
+        .filter_map(|sector| entry(&log, sector * SECTOR, guid))
+        .collect();
     // The newest sequence that is whole, from its tail to its head.
     let mut heads: Vec<&Entry> = entries.iter().collect();
     heads.sort_by_key(|entry| std::cmp::Reverse(entry.sequence));
-    let active = heads.iter().find_map(|head| sequence(&entries, head, len)).ok_or_else(|| bad("has no valid entry"))?;
+    let active = heads
+        .iter()
+        .find_map(|head| sequence(&entries, head, len))
+        .ok_or_else(|| bad("has no valid entry"))?;
     let mut changes = 0;
     for entry in active {
         apply(meta, entry, &mut changes).ok_or_else(|| bad("is damaged"))??;

@@ -32,11 +32,16 @@ pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {
         _ => return monolithic_sparse(making, file, sectors),
     };
     if kind == "FLAT" && making.parent.is_some() {
-        return Err(BlockError::Usage("a flat image has no parent; take monolithicSparse".to_owned()));
+        return Err(BlockError::Usage(
+            "a flat image has no parent; take monolithicSparse".to_owned(),
+        ));
     }
     let count = sectors.div_ceil(split);
     if count > 4096 {
-        return Err(BlockError::Usage(format!("a disk of {} bytes takes more than 4096 files of 2 GB", making.size)));
+        return Err(BlockError::Usage(format!(
+            "a disk of {} bytes takes more than 4096 files of 2 GB",
+            making.size
+        )));
     }
     let mut extents = Vec::new();
     let mut made = Vec::new();
@@ -80,10 +85,16 @@ fn monolithic_sparse(making: &Making<'_>, file: &File, sectors: u64) -> Result<(
 fn sparse_header(making: &Making<'_>, sectors: u64, descriptor_size: u64) -> Result<SparseHeader> {
     let grain = making.options.block_size.unwrap_or(65536) / SECTOR;
     if !grain.is_power_of_two() || !(8..=1 << 18).contains(&grain) {
-        return Err(BlockError::Usage("VMDK grains are a power of two from 4K to 128M".to_owned()));
+        return Err(BlockError::Usage(
+            "VMDK grains are a power of two from 4K to 128M".to_owned(),
+        ));
     }
     // Zero grains are needed over a parent only, and not every program knows them.
-    let (version, zeros) = if making.parent.is_some() { (2, FLAG_ZERO_GRAINS) } else { (1, 0) };
+    let (version, zeros) = if making.parent.is_some() {
+        (2, FLAG_ZERO_GRAINS)
+    } else {
+        (1, 0)
+    };
     let mut header = SparseHeader {
         version,
         flags: FLAG_NEWLINES | FLAG_REDUNDANT | zeros,
@@ -100,7 +111,10 @@ fn sparse_header(making: &Making<'_>, sectors: u64, descriptor_size: u64) -> Res
     header.directory = header.redundant + set;
     header.overhead = (header.directory + set).next_multiple_of(grain);
     if header.overhead + sectors > u32::MAX.into() {
-        return Err(BlockError::Usage(format!("a disk of {} bytes is too large for a VMDK file (2 TiB); take twoGbMaxExtentSparse", making.size)));
+        return Err(BlockError::Usage(format!(
+            "a disk of {} bytes is too large for a VMDK file (2 TiB); take twoGbMaxExtentSparse",
+            making.size
+        )));
     }
     Ok(header)
 }
@@ -115,7 +129,9 @@ fn write_sparse(file: &File, header: &SparseHeader, text: Option<&str>) -> Resul
     for directory in [header.redundant, header.directory] {
         let first = directory + directory_sectors(header);
         let table = ENTRIES * 4 / SECTOR;
-        let entries: Vec<u8> = (0..header.tables()).flat_map(|index| ((first + index * table) as u32).to_le_bytes()).collect();
+        let entries: Vec<u8> = (0..header.tables())
+            .flat_map(|index| ((first + index * table) as u32).to_le_bytes())
+            .collect();
         file.write(directory * SECTOR, &entries)?;
     }
     if let Some(text) = text {
@@ -127,14 +143,21 @@ fn write_sparse(file: &File, header: &SparseHeader, text: Option<&str>) -> Resul
 /// The descriptor's text.
 pub(crate) fn descriptor(making: &Making<'_>, kind: &str, extents: &[(u64, &str, String)]) -> Result<String> {
     let sectors = making.size / SECTOR;
-    let cid = making.options.identity.and_then(|identity| identity.cid).unwrap_or_else(new_cid);
+    let cid = making
+        .options
+        .identity
+        .and_then(|identity| identity.cid)
+        .unwrap_or_else(new_cid);
     let (parent_cid, parent) = match &making.parent {
         None => (NO_PARENT, String::new()),
         Some(parent) => {
             // Images of other formats have no CID; any that does not mean "no parent" will do.
             let cid = parent.image.identity().cid.unwrap_or(0);
             if parent.name.contains(['"', '\n']) {
-                return Err(BlockError::Usage(format!("{}: VMDK cannot name such a parent", parent.path.display())));
+                return Err(BlockError::Usage(format!(
+                    "{}: VMDK cannot name such a parent",
+                    parent.path.display()
+                )));
             }
             (cid, format!("parentFileNameHint=\"{}\"\n", parent.name))
         }
@@ -155,7 +178,9 @@ pub(crate) fn descriptor(making: &Making<'_>, kind: &str, extents: &[(u64, &str,
         (sectors / (16 * 63)).min(16383),
     );
     if extents.len() == 1 && text.len() as u64 > DESCRIPTOR_SECTORS * SECTOR {
-        return Err(BlockError::Usage("the names are too long for VMDK's descriptor".to_owned()));
+        return Err(BlockError::Usage(
+            "the names are too long for VMDK's descriptor".to_owned(),
+        ));
     }
     Ok(text)
 }

@@ -74,7 +74,9 @@ impl Descriptor {
                 }
                 continue;
             }
-            let Some((key, value)) = line.split_once('=') else { continue };
+            let Some((key, value)) = line.split_once('=') else {
+                continue;
+            };
             descriptor.key(file, key.trim(), value, start + key.len() + 1)?;
         }
         Ok(descriptor)
@@ -83,7 +85,8 @@ impl Descriptor {
     /// A line `key=value`; the value is at `at` of the text.
     fn key(&mut self, file: &File, key: &str, value: &str, at: usize) -> Result<()> {
         let plain = value.trim().trim_matches('"');
-        let hex = || u32::from_str_radix(plain, 16).map_err(|_| file.corrupt(format!("the descriptor's {key} is `{plain}`")));
+        let hex =
+            || u32::from_str_radix(plain, 16).map_err(|_| file.corrupt(format!("the descriptor's {key} is `{plain}`")));
         match key {
             "CID" => {
                 self.cid = hex()?;
@@ -93,7 +96,10 @@ impl Descriptor {
             "createType" => plain.clone_into(&mut self.create_type),
             "parentFileNameHint" => self.parent = Some(plain.to_owned()),
             "encryption.keySafe" | "encryption.data" => {
-                return Err(BlockError::Encrypted { file: file.name().to_owned(), what: "VMware key safe".to_owned() });
+                return Err(BlockError::Encrypted {
+                    file: file.name().to_owned(),
+                    what: "VMware key safe".to_owned(),
+                });
             }
             _ => {}
         }
@@ -130,9 +136,19 @@ fn extent(file: &File, line: &str) -> Result<Option<ExtentLine>> {
     };
     let offset = match rest.split_whitespace().next() {
         None => 0,
-        Some(word) => word.parse().ok().filter(|&offset: &u64| offset <= i64::MAX as u64 / 512 - sectors).ok_or_else(bad)?,
+        Some(word) => word
+            .parse()
+            .ok()
+            .filter(|&offset: &u64| offset <= i64::MAX as u64 / 512 - sectors)
+            .ok_or_else(bad)?,
     };
-    Ok(Some(ExtentLine { writable, sectors, kind, name: name.to_owned(), offset }))
+    Ok(Some(ExtentLine {
+        writable,
+        sectors,
+        kind,
+        name: name.to_owned(),
+        offset,
+    }))
 }
 
 #[cfg(test)]
@@ -158,15 +174,29 @@ mod tests {
         let descriptor = parse(text).unwrap();
         assert_eq!(descriptor.cid, 0x0123_abcd);
         assert_eq!(&text[descriptor.cid_at.unwrap()..][..8], "0123abcd");
-        assert_eq!((descriptor.parent_cid, descriptor.create_type.as_str()), (None, "monolithicFlat"));
-        let [flat, zero] = &descriptor.extents[..] else { panic!("{:?}", descriptor.extents) };
-        assert_eq!((flat.name.as_str(), flat.offset, flat.sectors, flat.writable), ("a b.vmdk", 16, 2048, true));
+        assert_eq!(
+            (descriptor.parent_cid, descriptor.create_type.as_str()),
+            (None, "monolithicFlat")
+        );
+        let [flat, zero] = &descriptor.extents[..] else {
+            panic!("{:?}", descriptor.extents)
+        };
+        assert_eq!(
+            (flat.name.as_str(), flat.offset, flat.sectors, flat.writable),
+            ("a b.vmdk", 16, 2048, true)
+        );
         assert_eq!((zero.kind, zero.sectors), (ExtentType::Zero, 8));
     }
 
     #[test]
     fn damaged_lines_are_named() {
-        for text in ["RW x SPARSE \"a\"", "RW 1 SPARSE", "RW 99999999999999999999 FLAT \"a\"", "RW 1 FLAT \"a\" -1", "CID=xyz"] {
+        for text in [
+            "RW x SPARSE \"a\"",
+            "RW 1 SPARSE",
+            "RW 99999999999999999999 FLAT \"a\"",
+            "RW 1 FLAT \"a\" -1",
+            "CID=xyz",
+        ] {
             assert!(matches!(parse(text), Err(BlockError::Corrupt { .. })), "{text}");
         }
     }

@@ -60,7 +60,9 @@ impl SparseHeader {
         }
         // The footer is before the end-of-stream marker.
         let len = file.len()?;
-        let footer = len.checked_sub(2 * SECTOR).ok_or_else(|| file.corrupt("the file ends before its footer; it was cut off"))?;
+        let footer = len
+            .checked_sub(2 * SECTOR)
+            .ok_or_else(|| file.corrupt("the file ends before its footer; it was cut off"))?;
         let footer = Self::read_at(file, footer).map_err(|_| {
             file.corrupt("there is no footer at the end of the file, which should say where the grain directory is; it was cut off")
         })?;
@@ -73,7 +75,9 @@ impl SparseHeader {
         let u64_at = |at| bytes::u64_le(&head, at);
         let version = bytes::u32_le(&head, 4);
         if bytes::u32_le(&head, 0) != MAGIC || !(1..=3).contains(&version) {
-            return Err(file.unsupported(format!("VMDK sparse extents of version {version} are not supported; 1 to 3 are")));
+            return Err(file.unsupported(format!(
+                "VMDK sparse extents of version {version} are not supported; 1 to 3 are"
+            )));
         }
         if bytes::u32_le(&head, 8) & FLAG_COMPRESSED != 0 && bytes::u16_le(&head, 77) != 1 {
             return Err(file.unsupported("this compression of VMDK grains is not supported; deflate is"));
@@ -116,7 +120,9 @@ impl SparseHeader {
         for (name, at) in places {
             let inside = at.checked_add(bytes.div_ceil(SECTOR)).is_some_and(|end| end <= sectors);
             if at == 0 || !inside || bytes > MAX_DIRECTORY {
-                return bad(format!("the {name} of {bytes} bytes at sector {at:#x} is not within the file"));
+                return bad(format!(
+                    "the {name} of {bytes} bytes at sector {at:#x} is not within the file"
+                ));
             }
         }
         Ok(self)
@@ -138,7 +144,12 @@ impl SparseHeader {
     /// The header's sector.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = vec![0; SECTOR as usize];
-        let u32s = [(0, MAGIC), (4, self.version), (8, self.flags), (44, self.entries as u32)];
+        let u32s = [
+            (0, MAGIC),
+            (4, self.version),
+            (8, self.flags),
+            (44, self.entries as u32),
+        ];
         for (at, value) in u32s {
             put(&mut head, at, &value.to_le_bytes());
         }
@@ -177,7 +188,9 @@ impl SparseTables {
         let index = grain / self.header.entries;
         let entry = u64::from(meta.u32_le(directory * SECTOR + index * 4)?) * SECTOR;
         if entry.saturating_add(self.header.entries * 4) > self.end {
-            return Err(meta.file().corrupt(format!("grain directory entry {index} says that a table is at {entry:#x}, behind the end of the file")));
+            return Err(meta.file().corrupt(format!(
+                "grain directory entry {index} says that a table is at {entry:#x}, behind the end of the file"
+            )));
         }
         Ok(entry)
     }
@@ -198,9 +211,15 @@ impl SparseTables {
             ZERO if self.has_zero_grains() => return Ok(Map::Zero),
             _ => {}
         }
-        let first = if self.header.compressed() { 1 } else { self.header.overhead.max(1) };
+        let first = if self.header.compressed() {
+            1
+        } else {
+            self.header.overhead.max(1)
+        };
         if at >= self.end || at < first * SECTOR {
-            return Err(meta.file().corrupt(format!("grain {grain} is said to be at {at:#x}, where none can be; run `oxbow disk check`")));
+            return Err(meta.file().corrupt(format!(
+                "grain {grain} is said to be at {at:#x}, where none can be; run `oxbow disk check`"
+            )));
         }
         if !self.header.compressed() {
             return Ok(Map::Data { at, shared: false });
@@ -214,7 +233,9 @@ impl SparseTables {
         let at = self.end.next_multiple_of(align);
         // VMDK counts sectors in 32 bits.
         if (at + len) / SECTOR > u32::MAX.into() {
-            return Err(meta.file().unsupported("the extent's file is as large as VMDK allows (2 TiB)"));
+            return Err(meta
+                .file()
+                .unsupported("the extent's file is as large as VMDK allows (2 TiB)"));
         }
         meta.file().set_len(at + len)?;
         self.end = at + len;
@@ -256,19 +277,31 @@ impl Tables for SparseTables {
         let size = self.header.grain_bytes();
         let (grain, within) = (offset / size, offset % size);
         if grain / self.header.entries >= self.header.tables() {
-            return Ok(Run { map: Map::Parent, len: size - within });
+            return Ok(Run {
+                map: Map::Parent,
+                len: size - within,
+            });
         }
         let table = self.table(meta, self.header.directory, grain)?;
         if table == 0 {
             let covers = size * self.header.entries;
-            return Ok(Run { map: Map::Parent, len: covers - offset % covers });
+            return Ok(Run {
+                map: Map::Parent,
+                len: covers - offset % covers,
+            });
         }
         let entry = meta.u32_le(self.entry_at(table, grain))?;
         let map = match self.decode(meta, grain, entry)? {
-            Map::Data { at, shared } => Map::Data { at: at + within, shared },
+            Map::Data { at, shared } => Map::Data {
+                at: at + within,
+                shared,
+            },
             map => map,
         };
-        Ok(Run { map, len: size - within })
+        Ok(Run {
+            map,
+            len: size - within,
+        })
     }
 
     fn begin(&mut self, meta: &mut Meta, offset: u64, len: u64) -> Result<Place> {
@@ -279,7 +312,13 @@ impl Tables for SparseTables {
             count += 1;
         }
         let at = self.append(meta, count * size, size.min(65536))?;
-        Ok(Place { at, len: count * size, zeros: true, whole: false, new: true })
+        Ok(Place {
+            at,
+            len: count * size,
+            zeros: true,
+            whole: false,
+            new: true,
+        })
     }
 
     fn publish(&mut self, meta: &mut Meta, range: Range<u64>, at: u64) -> Result<()> {

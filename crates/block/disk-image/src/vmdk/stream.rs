@@ -92,7 +92,9 @@ impl StreamWriter {
 
     /// Writes the grain that was filled.
     fn end_grain(&mut self) -> Result<()> {
-        let Some((index, data)) = self.grain.take() else { return Ok(()) };
+        let Some((index, data)) = self.grain.take() else {
+            return Ok(());
+        };
         while self.table_index < index / ENTRIES {
             self.end_table()?;
         }

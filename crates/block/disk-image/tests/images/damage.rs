@@ -42,8 +42,14 @@ fn checked<T>(result: Result<T>) -> Option<T> {
 
 /// Uses an image in every way.
 fn exercise(files: &Arc<dyn Files>, format: Format, write: bool) {
-    let options = OpenOptions { write, format: Some(format), share: false };
-    let Some(image) = checked(disk_image::open_in(files, Path::new("image"), &options)) else { return };
+    let options = OpenOptions {
+        write,
+        format: Some(format),
+        share: false,
+    };
+    let Some(image) = checked(disk_image::open_in(files, Path::new("image"), &options)) else {
+        return;
+    };
     let size = image.info().size;
     let mut buf = vec![0; 64 * 1024];
     let mut at = 0;
@@ -135,7 +141,9 @@ fn damage(bytes: &[u8], places: &[usize], random: &mut Random) -> Vec<u8> {
 /// Makes the checksums of a VHD right again, so that damage gets past them.
 fn repair_checksums(bytes: &mut [u8]) {
     let mut fix = |from: usize, len: usize, at: usize| {
-        let Some(part) = bytes.get_mut(from..from + len) else { return };
+        let Some(part) = bytes.get_mut(from..from + len) else {
+            return;
+        };
         part[at..at + 4].fill(0);
         let sum: u32 = part.iter().fold(0, |sum, &byte| sum.wrapping_add(byte.into()));
         part[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
@@ -146,14 +154,22 @@ fn repair_checksums(bytes: &mut [u8]) {
 
 #[test]
 fn damaged_images_never_panic() {
-    let all = kinds(SIZE).into_iter().map(|kind| (kind, false)).chain(children(SIZE).into_iter().map(|kind| (kind, true)));
+    let all = kinds(SIZE)
+        .into_iter()
+        .map(|kind| (kind, false))
+        .chain(children(SIZE).into_iter().map(|kind| (kind, true)));
     for (number, ((_, mut kind), child)) in (0..).zip(all) {
         if kind.format == Format::Raw || kind.variant == Variant::TwoGbMaxExtentFlat {
             continue;
         }
         let (memory, files) = memory();
         if child {
-            kind.parent = Some(parent(&files, "base", &CreateOptions::new(Format::Raw, 0), &vec![7; SIZE as usize]));
+            kind.parent = Some(parent(
+                &files,
+                "base",
+                &CreateOptions::new(Format::Raw, 0),
+                &vec![7; SIZE as usize],
+            ));
         }
         let bytes = sample(&memory, &files, &kind);
         let places = interesting(&bytes);
@@ -177,9 +193,18 @@ fn compressed_and_truncated_images_never_panic() {
     let model: Vec<u8> = (0..SIZE).map(|at| (at / 5000) as u8).collect();
     parent(&files, "base", &CreateOptions::new(Format::Raw, 0), &model);
     let source = disk_image::open_in(&files, Path::new("base"), &OpenOptions::default()).unwrap();
-    let stream = CreateOptions { variant: Variant::StreamOptimized, ..CreateOptions::new(Format::Vmdk, SIZE) };
-    let zlib = CreateOptions { block_size: Some(4 * KIB), ..CreateOptions::new(Format::Qcow2, SIZE) };
-    let zstd = CreateOptions { compression: disk_image::Compression::Zstd, ..zlib.clone() };
+    let stream = CreateOptions {
+        variant: Variant::StreamOptimized,
+        ..CreateOptions::new(Format::Vmdk, SIZE)
+    };
+    let zlib = CreateOptions {
+        block_size: Some(4 * KIB),
+        ..CreateOptions::new(Format::Qcow2, SIZE)
+    };
+    let zstd = CreateOptions {
+        compression: disk_image::Compression::Zstd,
+        ..zlib.clone()
+    };
     for (number, kind) in (0..).zip([stream, zlib, zstd]) {
         files.remove(Path::new("image")).unwrap();
         disk_image::copy(&files, &*source, Path::new("image"), &kind, true, &mut |_| {}).unwrap();
@@ -226,15 +251,23 @@ fn claims_are_refused_with_a_reason() {
         damaged[at..at + value.len()].copy_from_slice(&value);
         memory.put("image", Arc::new(MemoryStore::with(&damaged, LIMIT)));
         let error = disk_image::open_in(&files, Path::new("image"), &OpenOptions::default()).err();
-        let error = error.unwrap_or_else(|| panic!("{format} at {at} was opened")).to_string();
-        assert!(error.starts_with("image: ") && error.contains(words), "{format} at {at}: {error}");
+        let error = error
+            .unwrap_or_else(|| panic!("{format} at {at} was opened"))
+            .to_string();
+        assert!(
+            error.starts_with("image: ") && error.contains(words),
+            "{format} at {at}: {error}"
+        );
     }
 }
 
 #[test]
 fn repair_mends_refcounts_and_finds_what_it_cannot_mend() {
     let (memory, files) = memory();
-    let kind = CreateOptions { block_size: Some(4 * KIB), ..CreateOptions::new(Format::Qcow2, MIB) };
+    let kind = CreateOptions {
+        block_size: Some(4 * KIB),
+        ..CreateOptions::new(Format::Qcow2, MIB)
+    };
     let bytes = sample(&memory, &files, &kind);
     let reftable = u64::from_be_bytes(bytes[48..56].try_into().unwrap()) as usize;
     let block = u64::from_be_bytes(bytes[reftable..reftable + 8].try_into().unwrap()) as usize;
@@ -248,7 +281,10 @@ fn repair_mends_refcounts_and_finds_what_it_cannot_mend() {
         let before = image.check(false).unwrap();
         assert!(before.error_count + before.leaks > 0, "cluster {cluster}");
         let report = image.check(true).unwrap();
-        assert!(report.is_sound() && report.leaks == 0 && report.repaired > 0, "cluster {cluster}: {report:?}");
+        assert!(
+            report.is_sound() && report.leaks == 0 && report.repaired > 0,
+            "cluster {cluster}: {report:?}"
+        );
     }
     // All refcounts are gone.
     let mut damaged = bytes.clone();
@@ -283,14 +319,23 @@ fn accesses_beyond_the_end_are_refused() {
                 image.write_zeroes(at, u64::MAX),
                 image.extent(at.max(SIZE)).map(drop),
             ] {
-                assert!(matches!(result, Err(BlockError::OutOfRange { .. })), "{name} at {at:#x}");
+                assert!(
+                    matches!(result, Err(BlockError::OutOfRange { .. })),
+                    "{name} at {at:#x}"
+                );
             }
         }
         image.read_at(SIZE, &mut []).unwrap();
         image.discard(SIZE, 0).unwrap();
         drop(image);
         let image = open(&files, "image", &kind, false);
-        assert!(matches!(image.write_at(0, &[1]), Err(BlockError::ReadOnly { .. })), "{name}");
-        assert!(matches!(image.discard(0, 1), Err(BlockError::ReadOnly { .. })), "{name}");
+        assert!(
+            matches!(image.write_at(0, &[1]), Err(BlockError::ReadOnly { .. })),
+            "{name}"
+        );
+        assert!(
+            matches!(image.discard(0, 1), Err(BlockError::ReadOnly { .. })),
+            "{name}"
+        );
     }
 }

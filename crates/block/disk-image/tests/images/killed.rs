@@ -29,7 +29,11 @@ const VARIABLE: &str = "DISK_IMAGE_TEST_WRITER";
 /// What write number `number` does: where, and with which bytes.
 fn operation(number: u64) -> (u64, Vec<u8>) {
     let block = Random::new(number + 1).below(SIZE / BLOCK);
-    let bytes = if number % 7 == 0 { vec![0; BLOCK as usize] } else { number.to_le_bytes().repeat(BLOCK as usize / 8) };
+    let bytes = if number % 7 == 0 {
+        vec![0; BLOCK as usize]
+    } else {
+        number.to_le_bytes().repeat(BLOCK as usize / 8)
+    };
     (block * BLOCK, bytes)
 }
 
@@ -66,7 +70,11 @@ fn kill_one(path: &str, from: u64, random: &mut Random) -> u64 {
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let wanted = 1 + random.below(40) as usize;
-    let numbers = lines.filter_map(|line| line.unwrap().strip_prefix("flushed ").map(|number| number.parse().unwrap()));
+    let numbers = lines.filter_map(|line| {
+        line.unwrap()
+            .strip_prefix("flushed ")
+            .map(|number| number.parse().unwrap())
+    });
     let flushed = numbers.take(wanted).last();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -102,7 +110,10 @@ fn killed_writers_lose_nothing_that_was_flushed() {
                 let block = &found[at as usize..(at + BLOCK) as usize];
                 let whole = versions.iter().any(|version| version == block);
                 // A write that was under way has pages of both.
-                let mixed = versions.len() > 1 && block.chunks(512).all(|part| versions.iter().any(|version| version[..512] == *part));
+                let mixed = versions.len() > 1
+                    && block
+                        .chunks(512)
+                        .all(|part| versions.iter().any(|version| version[..512] == *part));
                 assert!(whole || mixed, "{format}: the block at {at:#x} after write {flushed}");
             }
             // The next writer begins behind all that may have been written.

@@ -55,21 +55,43 @@ pub(crate) type Kind = (&'static str, CreateOptions);
 /// All kinds that can be written at random, with small blocks, so that little data fills many.
 pub(crate) fn kinds(size: u64) -> Vec<Kind> {
     let new = |format| CreateOptions::new(format, size);
-    let variant = |format, variant, block_size| CreateOptions { variant, block_size, ..new(format) };
+    let variant = |format, variant, block_size| CreateOptions {
+        variant,
+        block_size,
+        ..new(format)
+    };
     vec![
         ("raw", new(Format::Raw)),
         ("qcow2 v3", variant(Format::Qcow2, Variant::V3, Some(4 * KIB))),
         ("qcow2 v3 64K", new(Format::Qcow2)),
         ("qcow2 v2", variant(Format::Qcow2, Variant::V2, Some(512))),
-        ("qcow2 lazy", CreateOptions { lazy_refcounts: true, ..variant(Format::Qcow2, Variant::V3, Some(8 * KIB)) }),
-        ("qcow2 subclusters", CreateOptions { subclusters: true, ..variant(Format::Qcow2, Variant::V3, Some(16 * KIB)) }),
+        (
+            "qcow2 lazy",
+            CreateOptions {
+                lazy_refcounts: true,
+                ..variant(Format::Qcow2, Variant::V3, Some(8 * KIB))
+            },
+        ),
+        (
+            "qcow2 subclusters",
+            CreateOptions {
+                subclusters: true,
+                ..variant(Format::Qcow2, Variant::V3, Some(16 * KIB))
+            },
+        ),
         ("vdi", variant(Format::Vdi, Variant::Default, Some(16 * KIB))),
         ("vdi 1M", new(Format::Vdi)),
         ("vdi fixed", variant(Format::Vdi, Variant::Fixed, Some(16 * KIB))),
-        ("vmdk sparse", variant(Format::Vmdk, Variant::MonolithicSparse, Some(8 * KIB))),
+        (
+            "vmdk sparse",
+            variant(Format::Vmdk, Variant::MonolithicSparse, Some(8 * KIB)),
+        ),
         ("vmdk split", variant(Format::Vmdk, Variant::TwoGbMaxExtentSparse, None)),
         ("vmdk flat", variant(Format::Vmdk, Variant::MonolithicFlat, None)),
-        ("vmdk split flat", variant(Format::Vmdk, Variant::TwoGbMaxExtentFlat, None)),
+        (
+            "vmdk split flat",
+            variant(Format::Vmdk, Variant::TwoGbMaxExtentFlat, None),
+        ),
         ("vhd", variant(Format::Vhd, Variant::Default, Some(32 * KIB))),
         ("vhd 2M", new(Format::Vhd)),
         ("vhd fixed", variant(Format::Vhd, Variant::Fixed, None)),
@@ -79,7 +101,10 @@ pub(crate) fn kinds(size: u64) -> Vec<Kind> {
 /// Those that can have a parent.
 pub(crate) fn children(size: u64) -> Vec<Kind> {
     let flat = [Variant::Fixed, Variant::MonolithicFlat, Variant::TwoGbMaxExtentFlat];
-    kinds(size).into_iter().filter(|(_, kind)| kind.format != Format::Raw && !flat.contains(&kind.variant)).collect()
+    kinds(size)
+        .into_iter()
+        .filter(|(_, kind)| kind.format != Format::Raw && !flat.contains(&kind.variant))
+        .collect()
 }
 
 pub(crate) fn memory() -> (MemoryFiles, Arc<dyn Files>) {
@@ -88,7 +113,11 @@ pub(crate) fn memory() -> (MemoryFiles, Arc<dyn Files>) {
 }
 
 pub(crate) fn open(files: &Arc<dyn Files>, path: &str, kind: &CreateOptions, write: bool) -> Arc<dyn Image> {
-    let options = OpenOptions { write, format: Some(kind.format), share: false };
+    let options = OpenOptions {
+        write,
+        format: Some(kind.format),
+        share: false,
+    };
     disk_image::open_in(files, Path::new(path), &options).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -109,7 +138,10 @@ pub(crate) fn pattern(random: &mut Random, size: u64) -> Vec<u8> {
 
 /// Makes a parent with these bytes.
 pub(crate) fn parent(files: &Arc<dyn Files>, path: &str, kind: &CreateOptions, bytes: &[u8]) -> ParentReference {
-    let kind = CreateOptions { size: Some(bytes.len() as u64), ..kind.clone() };
+    let kind = CreateOptions {
+        size: Some(bytes.len() as u64),
+        ..kind.clone()
+    };
     create(files, path, &kind);
     let image = open(files, path, &kind, true);
     for (index, piece) in bytes.chunks(4096).enumerate() {
@@ -118,7 +150,10 @@ pub(crate) fn parent(files: &Arc<dyn Files>, path: &str, kind: &CreateOptions, b
         }
     }
     image.flush().unwrap();
-    ParentReference { path: path.into(), format: Some(kind.format) }
+    ParentReference {
+        path: path.into(),
+        format: Some(kind.format),
+    }
 }
 
 pub(crate) fn read_all(image: &dyn BlockBackend) -> Vec<u8> {

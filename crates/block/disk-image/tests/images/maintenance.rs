@@ -31,7 +31,12 @@ use crate::kit::read_all;
 const SIZE: u64 = MIB + 3 * 512;
 
 fn several_files(kind: &CreateOptions) -> bool {
-    [Variant::MonolithicFlat, Variant::TwoGbMaxExtentFlat, Variant::TwoGbMaxExtentSparse].contains(&kind.variant)
+    [
+        Variant::MonolithicFlat,
+        Variant::TwoGbMaxExtentFlat,
+        Variant::TwoGbMaxExtentSparse,
+    ]
+    .contains(&kind.variant)
 }
 
 #[test]
@@ -45,7 +50,8 @@ fn resized_disks_keep_their_bytes_and_grow_by_zeros() {
         model[SIZE as usize - 512..].fill(0xee);
         parent(&files, "image", &kind, &model);
         for size in [3 * MIB + 512, 40 * MIB, MIB / 2 + 512, MIB] {
-            disk_image::resize(&files, Path::new("image"), &OpenOptions::default(), size, &mut |_| {}).unwrap_or_else(|error| panic!("{name}: {error}"));
+            disk_image::resize(&files, Path::new("image"), &OpenOptions::default(), size, &mut |_| {})
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
             model.resize(size as usize, 0);
             let image = open(&files, "image", &kind, true);
             assert_same(&format!("{name} to {size}"), &read_all(&*image), &model);
@@ -64,10 +70,25 @@ fn grown_children_do_not_show_what_their_parent_has_behind() {
             continue;
         }
         let (_, files) = memory();
-        let base = parent(&files, "base", &CreateOptions::new(Format::Raw, 0), &vec![0xbb; 4 * MIB as usize]);
-        let kind = CreateOptions { parent: Some(base), ..kind };
+        let base = parent(
+            &files,
+            "base",
+            &CreateOptions::new(Format::Raw, 0),
+            &vec![0xbb; 4 * MIB as usize],
+        );
+        let kind = CreateOptions {
+            parent: Some(base),
+            ..kind
+        };
         create(&files, "image", &kind);
-        disk_image::resize(&files, Path::new("image"), &OpenOptions::default(), 5 * MIB, &mut |_| {}).unwrap();
+        disk_image::resize(
+            &files,
+            Path::new("image"),
+            &OpenOptions::default(),
+            5 * MIB,
+            &mut |_| {},
+        )
+        .unwrap();
         let mut model = vec![0xbb; SIZE as usize];
         model.resize(5 * MIB as usize, 0);
         let image = open(&files, "image", &kind, false);
@@ -94,7 +115,10 @@ fn compacted_images_are_smaller_and_the_same() {
         drop(image);
         let mut model = vec![0x42; 8 * MIB as usize];
         model[MIB as usize..7 * MIB as usize].fill(0);
-        let options = OpenOptions { format: Some(kind.format), ..OpenOptions::default() };
+        let options = OpenOptions {
+            format: Some(kind.format),
+            ..OpenOptions::default()
+        };
         let mut last = Progress { done: 0, total: 0 };
         let (before, after) = disk_image::compact(&files, &path, &options, &mut |progress| {
             assert!(progress.done >= last.done && progress.done <= progress.total);
@@ -109,7 +133,9 @@ fn compacted_images_are_smaller_and_the_same() {
         assert!(report.is_sound() && report.leaks == 0, "{name}: {report:?}");
     }
     // Nothing is left beside the images.
-    let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.starts_with('.')).count(), 0);
 }
 
@@ -120,7 +146,10 @@ fn compacted_parents_keep_their_children() {
         let kind = CreateOptions::new(format, 4 * MIB);
         let model = pattern(&mut Random::new(8), 4 * MIB);
         let base = parent(&files, "base", &kind, &model);
-        let child = CreateOptions { parent: Some(base), ..kind };
+        let child = CreateOptions {
+            parent: Some(base),
+            ..kind
+        };
         create(&files, "child", &child);
         disk_image::compact(&files, Path::new("base"), &OpenOptions::default(), &mut |_| {}).unwrap();
         assert_same(format.name(), &read_all(&*open(&files, "child", &child, false)), &model);
@@ -145,8 +174,20 @@ fn every_format_converts_to_every_other() {
     let (_, files) = memory();
     let model = pattern(&mut Random::new(12), SIZE);
     let mut all = kinds(SIZE);
-    all.push(("vmdk stream", CreateOptions { variant: Variant::StreamOptimized, ..CreateOptions::new(Format::Vmdk, SIZE) }));
-    all.push(("qcow2 zstd", CreateOptions { compression: Compression::Zstd, ..CreateOptions::new(Format::Qcow2, SIZE) }));
+    all.push((
+        "vmdk stream",
+        CreateOptions {
+            variant: Variant::StreamOptimized,
+            ..CreateOptions::new(Format::Vmdk, SIZE)
+        },
+    ));
+    all.push((
+        "qcow2 zstd",
+        CreateOptions {
+            compression: Compression::Zstd,
+            ..CreateOptions::new(Format::Qcow2, SIZE)
+        },
+    ));
     parent(&files, "/source.raw", &CreateOptions::new(Format::Raw, 0), &model);
     let raw = disk_image::open_in(&files, Path::new("/source.raw"), &OpenOptions::default()).unwrap();
     for (index, (name, kind)) in all.iter().enumerate() {
@@ -178,7 +219,11 @@ fn copies_over_a_parent_hold_only_the_difference() {
     model[5000..6000].fill(3);
     parent(&files, "new", &CreateOptions::new(Format::Raw, 0), &model);
     let source = disk_image::open_in(&files, Path::new("new"), &OpenOptions::default()).unwrap();
-    let kind = CreateOptions { parent: Some(reference), block_size: Some(4 * KIB), ..CreateOptions::new(Format::Qcow2, SIZE) };
+    let kind = CreateOptions {
+        parent: Some(reference),
+        block_size: Some(4 * KIB),
+        ..CreateOptions::new(Format::Qcow2, SIZE)
+    };
     disk_image::copy(&files, &*source, Path::new("child"), &kind, false, &mut |_| {}).unwrap();
     assert_same("child", &read_all(&*open(&files, "child", &kind, false)), &model);
 }
@@ -208,8 +253,24 @@ fn failed_copy_leaves_nothing_behind() {
     let (_, files) = memory();
     create(&files, "a.img", &CreateOptions::new(Format::Raw, SIZE));
     let source = disk_image::open_in(&files, Path::new("a.img"), &OpenOptions::default()).unwrap();
-    let kind = CreateOptions { parent: Some(ParentReference { path: "none".into(), format: None }), ..CreateOptions::new(Format::Qcow2, SIZE) };
+    let kind = CreateOptions {
+        parent: Some(ParentReference {
+            path: "none".into(),
+            format: None,
+        }),
+        ..CreateOptions::new(Format::Qcow2, SIZE)
+    };
     assert!(disk_image::copy(&files, &*source, Path::new("b.img"), &kind, false, &mut |_| {}).is_err());
-    assert!(disk_image::copy(&files, &*source, Path::new("b.img"), &CreateOptions::new(Format::Vdi, SIZE), true, &mut |_| {}).is_err());
+    assert!(
+        disk_image::copy(
+            &files,
+            &*source,
+            Path::new("b.img"),
+            &CreateOptions::new(Format::Vdi, SIZE),
+            true,
+            &mut |_| {}
+        )
+        .is_err()
+    );
     assert!(files.id(Path::new("b.img")).is_none());
 }

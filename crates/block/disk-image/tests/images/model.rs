@@ -56,15 +56,21 @@ impl Run<'_> {
         match self.random.below(16) {
             0..=5 => {
                 let bytes = self.random.bytes(len as usize);
-                self.image.write_at(from, &bytes).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+                self.image
+                    .write_at(from, &bytes)
+                    .unwrap_or_else(|error| panic!("{}: {error}", self.name));
                 self.model[start..end].copy_from_slice(&bytes);
             }
             6..=8 => {
-                self.image.discard(from, len).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+                self.image
+                    .discard(from, len)
+                    .unwrap_or_else(|error| panic!("{}: {error}", self.name));
                 self.model[start..end].fill(0);
             }
             9..=10 => {
-                self.image.write_zeroes(from, len).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+                self.image
+                    .write_zeroes(from, len)
+                    .unwrap_or_else(|error| panic!("{}: {error}", self.name));
                 self.model[start..end].fill(0);
             }
             11 => self.image.flush().unwrap(),
@@ -94,10 +100,18 @@ impl Run<'_> {
         let mut at = 0;
         while at < self.model.len() as u64 {
             let extent = self.image.extent(at).unwrap();
-            assert!(extent.len > 0 && at + extent.len <= self.model.len() as u64, "{}: {extent:?} at {at:#x}", self.name);
+            assert!(
+                extent.len > 0 && at + extent.len <= self.model.len() as u64,
+                "{}: {extent:?} at {at:#x}",
+                self.name
+            );
             if extent.kind != ExtentKind::Data {
                 let part = &self.model[at as usize..(at + extent.len) as usize];
-                assert!(part.iter().all(|&byte| byte == 0), "{}: {extent:?} at {at:#x}", self.name);
+                assert!(
+                    part.iter().all(|&byte| byte == 0),
+                    "{}: {extent:?} at {at:#x}",
+                    self.name
+                );
             }
             at += extent.len;
         }
@@ -129,10 +143,34 @@ fn children_behave_like_an_array_that_begins_as_their_parent() {
     // A parent that is shorter than the child, one that is longer, and one of the same size.
     let parents = [
         (MIB + 5 * 512, CreateOptions::new(Format::Raw, 0)),
-        (3 * MIB, CreateOptions { block_size: Some(16 * KIB), ..CreateOptions::new(Format::Vdi, 0) }),
-        (SIZE, CreateOptions { block_size: Some(4 * KIB), ..CreateOptions::new(Format::Qcow2, 0) }),
-        (SIZE, CreateOptions { block_size: Some(32 * KIB), ..CreateOptions::new(Format::Vhd, 0) }),
-        (SIZE, CreateOptions { block_size: Some(8 * KIB), ..CreateOptions::new(Format::Vmdk, 0) }),
+        (
+            3 * MIB,
+            CreateOptions {
+                block_size: Some(16 * KIB),
+                ..CreateOptions::new(Format::Vdi, 0)
+            },
+        ),
+        (
+            SIZE,
+            CreateOptions {
+                block_size: Some(4 * KIB),
+                ..CreateOptions::new(Format::Qcow2, 0)
+            },
+        ),
+        (
+            SIZE,
+            CreateOptions {
+                block_size: Some(32 * KIB),
+                ..CreateOptions::new(Format::Vhd, 0)
+            },
+        ),
+        (
+            SIZE,
+            CreateOptions {
+                block_size: Some(8 * KIB),
+                ..CreateOptions::new(Format::Vmdk, 0)
+            },
+        ),
     ];
     for (name, kind) in children(SIZE) {
         for (seed, (parent_size, parent_kind)) in (0..).zip(&parents) {
@@ -141,11 +179,21 @@ fn children_behave_like_an_array_that_begins_as_their_parent() {
             let mut model = pattern(&mut random, *parent_size);
             let reference = parent(&files, "base", parent_kind, &model);
             model.resize(SIZE as usize, 0);
-            let kind = CreateOptions { parent: Some(reference), ..kind.clone() };
+            let kind = CreateOptions {
+                parent: Some(reference),
+                ..kind.clone()
+            };
             create(&files, "image", &kind);
             let image = open(&files, "image", &kind, true);
             let name = format!("{name} over {}, seed {seed}", parent_kind.format);
-            let mut run = Run { name, files, kind: &kind, image, model, random };
+            let mut run = Run {
+                name,
+                files,
+                kind: &kind,
+                image,
+                model,
+                random,
+            };
             run.compare();
             run.steps();
         }

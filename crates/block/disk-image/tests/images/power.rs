@@ -36,7 +36,13 @@ struct Moment {
 }
 
 /// Writes, discards and flushes on a recorded image. Moments are between the operations.
-fn record(files: &MemoryFiles, dynamic: &Arc<dyn Files>, kind: &CreateOptions, start: &[u8], random: &mut Random) -> (Arc<Recording>, Vec<Moment>) {
+fn record(
+    files: &MemoryFiles,
+    dynamic: &Arc<dyn Files>,
+    kind: &CreateOptions,
+    start: &[u8],
+    random: &mut Random,
+) -> (Arc<Recording>, Vec<Moment>) {
     let recording = Arc::new(Recording::new(&files.bytes("image"), LIMIT));
     files.put("image", Arc::clone(&recording) as Arc<_>);
     let image = open(dynamic, "image", kind, true);
@@ -57,44 +63,79 @@ fn record(files: &MemoryFiles, dynamic: &Arc<dyn Files>, kind: &CreateOptions, s
                 }
             }
             1 => {
-                versions[touched].iter_mut().for_each(|sector| sector.push(vec![0; SECTOR]));
+                versions[touched]
+                    .iter_mut()
+                    .for_each(|sector| sector.push(vec![0; SECTOR]));
                 image.discard(at, bytes).unwrap();
             }
             _ => {
                 let data = random.bytes(bytes as usize);
-                versions[touched].iter_mut().zip(data.chunks(SECTOR)).for_each(|(sector, data)| sector.push(data.to_vec()));
+                versions[touched]
+                    .iter_mut()
+                    .zip(data.chunks(SECTOR))
+                    .for_each(|(sector, data)| sector.push(data.to_vec()));
                 image.write_at(at, &data).unwrap();
             }
         }
-        moments.push(Moment { position: recording.position(), versions: versions.clone() });
+        moments.push(Moment {
+            position: recording.position(),
+            versions: versions.clone(),
+        });
     }
     drop(image);
-    moments.push(Moment { position: recording.position(), versions });
+    moments.push(Moment {
+        position: recording.position(),
+        versions,
+    });
     (recording, moments)
 }
 
 /// Cuts the power and looks at what is left.
-fn cut(name: &str, files: &MemoryFiles, dynamic: &Arc<dyn Files>, kind: &CreateOptions, recording: &Recording, position: usize, versions: &Versions, random: &mut Random) {
+fn cut(
+    name: &str,
+    files: &MemoryFiles,
+    dynamic: &Arc<dyn Files>,
+    kind: &CreateOptions,
+    recording: &Recording,
+    position: usize,
+    versions: &Versions,
+    random: &mut Random,
+) {
     // Everything, nothing, or about half of what was not synced.
     let chance = [0, 2, 1][random.below(3) as usize];
     let left = recording.cut(position, || random.below(2) < chance);
     files.put("image", Arc::new(left));
     let name = format!("{name}, cut after {position}");
-    let options = OpenOptions { write: true, format: Some(kind.format), share: false };
-    let image = disk_image::open_in(dynamic, Path::new("image"), &options).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let options = OpenOptions {
+        write: true,
+        format: Some(kind.format),
+        share: false,
+    };
+    let image =
+        disk_image::open_in(dynamic, Path::new("image"), &options).unwrap_or_else(|error| panic!("{name}: {error}"));
     let report = image.check(false).unwrap();
     assert!(report.is_sound(), "{name}: {:?}", report.errors);
     let mut found = vec![0; versions.len() * SECTOR];
-    image.read_at(0, &mut found).unwrap_or_else(|error| panic!("{name}: {error}"));
+    image
+        .read_at(0, &mut found)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     for (index, (sector, versions)) in found.chunks(SECTOR).zip(versions).enumerate() {
         // A discard that is under way may have made a hole: zeros.
-        let zeros = versions.len() > 1 && sector.iter().all(|&byte| byte == 0) && versions.iter().any(|version| version[0] == 0);
-        assert!(versions.iter().any(|version| version == sector) || zeros, "{name}: sector {index} has what it never had");
+        let zeros = versions.len() > 1
+            && sector.iter().all(|&byte| byte == 0)
+            && versions.iter().any(|version| version[0] == 0);
+        assert!(
+            versions.iter().any(|version| version == sector) || zeros,
+            "{name}: sector {index} has what it never had"
+        );
     }
     // What is left can be mended and goes on working.
     image.check(true).unwrap();
     let report = image.check(false).unwrap();
-    assert!(report.is_sound() && report.leaks == 0 || kind.format != Format::Qcow2, "{name}: {report:?}");
+    assert!(
+        report.is_sound() && report.leaks == 0 || kind.format != Format::Qcow2,
+        "{name}: {report:?}"
+    );
     image.write_at(0, &[0x5a; 4096]).unwrap();
     image.flush().unwrap();
     assert!(image.check(false).unwrap().is_sound(), "{name}: after more writes");
@@ -124,7 +165,16 @@ fn all_cuts(name: &str, kind: &CreateOptions, over_parent: bool, seed: u64) {
         for at in (position + 1..moment.position).step_by(step) {
             cut(name, &files, &dynamic, &kind, &recording, at, &between, &mut random);
         }
-        cut(name, &files, &dynamic, &kind, &recording, moment.position, &moment.versions, &mut random);
+        cut(
+            name,
+            &files,
+            &dynamic,
+            &kind,
+            &recording,
+            moment.position,
+            &moment.versions,
+            &mut random,
+        );
         position = moment.position;
         before.clone_from(&moment.versions);
     }
@@ -132,8 +182,15 @@ fn all_cuts(name: &str, kind: &CreateOptions, over_parent: bool, seed: u64) {
 
 /// Formats with one file; flat ones have no metadata.
 fn recorded(kinds: Vec<(&'static str, CreateOptions)>) -> Vec<(&'static str, CreateOptions)> {
-    let many = [Variant::MonolithicFlat, Variant::TwoGbMaxExtentFlat, Variant::TwoGbMaxExtentSparse];
-    kinds.into_iter().filter(|(_, kind)| !many.contains(&kind.variant)).collect()
+    let many = [
+        Variant::MonolithicFlat,
+        Variant::TwoGbMaxExtentFlat,
+        Variant::TwoGbMaxExtentSparse,
+    ];
+    kinds
+        .into_iter()
+        .filter(|(_, kind)| !many.contains(&kind.variant))
+        .collect()
 }
 
 #[test]

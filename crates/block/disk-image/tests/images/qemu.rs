@@ -29,7 +29,9 @@ const SIZE: u64 = 8 * MIB + 9 * 512;
 
 /// Whether the tools are there. A skip is visible.
 fn has_tools(test: &str) -> bool {
-    let found = ["qemu-img", "qemu-io"].iter().all(|tool| Command::new(tool).arg("--version").output().is_ok());
+    let found = ["qemu-img", "qemu-io"]
+        .iter()
+        .all(|tool| Command::new(tool).arg("--version").output().is_ok());
     if !found {
         eprintln!("SKIPPED {test}: qemu-img and qemu-io are missing (apt install qemu-utils)");
     }
@@ -66,7 +68,11 @@ fn accepted(folder: &tempfile::TempDir, what: &str, name: &str, format: Format, 
         let text = run(folder.path(), "qemu-img", &["check", "-f", qemu_name(format), name]);
         assert!(text.contains("No errors"), "{what}: {text}");
     }
-    let text = run(folder.path(), "qemu-img", &["compare", "-f", qemu_name(format), "-F", "raw", name, "wanted.raw"]);
+    let text = run(
+        folder.path(),
+        "qemu-img",
+        &["compare", "-f", qemu_name(format), "-F", "raw", name, "wanted.raw"],
+    );
     assert!(text.contains("identical"), "{what}: {text}");
 }
 
@@ -121,21 +127,38 @@ fn qemu_accepts_our_children_and_zeros_hide_the_parent() {
     if !has_tools("qemu_accepts_our_children_and_zeros_hide_the_parent") {
         return;
     }
-    let qcow2 = |variant, block| CreateOptions { variant, block_size: Some(block), ..CreateOptions::new(Format::Qcow2, SIZE) };
+    let qcow2 = |variant, block| CreateOptions {
+        variant,
+        block_size: Some(block),
+        ..CreateOptions::new(Format::Qcow2, SIZE)
+    };
     let children = [
         qcow2(Variant::V3, 4 * KIB),
         qcow2(Variant::V2, 64 * KIB),
-        CreateOptions { subclusters: true, ..qcow2(Variant::V3, 64 * KIB) },
-        CreateOptions { variant: Variant::MonolithicSparse, ..CreateOptions::new(Format::Vmdk, SIZE) },
+        CreateOptions {
+            subclusters: true,
+            ..qcow2(Variant::V3, 64 * KIB)
+        },
+        CreateOptions {
+            variant: Variant::MonolithicSparse,
+            ..CreateOptions::new(Format::Vmdk, SIZE)
+        },
     ];
     for (index, kind) in (50..).zip(children) {
         let (folder, files) = host();
         let mut random = Random::new(index);
         // QEMU wants a VMDK parent for VMDK.
-        let base = if kind.format == Format::Vmdk { Format::Vmdk } else { Format::Raw };
+        let base = if kind.format == Format::Vmdk {
+            Format::Vmdk
+        } else {
+            Format::Raw
+        };
         let mut model = pattern(&mut random, SIZE);
         let reference = parent(&files, &path(&folder, "base.img"), &CreateOptions::new(base, 0), &model);
-        let kind = CreateOptions { parent: Some(reference), ..kind };
+        let kind = CreateOptions {
+            parent: Some(reference),
+            ..kind
+        };
         let file = path(&folder, "child.img");
         create(&files, &file, &kind);
         accepted(&folder, "empty child", "child.img", kind.format, &model);
@@ -250,10 +273,28 @@ fn compressed_images_are_read_and_written_over() {
         model.chunks_mut(3).for_each(|part| part[0] = 7);
         model[MIB as usize..4 * MIB as usize].fill(9);
         std::fs::write(folder.path().join("source.raw"), &model).unwrap();
-        run(folder.path(), "qemu-img", &["convert", "-c", "-f", "raw", "-O", format, "-o", options, "source.raw", "image.img"]);
+        run(
+            folder.path(),
+            "qemu-img",
+            &[
+                "convert",
+                "-c",
+                "-f",
+                "raw",
+                "-O",
+                format,
+                "-o",
+                options,
+                "source.raw",
+                "image.img",
+            ],
+        );
         let name = format!("{format} {options}");
         let file = path(&folder, "image.img");
-        let options = OpenOptions { write: ours == Format::Qcow2, ..OpenOptions::default() };
+        let options = OpenOptions {
+            write: ours == Format::Qcow2,
+            ..OpenOptions::default()
+        };
         let image = disk_image::open_in(&files, Path::new(&file), &options).unwrap();
         assert_same(&name, &read_all(&*image), &model);
         assert!(image.check(false).unwrap().is_sound());
@@ -270,12 +311,19 @@ fn qemu_reads_what_we_compress() {
     if !has_tools("qemu_reads_what_we_compress") {
         return;
     }
-    let qcow2 = |compression, block| CreateOptions { compression, block_size: Some(block), ..CreateOptions::new(Format::Qcow2, SIZE) };
+    let qcow2 = |compression, block| CreateOptions {
+        compression,
+        block_size: Some(block),
+        ..CreateOptions::new(Format::Qcow2, SIZE)
+    };
     let cases = [
         qcow2(Compression::Zlib, 64 * KIB),
         qcow2(Compression::Zstd, 64 * KIB),
         qcow2(Compression::Zlib, 4 * KIB),
-        CreateOptions { variant: Variant::StreamOptimized, ..CreateOptions::new(Format::Vmdk, SIZE) },
+        CreateOptions {
+            variant: Variant::StreamOptimized,
+            ..CreateOptions::new(Format::Vmdk, SIZE)
+        },
     ];
     for (index, kind) in (0..).zip(cases) {
         let (folder, files) = host();
@@ -329,13 +377,40 @@ fn unusual_images_are_refused_by_name() {
     }
     let (folder, files) = host();
     let refused = |name: &str, words: &str| {
-        let error = disk_image::open_in(&files, Path::new(&path(&folder, name)), &OpenOptions::default()).err().unwrap().to_string();
+        let error = disk_image::open_in(&files, Path::new(&path(&folder, name)), &OpenOptions::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains(words), "{error}");
     };
     let secret = ["--object", "secret,id=s,data=abc"];
-    let luks = ["create", "-q", secret[0], secret[1], "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "luks.img", "1M"];
+    let luks = [
+        "create",
+        "-q",
+        secret[0],
+        secret[1],
+        "-f",
+        "qcow2",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        "luks.img",
+        "1M",
+    ];
     run(folder.path(), "qemu-img", &luks);
     refused("luks.img", "encrypted (LUKS)");
-    run(folder.path(), "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "external.img", "1M"]);
+    run(
+        folder.path(),
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "data_file=data.raw",
+            "external.img",
+            "1M",
+        ],
+    );
     refused("external.img", "another file");
 }
