@@ -4,6 +4,7 @@
 //! ```text
 //!   chipset, states     chips ──────► device-model, chipset
 //!   loaders             ────────────► firmware
+//!   images              ────────────► disk-image
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
 //! ```
@@ -13,6 +14,7 @@ mod chips;
 pub mod chipset;
 pub mod cpu_state;
 pub mod decoder;
+pub mod images;
 mod input;
 pub mod loaders;
 mod machine;

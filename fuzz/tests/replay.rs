@@ -45,3 +45,8 @@ fn cpu_state_seeds_find_nothing() {
 fn translator_seeds_find_nothing() {
     replay("translator", oxbow_fuzz::translator::run);
 }
+
+#[test]
+fn images_seeds_find_nothing() {
+    replay("images", oxbow_fuzz::images::run);
+}

@@ -6,6 +6,7 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::completions::CompletionsArgs;
+use crate::disk::DiskArgs;
 use crate::end;
 use crate::man::ManArgs;
 use crate::plan::PlanArgs;
@@ -18,6 +19,7 @@ Examples:
   oxbow run --kernel vmlinuz --memory 2G --cpus 2 --append 'console=ttyS0' < script > log
   oxbow run --kernel realmode.flat --debug-exit 0xf4 --timeout 60
   oxbow plan --cpus 4 --memory 8G               show what such a machine consists of
+  oxbow disk create system.qcow2 20G            make a disk image
 
 `oxbow <command> --help` says more, `oxbow run --help` also what the exit status means.";
 
@@ -35,6 +37,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show the machine that `run` would build: every device with its addresses and interrupts
     Plan(PlanArgs),
+    /// Make, convert, check and change disk images
+    Disk(DiskArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write all pages into a directory

@@ -8,6 +8,10 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const WRONG_INPUT: u8 = 2;
 /// Triple fault.
 pub(crate) const TRIPLE_FAULT: u8 = 3;
+/// `disk check`: the image is damaged. `disk compare`: the disks differ.
+pub(crate) const NOT_SOUND: u8 = 3;
+/// `disk check`: nothing is damaged, but space is lost.
+pub(crate) const LEAKS: u8 = 4;
 /// `--timeout` has passed: as `timeout` of coreutils says it.
 pub(crate) const TIMEOUT: u8 = 124;
 /// A signal's number is added to this, as shells do.

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use board::BuildError;
+use disk_image::BlockError;
 
 use crate::end;
 
@@ -60,6 +61,16 @@ impl From<BuildError> for Failure {
                 anyhow::Error::from(error).into()
             }
             _ => Self::host(error),
+        }
+    }
+}
+
+impl From<BlockError> for Failure {
+    /// A file that cannot be opened or made is wrong input; one that fails later is the host's.
+    fn from(error: BlockError) -> Self {
+        match &error {
+            BlockError::Io { action, .. } if !matches!(*action, "open" | "create") => Self::host(error),
+            _ => anyhow::Error::from(error).into(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod completions;
 mod console;
 mod demo;
+mod disk;
 mod end;
 mod escape;
 mod failure;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         cli::Command::Run(args) => run::run(&args),
         cli::Command::Plan(args) => plan::run(&args),
+        cli::Command::Disk(args) => disk::run(&args),
         cli::Command::Completions(args) => completions::run(&args),
         cli::Command::Man(args) => man::run(&args),
     };

@@ -1,0 +1,277 @@
+//! Making an image smaller, or of another size.
+//!
+//! Formats without a way to do that in place are written anew beside the old file, which is then replaced: whatever
+//! happens, one of the two is there, whole.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::BlockError;
+use crate::CreateOptions;
+use crate::ExtentKind;
+use crate::Files;
+use crate::Format;
+use crate::Image;
+use crate::OpenOptions;
+use crate::ParentReference;
+use crate::Progress;
+use crate::Result;
+use crate::Variant;
+use crate::convert;
+use crate::convert::CopyOptions;
+use crate::convert::GRAIN;
+use crate::create;
+use crate::open_in;
+
+/// Gives back the space of zeros and of what the disk does not use. Returns the bytes occupied before and after.
+///
+/// # Errors
+/// The image cannot be opened for writing or rewritten.
+pub fn compact(
+    files: &Arc<dyn Files>,
+    path: &Path,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(u64, u64)> {
+    let image = open_in(
+        files,
+        path,
+        &OpenOptions {
+            write: true,
+            ..*options
+        },
+    )?;
+    let before = image.allocated()?;
+    let kind = image.kind();
+    if image.info().block_size <= 1 || kind.variant == Variant::Fixed {
+        punch(&*image, progress)?;
+        return Ok((before, image.allocated()?));
+    }
+    let after = rewrite(files, &image, path, kind, progress)?;
+    Ok((before, after))
+}
+
+/// Makes holes where the disk has zeros.
+fn punch(image: &dyn Image, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    let total = image.info().size;
+    let mut buf = vec![0; GRAIN];
+    let mut done = 0;
+    while done < total {
+        let extent = image.extent(done)?;
+        let mut len = extent.len;
+        if extent.kind == ExtentKind::Data {
+            len = len.min(GRAIN as u64 - done % GRAIN as u64);
+            let part = buf.get_mut(..usize::try_from(len).unwrap_or(GRAIN)).unwrap_or_default();
+            image.read_at(done, part)?;
+            if convert::is_zero(part) {
+                image.discard(done, len)?;
+            }
+        }
+        done += len.max(1);
+        progress(Progress {
+            done: done.min(total),
+            total,
+        });
+    }
+    image.flush()
+}
+
+/// Changes the size of the disk. Shrinking loses what is behind the new end.
+///
+/// # Errors
+/// The image cannot be opened for writing, resized or rewritten.
+pub fn resize(
+    files: &Arc<dyn Files>,
+    path: &Path,
+    options: &OpenOptions,
+    size: u64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    if !size.is_multiple_of(512) || i64::try_from(size).is_err() {
+        return Err(BlockError::Usage(format!(
+            "a disk of {size} bytes is not a whole number of sectors of 512 bytes, or too large"
+        )));
+    }
+    let image = open_in(
+        files,
+        path,
+        &OpenOptions {
+            write: true,
+            ..*options
+        },
+    )?;
+    let old = image.info().size;
+    if image.resize(size)? {
+        return Ok(());
+    }
+    let kind = CreateOptions {
+        size: Some(size),
+        ..image.kind()
+    };
+    // What is behind the new end is not copied; what is behind the old one is zeros, whatever a parent has there.
+    let limited = Limited {
+        image: &*image,
+        size: size.min(old),
+        old,
+    };
+    let parent_size = image.parent().map_or(0, |(_, parent)| parent.info().size);
+    rewrite_from(
+        files,
+        &image,
+        &limited,
+        path,
+        kind,
+        old..parent_size.min(size),
+        progress,
+    )
+    .map(drop)
+}
+
+fn rewrite(
+    files: &Arc<dyn Files>,
+    image: &Arc<dyn Image>,
+    path: &Path,
+    kind: CreateOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<u64> {
+    let size = image.info().size;
+    let all = Limited {
+        image: &**image,
+        size,
+        old: size,
+    };
+    rewrite_from(files, image, &all, path, kind, 0..0, progress)
+}
+
+/// Writes `source`, which is `image` or a part of it, as a new file in place of the old one.
+fn rewrite_from(
+    files: &Arc<dyn Files>,
+    image: &Arc<dyn Image>,
+    source: &Limited<'_>,
+    path: &Path,
+    kind: CreateOptions,
+    zeros: std::ops::Range<u64>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<u64> {
+    let name = path.display().to_string();
+    if let Some(why) = image.pinned() {
+        return Err(BlockError::Unsupported {
+            file: name,
+            what: format!("the image cannot be rewritten: {why}"),
+        });
+    }
+    let parent = image.parent().map(|(path, parent)| ParentReference {
+        path,
+        format: Some(parent.info().format),
+    });
+    let over_parent = parent.is_some();
+    let kind = CreateOptions {
+        parent,
+        identity: Some(image.identity()),
+        named: Some(path.to_owned()),
+        ..kind
+    };
+    let temporary = temporary(path);
+    let options = CopyOptions {
+        compress: kind.format == Format::Qcow2 && source.size > 0 && has_packed(image),
+        layer: true,
+        over_parent,
+    };
+    let stream = kind.variant == Variant::StreamOptimized;
+    let result = if stream {
+        convert::copy(files, &**image, &temporary, &kind, false, progress)
+    } else {
+        create(files, &temporary, &kind).and_then(|()| {
+            let target = open_in(
+                files,
+                &temporary,
+                &OpenOptions {
+                    format: Some(kind.format),
+                    ..OpenOptions::writable()
+                },
+            )?;
+            convert::into_image(source, &*target, options, progress)?;
+            if !zeros.is_empty() {
+                target.discard(zeros.start, zeros.end - zeros.start)?;
+            }
+            target.set_identity(&image.identity())?;
+            target.flush()
+        })
+    };
+    let result = result.and_then(|()| {
+        let check = open_in(
+            files,
+            &temporary,
+            &OpenOptions {
+                format: Some(kind.format),
+                ..OpenOptions::default()
+            },
+        )?;
+        let after = check.allocated()?;
+        files.rename(&temporary, path)?;
+        Ok(after)
+    });
+    if result.is_err() {
+        let _ = files.remove(&temporary);
+    }
+    result
+}
+
+/// A name beside `path` that nobody else uses.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", crate::Uuid::random()))
+}
+
+/// Compressed clusters become compressed ones again.
+fn has_packed(image: &Arc<dyn Image>) -> bool {
+    image.details().iter().any(|(name, _)| *name == "compressed clusters")
+}
+
+/// The first bytes of an image.
+struct Limited<'a> {
+    image: &'a dyn Image,
+    size: u64,
+    old: u64,
+}
+
+impl device_model::Inspect for Limited<'_> {
+    fn inspect(&self) -> device_model::Node {
+        self.image.inspect()
+    }
+}
+
+impl crate::BlockBackend for Limited<'_> {
+    fn info(&self) -> crate::ImageInfo {
+        crate::ImageInfo {
+            size: self.size,
+            ..self.image.info()
+        }
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.image.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.image.write_at(offset, buf)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.image.write_zeroes(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.image.discard(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.image.flush()
+    }
+
+    fn extent(&self, offset: u64) -> Result<crate::Extent> {
+        debug_assert!(offset < self.old, "copies stay within the image");
+        self.image.extent(offset)
+    }
+}

@@ -1,0 +1,10 @@
+//! Images of all formats: against a model, against QEMU's tools, under power cuts, and damaged.
+
+mod chains;
+mod damage;
+mod killed;
+mod kit;
+mod maintenance;
+mod model;
+mod power;
+mod qemu;
