@@ -19,9 +19,14 @@
 
 mod address;
 mod function;
+pub mod i440fx;
 mod interrupt;
 mod msi;
 mod msix;
+pub mod piix3;
+pub mod piix4_pm;
+pub mod pirq;
+pub mod root;
 
 pub use address::Bdf;
 pub use function::Class;
@@ -29,3 +34,6 @@ pub use function::Function;
 pub use interrupt::Interrupter;
 pub use msi::Msi;
 pub use msix::Msix;
+pub use msix::MsixState;
+pub use pirq::PirqRouter;
+pub use root::Root;

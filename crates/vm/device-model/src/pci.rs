@@ -405,9 +405,9 @@ pub trait PciFunction {
         self.header().read(at, width)
     }
 
-    /// A guest has written a register: the header has taken what it takes.
-    fn config_written(&mut self, at: u16, width: Width) {
-        let _ = (at, width);
+    /// A guest writes a register. Functions with registers of their own let the header take what it takes first.
+    fn config_write(&mut self, at: u16, width: Width, value: u32) {
+        self.header_mut().write(at, width, value);
     }
 
     /// Where the function answers at present. Functions that also answer at fixed addresses add those.
