@@ -8,6 +8,7 @@ use spec::BootSpec;
 use spec::DebugExitConfig;
 use spec::DevicesSpec;
 use spec::EngineKind;
+use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::SerialConfig;
@@ -19,6 +20,20 @@ use crate::serial::SerialTarget;
 /// Options of `run` and `plan`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MachineArgs {
+    /// Kind of computer: microvm, or pc with PCI and a BIOS
+    ///
+    /// A microvm boots a kernel directly. A pc does so too if one is named, else it starts with its firmware.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) machine: Option<MachineKind>,
+
+    /// Firmware image of a pc; that of the package seabios if this is not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firmware: Option<PathBuf>,
+
+    /// Let the firmware show its boot menu for so many milliseconds
+    #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "5000")]
+    pub(crate) boot_menu: Option<u32>,
+
     /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
     ///
     /// Without one the demo guest is booted, which `cargo xtask demo` fetches.
@@ -82,6 +97,7 @@ impl MachineArgs {
         };
         let testdev = self.testdev || self.debug_exit.is_some();
         Ok(MachineSpec {
+            machine: self.machine_kind(),
             memory: self.memory,
             cpus: self.cpus,
             cpu: self.cpu.clone(),
@@ -90,6 +106,8 @@ impl MachineArgs {
                 kernel: self.kernel.clone(),
                 initrd: self.initrd.clone(),
                 append: self.append.clone().unwrap_or_default(),
+                firmware: self.firmware.clone(),
+                menu: self.boot_menu,
             },
             on_reset: if self.no_reboot {
                 OnReset::Stop
@@ -103,6 +121,16 @@ impl MachineArgs {
                 ..DevicesSpec::default()
             },
             ..MachineSpec::default()
+        })
+    }
+}
+
+impl MachineArgs {
+    /// The kind that is named, or that which the other options need.
+    fn machine_kind(&self) -> MachineKind {
+        self.machine.unwrap_or(match &self.firmware {
+            Some(_) => MachineKind::Pc,
+            None => MachineKind::Microvm,
         })
     }
 }

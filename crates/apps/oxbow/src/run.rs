@@ -1,5 +1,7 @@
 //! `oxbow run`: a machine for one command's lifetime.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,6 +15,7 @@ use anyhow::Context;
 use board::Backends;
 use board::Machine;
 use clap::Args;
+use spec::MachineKind;
 
 use crate::demo;
 use crate::end::End;
@@ -53,6 +56,10 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     machine: MachineArgs,
 
+    /// Write what a pc's firmware says on its debug port into this file
+    #[arg(long, value_name = "FILE")]
+    debugcon: Option<PathBuf>,
+
     /// End the machine after this many seconds, with status 124
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     timeout: Option<Duration>,
@@ -68,8 +75,14 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     start_log();
     let mut spec = args.machine.spec()?;
-    demo::fill_in(&mut spec.boot, args.machine.append.as_deref())?;
+    if spec.machine == MachineKind::Microvm {
+        demo::fill_in(&mut spec.boot, args.machine.append.as_deref())?;
+    }
     let mut backends = Backends::default();
+    if let Some(path) = &args.debugcon {
+        let what = || format!("cannot write `{}`", path.display());
+        backends.debugcon = Some(Box::new(File::create(path).with_context(what)?));
+    }
     let lines = SerialLines::open(&args.machine.serial, &mut backends)?;
     let machine = Arc::new(Machine::build(&spec, backends)?);
 

@@ -10,9 +10,11 @@
     )
 )]
 
+pub mod a20;
 pub mod acpi_pm;
 pub mod cmos_rtc;
 pub mod debug_exit;
+pub mod debugcon;
 pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;

@@ -88,6 +88,9 @@ impl Parts {
         if result.is_err() {
             self.reset_hardware(device_model::Reset::Cold);
         }
+        if let Some(root) = self.board.pci() {
+            root.look_everywhere();
+        }
         self.board.refresh_lapic_pages();
         result
     }

@@ -17,6 +17,7 @@ pub use devices::SerialConfig;
 pub use devices::TestdevConfig;
 pub use machine::BootSpec;
 pub use machine::EngineKind;
+pub use machine::MachineKind;
 pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;

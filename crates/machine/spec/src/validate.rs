@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use crate::MachineKind;
 use crate::MachineSpec;
 use crate::Size;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
+/// Memory that a PC's firmware can start with.
+const MIN_PC_MEMORY: Size = Size::from_mib(4);
 /// Physical addresses have 40 bits; half of them may be RAM.
 const MAX_MEMORY: Size = Size::from_bytes(1 << 39);
 /// xAPIC identifiers are 8 bits wide, and 255 is the broadcast.
@@ -64,6 +67,18 @@ impl MachineSpec {
         }
         if self.boot.kernel.is_none() && self.boot.initrd.is_some() {
             problem("boot.initrd", "needs a kernel beside it".to_owned());
+        }
+        if self.machine == MachineKind::Microvm && self.boot.firmware.is_some() {
+            problem("boot.firmware", "a microvm has none; machine pc has".to_owned());
+        }
+        if self.machine.has_pci() && self.memory < MIN_PC_MEMORY {
+            problem(
+                "memory",
+                format!(
+                    "{} is too little for a {}; at least {MIN_PC_MEMORY} is needed",
+                    self.memory, self.machine
+                ),
+            );
         }
         if self.boot.append.contains('\0') {
             problem("boot.append", "holds a zero byte".to_owned());

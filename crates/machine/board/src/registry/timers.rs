@@ -13,6 +13,7 @@ use firmware::layout;
 use spec::MachineSpec;
 
 use super::Builder;
+use crate::BuildError;
 use crate::Placement;
 use crate::Window;
 use crate::fabric::GSIS;
@@ -25,9 +26,9 @@ pub(super) fn place_pit(_: &MachineSpec) -> Vec<Placement> {
     vec![place]
 }
 
-pub(super) fn build_pit(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_pit(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let chip = Pit::new(builder.clock.clone(), builder.legacy_gate.irq0());
-    builder.slot(place, chip)
+    Ok(builder.slot(place, chip))
 }
 
 pub(super) fn place_rtc(_: &MachineSpec) -> Vec<Placement> {
@@ -38,15 +39,9 @@ pub(super) fn place_rtc(_: &MachineSpec) -> Vec<Placement> {
     vec![place]
 }
 
-pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
-    let below_4g = |gpa: u64| gpa < layout::HOLE_END;
-    let ram = |wanted: bool| {
-        let slots = builder.memory.slots().iter();
-        slots
-            .filter(|(gpa, _)| below_4g(*gpa) == wanted)
-            .map(|(_, region)| region.len())
-            .sum()
-    };
+pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let above_4g = builder.plan.ram.iter().filter(|(base, _)| *base >= layout::HOLE_END);
+    let above_4g: u64 = above_4g.map(|(_, len)| len).sum();
     let (boot_unix_time, boot_nanoseconds) = match builder.spec.devices.rtc.base {
         Some(base) => (base, 0),
         None => host_time(),
@@ -54,8 +49,8 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedD
     let config = RtcConfig {
         boot_unix_time,
         boot_nanoseconds,
-        ram_below_4g: ram(true),
-        ram_above_4g: ram(false),
+        ram_below_4g: builder.plan.memory - above_4g,
+        ram_above_4g: above_4g,
         cpus: builder.spec.cpus,
     };
     let line = builder.legacy_gate.irq8();
@@ -64,7 +59,7 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> SharedD
         CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config),
     );
     builder.rtc = Some(Arc::clone(&slot));
-    slot
+    Ok(slot)
 }
 
 /// Seconds since 1970 on the host, and nanoseconds.
@@ -79,7 +74,7 @@ pub(super) fn place_hpet(spec: &MachineSpec) -> Vec<Placement> {
     spec.devices.hpet.iter().map(place).collect()
 }
 
-pub(super) fn build_hpet(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_hpet(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let lines = (0..).take(GSIS).map(|gsi| builder.fabric.gsi(gsi)).collect();
     let chip = Hpet::new(
         builder.clock.clone(),
@@ -87,5 +82,5 @@ pub(super) fn build_hpet(builder: &mut Builder<'_>, place: &Placement) -> Shared
         builder.fabric.messages(),
         builder.legacy_gate.clone(),
     );
-    builder.slot(place, chip)
+    Ok(builder.slot(place, chip))
 }
