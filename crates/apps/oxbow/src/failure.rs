@@ -60,7 +60,8 @@ impl From<BuildError> for Failure {
             | BuildError::Policy(_)
             | BuildError::File { .. }
             | BuildError::Boot { .. }
-            | BuildError::Firmware(_) => anyhow::Error::from(error).into(),
+            | BuildError::Firmware(_)
+            | BuildError::Floppy { .. } => anyhow::Error::from(error).into(),
             _ => Self::host(error),
         }
     }

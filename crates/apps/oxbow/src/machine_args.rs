@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
+use spec::BootDevice;
 use spec::BootSpec;
 use spec::DebugExitConfig;
 use spec::DevicesSpec;
 use spec::EngineKind;
+use spec::FloppyConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
@@ -33,6 +35,14 @@ pub(crate) struct MachineArgs {
     /// Let the firmware show its boot menu for so many milliseconds
     #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "5000")]
     pub(crate) boot_menu: Option<u32>,
+
+    /// What a pc's firmware boots from, such as cdrom,disk: up to three of floppy, disk, cdrom, network
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub(crate) boot_order: Vec<BootDevice>,
+
+    /// Image of a floppy disk, for drive A of a pc and then B; `none` for an empty drive, `FILE,ro` for a protected disk
+    #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
+    pub(crate) floppy: Vec<FloppyConfig>,
 
     /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
     ///
@@ -108,6 +118,7 @@ impl MachineArgs {
                 append: self.append.clone().unwrap_or_default(),
                 firmware: self.firmware.clone(),
                 menu: self.boot_menu,
+                order: self.boot_order.clone(),
             },
             on_reset: if self.no_reboot {
                 OnReset::Stop
@@ -118,6 +129,7 @@ impl MachineArgs {
                 serial,
                 debug_exit: self.debug_exit.map(|port| DebugExitConfig { port }),
                 testdev: testdev.then(TestdevConfig::default),
+                floppies: self.floppy.clone(),
                 ..DevicesSpec::default()
             },
             ..MachineSpec::default()
@@ -128,11 +140,32 @@ impl MachineArgs {
 impl MachineArgs {
     /// The kind that is named, or that which the other options need.
     fn machine_kind(&self) -> MachineKind {
-        self.machine.unwrap_or(match &self.firmware {
-            Some(_) => MachineKind::Pc,
-            None => MachineKind::Microvm,
-        })
+        let wants_pc = self.firmware.is_some() || !self.floppy.is_empty();
+        let kind = if wants_pc {
+            MachineKind::Pc
+        } else {
+            MachineKind::Microvm
+        };
+        self.machine.unwrap_or(kind)
     }
+}
+
+/// A floppy drive: `none`, or a file with or without `,ro`.
+fn parse_floppy(text: &str) -> Result<FloppyConfig, String> {
+    if text == "none" {
+        return Ok(FloppyConfig::default());
+    }
+    let (path, read_only) = match text.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err("write a file's name, or none".to_owned());
+    }
+    Ok(FloppyConfig {
+        image: Some(path.into()),
+        read_only,
+    })
 }
 
 /// A port number, decimal or with `0x`.

@@ -383,10 +383,11 @@ impl Registers for Dma8237 {
         let value = match at.region {
             BYTES => inner.bytes.read(at.offset),
             WORDS => inner.words.read(at.offset / 2),
-            _ => {
+            PAGES => {
                 let page = usize::from(lanes::byte(at.offset));
                 inner.pages.get(page).copied().unwrap_or(0xFF)
             }
+            _ => return Err(IoError::NoRegister),
         };
         Ok(u64::from(value))
     }
@@ -398,12 +399,13 @@ impl Registers for Dma8237 {
         match at.region {
             BYTES => inner.bytes.write(at.offset, value),
             WORDS => inner.words.write(at.offset / 2, value),
-            _ => {
+            PAGES => {
                 let page = usize::from(lanes::byte(at.offset));
                 if let Some(page) = inner.pages.get_mut(page) {
                     *page = value;
                 }
             }
+            _ => return Err(IoError::NoRegister),
         }
         Ok(())
     }

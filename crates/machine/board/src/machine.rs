@@ -80,14 +80,21 @@ pub struct Backends {
     pub serial: BTreeMap<String, SerialPort>,
     /// Where what firmware writes to its debug port goes. It is written on the vCPU's thread: a file, not a pipe.
     pub debugcon: Option<Box<dyn Write + Send>>,
+    /// Where the parallel port prints; without it no printer answers. As with [`Self::debugcon`].
+    pub printer: Option<Box<dyn Write + Send>>,
 }
 
 impl fmt::Debug for Backends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { serial, debugcon } = self;
+        let Self {
+            serial,
+            debugcon,
+            printer,
+        } = self;
         f.debug_struct("Backends")
             .field("serial", serial)
             .field("debugcon", &debugcon.is_some())
+            .field("printer", &printer.is_some())
             .finish()
     }
 }
@@ -114,6 +121,14 @@ pub enum BuildError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A file is no image of a floppy disk.
+    #[error("`{}` is no image of a floppy disk: its {} bytes are of no format", .path.display(), .len)]
+    Floppy {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
     },
     /// The kernel cannot be booted.
     #[error("cannot boot `{}`", .path.display())]
@@ -468,6 +483,8 @@ fn assemble(
         rom,
         a20: A20Gate::new(Arc::clone(&memory)),
         debugcon: backends.debugcon,
+        printer: backends.printer,
+        floppy_dma: None,
         buttons: None,
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,

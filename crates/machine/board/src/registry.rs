@@ -17,6 +17,7 @@ use std::sync::Arc;
 use chipset::a20::A20Gate;
 use chipset::acpi_pm::AlarmLatch;
 use chipset::cmos_rtc::CmosRtc;
+use chipset::dma8237::DmaChannel;
 use chipset::hpet::LegacyGate;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
@@ -63,6 +64,9 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "debugcon",      place: pc::place_debugcon,          build: pc::build_debugcon },
+    Entry { chip: "dma8237",       place: pc::place_dma,               build: pc::build_dma },
+    Entry { chip: "fdc",           place: pc::place_fdc,               build: pc::build_fdc },
+    Entry { chip: "parallel",      place: pc::place_parallel,          build: pc::build_parallel },
     Entry { chip: "acpi_pm",       place: platform::place_acpi_pm,     build: platform::build_acpi_pm },
     Entry { chip: "reset_control", place: platform::place_reset,       build: platform::build_reset },
     Entry { chip: "port92",        place: platform::place_port92,      build: platform::build_port92 },
@@ -108,6 +112,10 @@ pub(crate) struct Builder<'a> {
     pub(crate) a20: Arc<A20Gate>,
     /// Where the debug port leads, until it is built.
     pub(crate) debugcon: Option<Box<dyn Write + Send>>,
+    /// What hangs on the parallel port, until it is built.
+    pub(crate) printer: Option<Box<dyn Write + Send>>,
+    /// The floppy controller's DMA channel, between the two being built.
+    pub(crate) floppy_dma: Option<DmaChannel>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
     /// What firmware hands on, until it is with `fw_cfg`.

@@ -123,6 +123,42 @@ pub enum OnTripleFault {
     Reset,
 }
 
+/// A kind of device that firmware may boot from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootDevice {
+    /// A floppy disk.
+    Floppy,
+    /// A hard disk.
+    Disk,
+    /// A CD or DVD.
+    Cdrom,
+    /// The network.
+    Network,
+}
+
+impl BootDevice {
+    /// What may be written.
+    pub const NAMES: [&str; 4] = ["floppy", "disk", "cdrom", "network"];
+}
+
+impl FromStr for BootDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "floppy" => Ok(Self::Floppy),
+            "disk" => Ok(Self::Disk),
+            "cdrom" => Ok(Self::Cdrom),
+            "network" => Ok(Self::Network),
+            _ => Err(format!(
+                "cannot boot from `{text}`; there are {}",
+                Self::NAMES.join(", ")
+            )),
+        }
+    }
+}
+
 /// What the machine boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -137,6 +173,8 @@ pub struct BootSpec {
     pub firmware: Option<PathBuf>,
     /// Firmware shows its boot menu, for this many milliseconds.
     pub menu: Option<u32>,
+    /// What firmware boots from, in this order; at most three.
+    pub order: Vec<BootDevice>,
 }
 
 /// A machine as the user wants it.

@@ -8,6 +8,10 @@ use crate::Size;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
+/// Kinds of device that the CMOS memory can name.
+const BOOT_DEVICES: usize = 3;
+/// Drives of the floppy controller.
+const FLOPPIES: usize = 2;
 /// Memory that a PC's firmware can start with.
 const MIN_PC_MEMORY: Size = Size::from_mib(4);
 /// Physical addresses have 40 bits; half of them may be RAM.
@@ -78,6 +82,24 @@ impl MachineSpec {
                     "{} is too little for a {}; at least {MIN_PC_MEMORY} is needed",
                     self.memory, self.machine
                 ),
+            );
+        }
+        if self.boot.order.len() > BOOT_DEVICES {
+            problem(
+                "boot.order",
+                format!("firmware tries at most {BOOT_DEVICES} kinds of device"),
+            );
+        }
+        let floppies = self.devices.floppies.len();
+        if floppies > 0 && !self.machine.has_pci() {
+            problem(
+                "devices.floppies",
+                format!("a {} has no floppy controller", self.machine),
+            );
+        } else if floppies > FLOPPIES {
+            problem(
+                "devices.floppies",
+                format!("{floppies} drives are more than {FLOPPIES}"),
             );
         }
         if self.boot.append.contains('\0') {

@@ -6,6 +6,12 @@ use chipset::acpi_pm;
 use chipset::acpi_pm::AcpiPm;
 use chipset::debugcon;
 use chipset::debugcon::Debugcon;
+use chipset::dma8237;
+use chipset::dma8237::Dma8237;
+use chipset::fdc;
+use chipset::fdc::Fdc;
+use chipset::parallel;
+use chipset::parallel::Parallel;
 use device_model::SharedDevice;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
@@ -23,6 +29,10 @@ use super::irq;
 use crate::BuildError;
 use crate::Placement;
 use crate::Window;
+use crate::floppy::FloppyFile;
+
+/// DMA channel of the floppy controller.
+const FLOPPY_CHANNEL: u8 = 2;
 
 /// `places` on a PC, nothing elsewhere.
 fn on_a_pc(spec: &MachineSpec, place: impl FnOnce() -> Placement) -> Vec<Placement> {
@@ -87,4 +97,58 @@ pub(super) fn place_debugcon(spec: &MachineSpec) -> Vec<Placement> {
 pub(super) fn build_debugcon(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let output = builder.debugcon.take();
     Ok(builder.slot(place, Debugcon::new(output)))
+}
+
+pub(super) fn place_dma(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("dma", "dma8237")
+            .window(Window::pio("bytes", dma8237::BYTE_PORT, 16))
+            .window(Window::pio("words", dma8237::WORD_PORT, 32))
+            .window(Window::pio("pages", dma8237::PAGE_PORT, 16))
+    })
+}
+
+pub(super) fn build_dma(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let chip = Dma8237::new(builder.memory.clone());
+    builder.floppy_dma = Some(chip.channel(FLOPPY_CHANNEL));
+    Ok(builder.slot(place, chip))
+}
+
+pub(super) fn place_fdc(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("fdc", "fdc")
+            .window(Window::pio("fdc", fdc::PORT, 6))
+            .window(Window::pio("dir", fdc::DIR_PORT, 1))
+            .irq(6)
+    })
+}
+
+pub(super) fn build_fdc(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let line = irq(builder, place, 0);
+    // The plan has the DMA controllers before the devices that they serve.
+    let missing = || BuildError::Windows(place.name.clone());
+    let dma = builder.floppy_dma.take().ok_or_else(missing)?;
+    let drives = &builder.spec.devices.floppies;
+    let mut chip = Fdc::new(builder.clock.clone(), line, dma, drives.len());
+    for (number, drive) in drives.iter().enumerate() {
+        if let Some(path) = &drive.image {
+            let disk = FloppyFile::open(path, drive.read_only)?;
+            chip.insert(number, Some(Box::new(disk)));
+        }
+    }
+    Ok(builder.slot(place, chip))
+}
+
+pub(super) fn place_parallel(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("lpt1", "parallel")
+            .window(Window::pio("parallel", parallel::PORT, 3))
+            .irq(7)
+    })
+}
+
+pub(super) fn build_parallel(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let line = irq(builder, place, 0);
+    let printer = builder.printer.take();
+    Ok(builder.slot(place, Parallel::new(line, printer)))
 }

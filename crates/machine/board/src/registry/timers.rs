@@ -10,6 +10,7 @@ use chipset::hpet::Hpet;
 use chipset::pit::Pit;
 use device_model::SharedDevice;
 use firmware::layout;
+use spec::BootDevice;
 use spec::MachineSpec;
 
 use super::Builder;
@@ -54,13 +55,53 @@ pub(super) fn build_rtc(builder: &mut Builder<'_>, place: &Placement) -> Result<
         cpus: builder.spec.cpus,
     };
     let line = builder.legacy_gate.irq8();
-    let slot = builder.slot(
-        place,
-        CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config),
-    );
+    let mut chip = CmosRtc::new(builder.clock.clone(), line, builder.alarm.line(), &config);
+    chip.set_up(&set_up(builder.spec));
+    let slot = builder.slot(place, chip);
     builder.rtc = Some(Arc::clone(&slot));
     Ok(slot)
 }
+
+/// What firmware's set-up would have noted of a PC in the CMOS memory: floppy drives, and what to boot from.
+fn set_up(spec: &MachineSpec) -> Vec<(u8, u8)> {
+    const FLOPPY_TYPES: u8 = 0x10;
+    const EQUIPMENT: u8 = 0x14;
+    const BOOT_FIRST: u8 = 0x3d;
+    const BOOT_THIRD: u8 = 0x38;
+    /// A mouse and a coprocessor.
+    const USUAL: u8 = 0x06;
+    /// 1.44 MB.
+    const TYPE: u8 = 4;
+    if !spec.machine.has_pci() {
+        return Vec::new();
+    }
+    let (types, drives) = match spec.devices.floppies.len() {
+        0 => (0, 0),
+        1 => (TYPE << 4, 1),
+        _ => (TYPE << 4 | TYPE, 1 | 1 << 6),
+    };
+    let code = |index: usize| match spec.boot.order.get(index).or(DEFAULT_ORDER.get(index)) {
+        Some(BootDevice::Floppy) => 1,
+        Some(BootDevice::Disk) => 2,
+        Some(BootDevice::Cdrom) => 3,
+        Some(BootDevice::Network) => 4,
+        None => 0,
+    };
+    let given = |index: usize| match spec.boot.order.len() {
+        // A shorter order is not filled up from the usual one.
+        len if len > 0 && index >= len => 0,
+        _ => code(index),
+    };
+    vec![
+        (FLOPPY_TYPES, types),
+        (EQUIPMENT, USUAL | drives),
+        (BOOT_FIRST, given(0) | given(1) << 4),
+        (BOOT_THIRD, given(2) << 4),
+    ]
+}
+
+/// What firmware boots from if nothing else is said.
+const DEFAULT_ORDER: [BootDevice; 3] = [BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy];
 
 /// Seconds since 1970 on the host, and nanoseconds.
 fn host_time() -> (i64, u32) {
