@@ -16,6 +16,7 @@ use spec::OnReset;
 use spec::SerialConfig;
 use spec::Size;
 use spec::TestdevConfig;
+use spec::UefiSpec;
 
 use crate::serial::SerialTarget;
 
@@ -31,6 +32,13 @@ pub(crate) struct MachineArgs {
     /// Firmware image of a pc; that of the package seabios if this is not given
     #[arg(long, value_name = "FILE")]
     pub(crate) firmware: Option<PathBuf>,
+
+    /// Start a pc with UEFI firmware, that of the package ovmf, and keep its variables in this file
+    ///
+    /// The file is made if it is not there. Without one the variables are forgotten when the machine ends.
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[expect(clippy::option_option, reason = "absent, without a file, with a file")]
+    pub(crate) uefi: Option<Option<PathBuf>>,
 
     /// Let the firmware show its boot menu for so many milliseconds
     #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "5000")]
@@ -117,6 +125,7 @@ impl MachineArgs {
                 initrd: self.initrd.clone(),
                 append: self.append.clone().unwrap_or_default(),
                 firmware: self.firmware.clone(),
+                uefi: self.uefi.clone().map(|variables| UefiSpec { variables }),
                 menu: self.boot_menu,
                 order: self.boot_order.clone(),
             },
@@ -140,7 +149,7 @@ impl MachineArgs {
 impl MachineArgs {
     /// The kind that is named, or that which the other options need.
     fn machine_kind(&self) -> MachineKind {
-        let wants_pc = self.firmware.is_some() || !self.floppy.is_empty();
+        let wants_pc = self.firmware.is_some() || self.uefi.is_some() || !self.floppy.is_empty();
         let kind = if wants_pc {
             MachineKind::Pc
         } else {

@@ -129,7 +129,7 @@ impl Controller {
         match register {
             0..8 => {
                 let channel = self.channel(register / 2);
-                let value = if register % 2 == 0 {
+                let value = if register.is_multiple_of(2) {
                     channel.address
                 } else {
                     channel.count
@@ -149,7 +149,7 @@ impl Controller {
             0..8 => {
                 let high = self.flip();
                 if let Some(channel) = self.channels.get_mut(usize::from(lanes::byte(register / 2))) {
-                    let (base, current) = if register % 2 == 0 {
+                    let (base, current) = if register.is_multiple_of(2) {
                         (&mut channel.base_address, &mut channel.address)
                     } else {
                         (&mut channel.base_count, &mut channel.count)

@@ -25,6 +25,7 @@ mod lanes;
 pub mod lapic;
 pub mod parallel;
 pub mod pc_testdev;
+pub mod pflash;
 pub mod pic;
 pub mod pit;
 pub mod port92;

@@ -323,7 +323,7 @@ impl Snapshot for I440fx {
         self.header.restore(&header)?;
         self.keep_lock(0);
         self.latch.set(address);
-        let zeros = [0; PAGE as usize];
+        let zeros = [0; PAGE_BYTES];
         for page in 0..len {
             let saved = shadow.iter().find(|(index, _)| u64::from(*index) == page);
             let bytes = saved.map_or(zeros.as_slice(), |(_, bytes)| bytes);
@@ -334,11 +334,12 @@ impl Snapshot for I440fx {
     }
 }
 
-const PAGE: u64 = guest_memory::PAGE_SIZE;
+const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
 
 /// The pages that are not all zero, with their numbers.
 fn pages(bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
-    let chunks = bytes.chunks(PAGE as usize);
+    let chunks = bytes.chunks(PAGE_BYTES);
     let used = (0u8..)
         .zip(chunks)
         .filter(|(_, page)| page.iter().any(|byte| *byte != 0));

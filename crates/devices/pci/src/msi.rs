@@ -43,7 +43,7 @@ impl Msi {
         let masks = u32::MAX >> (32 - vectors);
         header.fix(at + CONTROL, &control.to_le_bytes());
         header.allow(at + CONTROL, &(ENABLE | MULTIPLE_ENABLE).to_le_bytes());
-        header.allow(at + ADDRESS, &(u64::MAX & !3).to_le_bytes());
+        header.allow(at + ADDRESS, &(!3u64).to_le_bytes());
         header.allow(at + DATA, &[0xff; 2]);
         header.allow(at + MASK, &masks.to_le_bytes());
         header.changes(at + PENDING, &masks.to_le_bytes());

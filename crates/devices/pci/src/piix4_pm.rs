@@ -52,7 +52,8 @@ const ON: u8 = 1;
 
 /// Bytes of the ACPI registers.
 const PM_LEN: u64 = 64;
-const SMBUS_LEN: u64 = 16;
+const SMBUS_REGISTERS: usize = 16;
+const SMBUS_LEN: u64 = SMBUS_REGISTERS as u64;
 const PM: usize = 0;
 const SMBUS: usize = 1;
 const SMI_COMMAND: usize = 2;
@@ -95,7 +96,7 @@ mod smbus {
 pub struct Piix4Pm {
     // State
     header: PciHeader,
-    smbus: [u8; SMBUS_LEN as usize],
+    smbus: [u8; SMBUS_REGISTERS],
     pm: AcpiPm,
 }
 
@@ -119,7 +120,7 @@ impl Piix4Pm {
         header.allow(SMBHSTCFG, &[0x0f, 0xff, 0xff, 0xff]);
         Self {
             header,
-            smbus: [0; SMBUS_LEN as usize],
+            smbus: [0; SMBUS_REGISTERS],
             pm: pm.with_variant(PmVariant::PIIX4),
         }
     }
@@ -258,7 +259,7 @@ impl PciFunction for Piix4Pm {
 impl Device for Piix4Pm {
     fn reset(&mut self, kind: Reset) {
         self.header.reset();
-        self.smbus = [0; SMBUS_LEN as usize];
+        self.smbus = [0; SMBUS_REGISTERS];
         self.pm.reset(kind);
     }
 
@@ -306,7 +307,7 @@ impl Inspect for Piix4Pm {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Piix4PmV1 {
     header: Vec<u8>,
-    smbus: [u8; SMBUS_LEN as usize],
+    smbus: [u8; SMBUS_REGISTERS],
     pm: AcpiPmV1,
 }
 

@@ -4,11 +4,17 @@
 //! are written, and the kernel is loaded by its boot protocol. Files are read anew at every reset, so that they take no
 //! memory while the guest runs.
 
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chipset::lapic::Lapic;
+use chipset::pflash::FlashStore;
+use chipset::pflash::Pflash;
 use cpu_model::CpuState;
 use cpu_model::Msrs;
 use device_model::At;
@@ -67,12 +73,30 @@ impl BootSource {
         self.machine == MachineKind::Pc && self.boot.kernel.is_none()
     }
 
+    /// UEFI's variables, if that is the firmware: the file's, or the template's.
+    pub(crate) fn variables(&self) -> Result<Option<Variables>, BuildError> {
+        let Some(uefi) = self.boot.uefi.as_ref().filter(|_| self.by_firmware()) else {
+            return Ok(None);
+        };
+        let template = read_file(firmware::rom::find_uefi()?.1)?;
+        let Some(path) = &uefi.variables else {
+            return Ok(Some(Variables {
+                bytes: template,
+                file: None,
+            }));
+        };
+        Variables::open(path, &template).map(Some)
+    }
+
     /// The firmware's ROM, if the machine starts with it.
     pub(crate) fn rom(&self) -> Result<Option<Arc<MemoryRegion>>, BuildError> {
         if !self.by_firmware() {
             return Ok(None);
         }
-        let path = firmware::rom::find(self.boot.firmware.as_deref())?;
+        let path = match (&self.boot.firmware, &self.boot.uefi) {
+            (None, Some(_)) => firmware::rom::find_uefi()?.0,
+            (named, _) => firmware::rom::find(named.as_deref())?,
+        };
         let image = read_file(&path)?;
         tracing::info!(path = %path.display(), "firmware");
         let region = firmware::rom::region(&path, &image)?;
@@ -173,6 +197,60 @@ pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[Cpu
     Ok(())
 }
 
+/// UEFI's variables as they are at power-on, and the file that keeps them.
+pub(crate) struct Variables {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) file: Option<File>,
+}
+
+impl Variables {
+    /// Those of a file, which is made of the template if it is not there.
+    fn open(path: &Path, template: &[u8]) -> Result<Self, BuildError> {
+        let failed = |source| BuildError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        let file = opened.map_err(failed)?;
+        let mut bytes = Vec::new();
+        // One byte more than wanted tells that it is too long.
+        let limit = template.len() as u64 + 1;
+        (&file).take(limit).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.is_empty() {
+            file.write_all_at(template, 0).map_err(failed)?;
+            bytes = template.to_vec();
+        }
+        if bytes.len() != template.len() {
+            let (path, len, wanted) = (path.to_owned(), bytes.len(), template.len());
+            return Err(firmware::RomError::Variables { path, len, wanted }.into());
+        }
+        Ok(Self {
+            bytes,
+            file: Some(file),
+        })
+    }
+
+    /// Makes the flash that holds them.
+    pub(crate) fn into_flash(self) -> Option<Pflash> {
+        let store = self.file.map(|file| Box::new(FlashFile(file)) as Box<dyn FlashStore>);
+        Pflash::new(self.bytes, store)
+    }
+}
+
+/// The file behind a flash.
+struct FlashFile(File);
+
+impl FlashStore for FlashFile {
+    fn keep(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        self.0.write_all_at(bytes, offset).is_ok()
+    }
+}
+
 /// The PCI chipset as a BIOS leaves it: RAM where it was, ACPI at its ports, interrupts 10 and 11 for the PCI lines.
 fn pci_writes() -> Vec<(Bdf, u16, u8)> {
     let maps = (i440fx::PAM..).take(7).map(|at| (bdf::HOST_BRIDGE, at, 0x33));
@@ -209,6 +287,11 @@ fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, BuildError> {
 fn low_end(plan: &Plan) -> u64 {
     let ends = plan.ram.iter().map(|(base, len)| base + len);
     ends.filter(|end| *end <= layout::HOLE_END).max().unwrap_or(0)
+}
+
+/// End of all RAM.
+fn end(plan: &Plan) -> u64 {
+    plan.ram.iter().map(|(base, len)| base + len).max().unwrap_or(0)
 }
 
 /// The tables that firmware hands on, for a machine that starts with it.
@@ -254,8 +337,12 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
     };
     let pci = plan.devices.iter().any(|device| device.bdf.is_some());
     AcpiInput {
-        pm: if pci { PmPorts::PIIX4 } else { PmPorts::default() },
-        pci: pci.then(|| PciInput::below(low_end(plan))),
+        pm: match (pci, has("pflash")) {
+            (false, _) => PmPorts::default(),
+            (true, false) => PmPorts::PIIX4,
+            (true, true) => PmPorts::piix4(layout::UEFI_PM_BASE),
+        },
+        pci: pci.then(|| PciInput::below(low_end(plan)).with_high(end(plan))),
         floppy: has("fdc"),
         parallel: has("parallel"),
         apic_ids: (0..plan.cpus).collect(),

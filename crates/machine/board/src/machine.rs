@@ -454,7 +454,7 @@ fn assemble(
         .map_err(|error| PlanError(vec![format!("cpu: {error}")]))?;
     let policy = Arc::new(CpuPolicy::new(model)?.with_cpus(plan.cpus));
     let boot = BootSource::new(spec);
-    let rom = boot.rom()?;
+    let (rom, variables) = (boot.rom()?, boot.variables()?);
     let memory = make_memory(&plan, rom.as_ref())?;
     let engine = engine(Arc::clone(&memory), Arc::clone(&policy))?;
     let mut vcpus = Vec::new();
@@ -481,6 +481,7 @@ fn assemble(
         root,
         router,
         rom,
+        variables,
         a20: A20Gate::new(Arc::clone(&memory)),
         debugcon: backends.debugcon,
         printer: backends.printer,
@@ -503,26 +504,18 @@ fn assemble(
         rtc: None,
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
-    if spec.machine.has_pci() {
-        board.set_pci(Arc::clone(&builder.root));
-    }
-    if let Some(rtc) = builder.rtc.take() {
-        board.set_rtc(rtc);
-    }
-    for (device, place) in devices.iter().zip(&plan.devices) {
-        map_windows(&board, device, place)?;
-        if let Some(bdf) = place.bdf {
-            builder.root.add(bdf, Arc::clone(device));
-        }
-    }
-    let buttons = builder.buttons.take();
-    let serial_ends = std::mem::take(&mut builder.serial_ends);
+    connect(&mut builder, &board, &devices)?;
+    let Builder {
+        buttons,
+        serial_ends,
+        mut poll_requests,
+        ..
+    } = builder;
     let watched = devices.iter().map(|device| Watched {
         device: Arc::clone(device),
-        request: builder.poll_requests.remove(device.name()),
+        request: poll_requests.remove(device.name()),
     });
     let watched = watched.collect();
-    drop(builder);
     Ok(Parts {
         buttons,
         on_reset: spec.on_reset,
@@ -541,6 +534,23 @@ fn assemble(
         devices,
         reset_states,
     })
+}
+
+/// Puts devices on the buses, and tells the board of those that it knows itself.
+fn connect(builder: &mut Builder<'_>, board: &Board, devices: &[SharedDevice]) -> Result<(), BuildError> {
+    if builder.spec.machine.has_pci() {
+        board.set_pci(Arc::clone(&builder.root));
+    }
+    if let Some(rtc) = builder.rtc.take() {
+        board.set_rtc(rtc);
+    }
+    for (device, place) in devices.iter().zip(&builder.plan.devices) {
+        map_windows(board, device, place)?;
+        if let Some(bdf) = place.bdf {
+            builder.root.add(bdf, Arc::clone(device));
+        }
+    }
+    Ok(())
 }
 
 /// Puts a device's regions where the plan says, after checking that the two speak of the same.

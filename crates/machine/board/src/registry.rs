@@ -38,6 +38,7 @@ use crate::Placement;
 use crate::Plan;
 use crate::SerialPort;
 use crate::boot::FirmwareTables;
+use crate::boot::Variables;
 use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
@@ -63,6 +64,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "i440fx",        place: pc::place_i440fx,            build: pc::build_i440fx },
     Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
+    Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
     Entry { chip: "debugcon",      place: pc::place_debugcon,          build: pc::build_debugcon },
     Entry { chip: "dma8237",       place: pc::place_dma,               build: pc::build_dma },
     Entry { chip: "fdc",           place: pc::place_fdc,               build: pc::build_fdc },
@@ -109,6 +111,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) router: Arc<PirqRouter>,
     /// Firmware's ROM.
     pub(crate) rom: Option<Arc<MemoryRegion>>,
+    /// UEFI's variables, until they are in their flash.
+    pub(crate) variables: Option<Variables>,
     pub(crate) a20: Arc<A20Gate>,
     /// Where the debug port leads, until it is built.
     pub(crate) debugcon: Option<Box<dyn Write + Send>>,

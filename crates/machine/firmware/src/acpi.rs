@@ -91,6 +91,18 @@ impl PciInput {
         };
         Self { memory, high: None }
     }
+
+    /// With a window above all RAM, which ends at `end`, up to the last physical address.
+    #[must_use]
+    pub fn with_high(self, end: u64) -> Self {
+        const GIB: u64 = 1 << 30;
+        let base = end.max(layout::HOLE_END).next_multiple_of(GIB);
+        let len = layout::PHYSICAL_END.saturating_sub(base);
+        Self {
+            high: (len > 0).then_some((base, len)),
+            ..self
+        }
+    }
 }
 
 /// Ports of the ACPI fixed hardware.
@@ -114,19 +126,25 @@ pub struct PmPorts {
 
 impl PmPorts {
     /// Intel's PIIX4 at its usual place.
-    pub const PIIX4: Self = Self {
-        event: layout::PM_BASE,
-        control: layout::PM_BASE + 4,
-        timer: layout::PM_BASE + 8,
-        gpe0: layout::PM_BASE + 12,
-        s3: 1,
-        s5: 0,
-        smi: Some(SmiPort {
-            port: 0xb2,
-            enable: 0xf1,
-            disable: 0xf0,
-        }),
-    };
+    pub const PIIX4: Self = Self::piix4(layout::PM_BASE);
+
+    /// Intel's PIIX4 where firmware puts it.
+    #[must_use]
+    pub const fn piix4(base: u16) -> Self {
+        Self {
+            event: base,
+            control: base + 4,
+            timer: base + 8,
+            gpe0: base + 12,
+            s3: 1,
+            s5: 0,
+            smi: Some(SmiPort {
+                port: 0xb2,
+                enable: 0xf1,
+                disable: 0xf0,
+            }),
+        }
+    }
 }
 
 impl Default for PmPorts {

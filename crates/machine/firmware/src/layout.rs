@@ -33,6 +33,10 @@ pub(crate) const HANDLERS: u64 = 0xf_f000;
 pub const MIB: u64 = 0x10_0000;
 /// Registers of the I/O APIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
+/// First address that processors have no lines for.
+pub const PHYSICAL_END: u64 = 1 << 40;
+/// First port of a PC's ACPI registers where UEFI firmware puts them.
+pub const UEFI_PM_BASE: u16 = 0xb000;
 /// First port of a PC's ACPI registers.
 pub const PM_BASE: u16 = 0x600;
 /// Registers of the HPET.

@@ -17,6 +17,11 @@ const SEABIOS: [&str; 3] = [
     "/usr/share/qemu/bios-256k.bin",
     "/usr/share/seabios/bios.bin",
 ];
+/// UEFI images by the package `ovmf`, with the template of their variables.
+const OVMF: [(&str, &str); 2] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+];
 /// What is seen below 1 MiB: an image has at least that.
 const MIN: usize = 128 << 10;
 /// The interrupt controllers are below.
@@ -30,6 +35,19 @@ pub enum RomError {
     /// No image was named, and none found.
     #[error("there is no BIOS on this host; `apt-get install seabios` brings one, `--firmware FILE` names another")]
     Missing,
+    /// No UEFI image was found.
+    #[error("there is no UEFI firmware on this host; `apt-get install ovmf` brings it")]
+    MissingUefi,
+    /// The file of variables is not of the image's size.
+    #[error("`{}` holds no variables of this firmware: {} bytes, not {}", .path.display(), .len, .wanted)]
+    Variables {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: usize,
+        /// The template's.
+        wanted: usize,
+    },
     /// The file is no image.
     #[error("`{}` is no firmware image: {} bytes are not a multiple of 4K between 128K and 16M", .path.display(), .len)]
     Size {
@@ -50,6 +68,17 @@ pub enum RomError {
 pub fn find(wanted: Option<&Path>) -> Result<PathBuf, RomError> {
     let usual = || SEABIOS.iter().map(PathBuf::from).find(|path| path.is_file());
     wanted.map(Path::to_owned).or_else(usual).ok_or(RomError::Missing)
+}
+
+/// The UEFI image of the package `ovmf`, and the template of its variables.
+///
+/// # Errors
+/// [`RomError::MissingUefi`] when they are not there.
+pub fn find_uefi() -> Result<(PathBuf, PathBuf), RomError> {
+    let there = |(code, variables): &&(&str, &str)| Path::new(code).is_file() && Path::new(variables).is_file();
+    let found = OVMF.iter().find(there);
+    let paths = found.map(|(code, variables)| (PathBuf::from(code), PathBuf::from(variables)));
+    paths.ok_or(RomError::MissingUefi)
 }
 
 /// The ROM that holds `image`; `path` is for the message.

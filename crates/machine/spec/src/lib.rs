@@ -23,6 +23,7 @@ pub use machine::MachineKind;
 pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;
+pub use machine::UefiSpec;
 pub use size::Size;
 pub use size::SizeError;
 pub use validate::Problem;

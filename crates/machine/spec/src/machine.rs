@@ -159,6 +159,14 @@ impl FromStr for BootDevice {
     }
 }
 
+/// UEFI firmware.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UefiSpec {
+    /// File of the machine's variables, which is made if it is not there. None: they are forgotten with the machine.
+    pub variables: Option<PathBuf>,
+}
+
 /// What the machine boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -171,6 +179,8 @@ pub struct BootSpec {
     pub append: String,
     /// Firmware image that the machine starts with where no kernel is named. None: that of the package `seabios`.
     pub firmware: Option<PathBuf>,
+    /// UEFI firmware instead of a BIOS: its image and its variables.
+    pub uefi: Option<UefiSpec>,
     /// Firmware shows its boot menu, for this many milliseconds.
     pub menu: Option<u32>,
     /// What firmware boots from, in this order; at most three.

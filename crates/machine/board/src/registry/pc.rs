@@ -13,6 +13,7 @@ use chipset::fdc::Fdc;
 use chipset::parallel;
 use chipset::parallel::Parallel;
 use device_model::SharedDevice;
+use firmware::layout;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
 use pci::i440fx;
@@ -151,4 +152,28 @@ pub(super) fn build_parallel(builder: &mut Builder<'_>, place: &Placement) -> Re
     let line = irq(builder, place, 0);
     let printer = builder.printer.take();
     Ok(builder.slot(place, Parallel::new(line, printer)))
+}
+
+/// Where the flash with UEFI's variables ends, and how long it is: below the image, as the two are made to lie together.
+fn variables_window() -> Option<(u64, u64)> {
+    let (code, variables) = firmware::rom::find_uefi().ok()?;
+    let len = |path: &std::path::Path| std::fs::metadata(path).map(|data| data.len()).ok();
+    let (code, variables) = (len(&code)?, len(&variables)?);
+    let base = layout::HOLE_END.checked_sub(code)?.checked_sub(variables)?;
+    Some((base, variables))
+}
+
+pub(super) fn place_pflash(spec: &MachineSpec) -> Vec<Placement> {
+    let wanted = spec.machine == MachineKind::Pc && spec.boot.uefi.is_some() && spec.boot.kernel.is_none();
+    // Without the image there is no machine; that is found when it is built.
+    let window = wanted.then(variables_window).flatten();
+    let place = |(base, len)| Placement::new("variables", "pflash").window(Window::mmio("flash", base, len));
+    window.map(place).into_iter().collect()
+}
+
+pub(super) fn build_pflash(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let missing = || BuildError::Windows(place.name.clone());
+    let variables = builder.variables.take().ok_or_else(missing)?;
+    let chip = variables.into_flash().ok_or_else(missing)?;
+    Ok(builder.slot(place, chip))
 }
