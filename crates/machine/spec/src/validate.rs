@@ -2,11 +2,18 @@
 
 use std::fmt;
 
+use crate::MachineKind;
 use crate::MachineSpec;
 use crate::Size;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
+/// Kinds of device that the CMOS memory can name.
+const BOOT_DEVICES: usize = 3;
+/// Drives of the floppy controller.
+const FLOPPIES: usize = 2;
+/// Memory that a PC's firmware can start with.
+const MIN_PC_MEMORY: Size = Size::from_mib(4);
 /// Physical addresses have 40 bits; half of them may be RAM.
 const MAX_MEMORY: Size = Size::from_bytes(1 << 39);
 /// xAPIC identifiers are 8 bits wide, and 255 is the broadcast.
@@ -39,69 +46,104 @@ impl MachineSpec {
     /// # Errors
     /// [`SpecError`] with every problem there is.
     pub fn validate(&self) -> Result<(), SpecError> {
-        let mut problems = Vec::new();
-        let mut problem = |field: &str, what: String| {
-            problems.push(Problem {
-                field: field.to_owned(),
-                what,
-            });
-        };
+        let mut problems = Problems(Vec::new());
+        self.check_machine(&mut problems);
+        self.check_boot(&mut problems);
+        self.check_devices(&mut problems);
+        match problems.0 {
+            none if none.is_empty() => Ok(()),
+            some => Err(SpecError(some)),
+        }
+    }
+
+    fn check_machine(&self, problems: &mut Problems) {
         if self.memory < MIN_MEMORY {
-            problem(
-                "memory",
-                format!("{} is too little; at least {MIN_MEMORY} is needed", self.memory),
-            );
+            let what = format!("{} is too little; at least {MIN_MEMORY} is needed", self.memory);
+            problems.add("memory", what);
         } else if self.memory > MAX_MEMORY {
-            problem(
-                "memory",
-                format!("{} is too much; at most {MAX_MEMORY} can be addressed", self.memory),
-            );
+            let what = format!("{} is too much; at most {MAX_MEMORY} can be addressed", self.memory);
+            problems.add("memory", what);
         } else if !self.memory.bytes().is_multiple_of(PAGE) {
-            problem("memory", format!("{} is not a whole number of 4K pages", self.memory));
+            problems.add("memory", format!("{} is not a whole number of 4K pages", self.memory));
+        } else if self.machine.has_pci() && self.memory < MIN_PC_MEMORY {
+            let what = format!(
+                "{} is too little for a {}; at least {MIN_PC_MEMORY} is needed",
+                self.memory, self.machine
+            );
+            problems.add("memory", what);
         }
         if self.cpus == 0 || self.cpus > MAX_CPUS {
-            problem("cpus", format!("{} is not between 1 and {MAX_CPUS}", self.cpus));
+            problems.add("cpus", format!("{} is not between 1 and {MAX_CPUS}", self.cpus));
         }
+    }
+
+    fn check_boot(&self, problems: &mut Problems) {
         if self.boot.kernel.is_none() && self.boot.initrd.is_some() {
-            problem("boot.initrd", "needs a kernel beside it".to_owned());
+            problems.add("boot.initrd", "needs a kernel beside it".to_owned());
+        }
+        if self.machine == MachineKind::Microvm && self.boot.firmware.is_some() {
+            problems.add("boot.firmware", "a microvm has none; machine pc has".to_owned());
+        }
+        if self.machine == MachineKind::Microvm && self.boot.uefi.is_some() {
+            problems.add("boot.uefi", "a microvm has no firmware; machine pc has".to_owned());
+        }
+        if self.boot.uefi.is_some() && self.boot.kernel.is_some() {
+            problems.add("boot.uefi", "a kernel is booted without firmware".to_owned());
+        }
+        if self.boot.order.len() > BOOT_DEVICES {
+            problems.add(
+                "boot.order",
+                format!("firmware tries at most {BOOT_DEVICES} kinds of device"),
+            );
         }
         if self.boot.append.contains('\0') {
-            problem("boot.append", "holds a zero byte".to_owned());
+            problems.add("boot.append", "holds a zero byte".to_owned());
+        }
+    }
+
+    fn check_devices(&self, problems: &mut Problems) {
+        let floppies = self.devices.floppies.len();
+        if floppies > 0 && !self.machine.has_pci() {
+            let what = format!("a {} has no floppy controller", self.machine);
+            problems.add("devices.floppies", what);
+        } else if floppies > FLOPPIES {
+            problems.add(
+                "devices.floppies",
+                format!("{floppies} drives are more than {FLOPPIES}"),
+            );
         }
         for (index, serial) in self.devices.serial.iter().enumerate() {
             let field = format!("devices.serial.{}", serial.name);
             if serial.name.is_empty() || serial.name.contains('/') {
-                problem(
-                    &format!("devices.serial[{index}]"),
-                    format!("`{}` is not a name", serial.name),
-                );
+                let what = format!("`{}` is not a name", serial.name);
+                problems.add(&format!("devices.serial[{index}]"), what);
             }
-            if self
-                .devices
-                .serial
-                .iter()
-                .take(index)
-                .any(|other| other.name == serial.name)
-            {
-                problem(&field, "the name is taken".to_owned());
+            let mut before = self.devices.serial.iter().take(index);
+            if before.any(|other| other.name == serial.name) {
+                problems.add(&field, "the name is taken".to_owned());
             }
             if serial.irq > 15 || serial.irq == 2 {
-                problem(&field, format!("irq {} is not an ISA interrupt", serial.irq));
+                problems.add(&field, format!("irq {} is not an ISA interrupt", serial.irq));
             }
             if serial.port > 0xfff8 {
-                problem(&field, format!("8 ports do not fit at {:#x}", serial.port));
+                problems.add(&field, format!("8 ports do not fit at {:#x}", serial.port));
             }
         }
         if let Some(exit) = &self.devices.debug_exit
             && exit.port > 0xfffc
         {
-            problem("devices.debug_exit", format!("4 ports do not fit at {:#x}", exit.port));
+            problems.add("devices.debug_exit", format!("4 ports do not fit at {:#x}", exit.port));
         }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(SpecError(problems))
-        }
+    }
+}
+
+/// What has been found so far.
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, field: &str, what: String) {
+        let field = field.to_owned();
+        self.0.push(Problem { field, what });
     }
 }
 
@@ -130,6 +172,22 @@ mod tests {
         let serial = "devices.serial.com1";
         assert_eq!(fields, ["memory", "cpus", "boot.initrd", serial, serial]);
         assert_eq!(error.to_string().lines().count(), 1);
+    }
+
+    #[test]
+    fn what_only_a_pc_has_is_refused_elsewhere() {
+        let mut spec = MachineSpec::default();
+        spec.boot.firmware = Some("bios".into());
+        spec.devices.floppies = vec![crate::FloppyConfig::default(); 3];
+        spec.boot.order = vec![crate::BootDevice::Disk; 4];
+        let fields = |spec: &MachineSpec| -> Vec<String> {
+            let error = spec.validate().unwrap_err();
+            error.0.into_iter().map(|problem| problem.field).collect()
+        };
+        assert_eq!(fields(&spec), ["boot.firmware", "boot.order", "devices.floppies"]);
+        spec.machine = MachineKind::Pc;
+        spec.memory = Size::from_mib(3);
+        assert_eq!(fields(&spec), ["memory", "boot.order", "devices.floppies"]);
     }
 
     #[test]

@@ -88,6 +88,23 @@ impl MemoryRegion {
         &self.code
     }
 
+    /// Copies out `buf.len()` bytes at `offset`, wherever the region is mapped. `None` when they do not lie inside.
+    #[must_use]
+    pub fn fetch(&self, offset: u64, buf: &mut [u8]) -> Option<()> {
+        self.holds(offset, buf.len()).then(|| self.read(offset, buf))
+    }
+
+    /// Copies in `buf` at `offset`, wherever the region is mapped and whatever its kind; code engines see the write.
+    /// `None` when it does not lie inside.
+    #[must_use]
+    pub fn load(&self, offset: u64, buf: &[u8]) -> Option<()> {
+        self.holds(offset, buf.len()).then(|| self.write(offset, buf))
+    }
+
+    fn holds(&self, offset: u64, len: usize) -> bool {
+        offset.checked_add(len as u64).is_some_and(|end| end <= self.len)
+    }
+
     /// Copies out `buf.len()` bytes at `offset`. The range must lie inside the region.
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) {
         assert!(offset + buf.len() as u64 <= self.len, "range checked by the caller");
