@@ -40,6 +40,14 @@ pub enum MemoryError {
         /// Its length.
         len: u64,
     },
+    /// An access left its region.
+    #[error("the region has no {len} bytes at {offset:#x}")]
+    Range {
+        /// First byte of the access.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
 }
 
 /// A page of guest memory as a CPU engine sees it.
