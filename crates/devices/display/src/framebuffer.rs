@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use rustc_hash::FxBuildHasher;
 
@@ -36,6 +37,17 @@ pub struct Move {
     pub to: u32,
     /// Rows.
     pub rows: u32,
+}
+
+/// A pointer's picture, for screens that draw it themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The pixels.
+    pub picture: Surface,
+    /// Which of them are seen; as many as there are pixels.
+    pub mask: Vec<bool>,
+    /// The pixel that points.
+    pub hot: (u32, u32),
 }
 
 /// What a screen must draw to catch up, in this order.
@@ -74,6 +86,8 @@ pub struct Framebuffer {
     resized_in: u64,
     moved: Option<Move>,
     tiles: Vec<Tile>,
+    cursor: Option<Arc<Cursor>>,
+    cursor_generation: u64,
 }
 
 impl Framebuffer {
@@ -93,6 +107,26 @@ impl Framebuffer {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// The pointer, where the guest's display adapter draws it apart from the picture; no adapter of ours does so far.
+    #[must_use]
+    pub fn cursor(&self) -> Option<&Arc<Cursor>> {
+        self.cursor.as_ref()
+    }
+
+    /// Counts changes of the pointer's picture.
+    #[must_use]
+    pub fn cursor_generation(&self) -> u64 {
+        self.cursor_generation
+    }
+
+    /// Changes the pointer's picture.
+    pub fn set_cursor(&mut self, cursor: Option<Cursor>) {
+        if self.cursor.as_deref() != cursor.as_ref() {
+            self.cursor = cursor.map(Arc::new);
+            self.cursor_generation += 1;
+        }
     }
 
     /// Takes what is shown now as the picture. True when it differs from the last one.
@@ -199,9 +233,10 @@ impl Framebuffer {
         (rows >= LEAST_MOVED && sound).then_some(Move { from, to, rows })
     }
 
-    /// What a screen must draw that has seen `generation`; 0 for one that has seen nothing.
+    /// What a screen must draw that has seen `generation`; 0 for one that has seen nothing. Without `moves` for a screen that
+    /// cannot move rows.
     #[must_use]
-    pub fn changes_since(&self, generation: u64) -> Changes {
+    pub fn changes_since(&self, generation: u64, moves: bool) -> Changes {
         if generation >= self.generation {
             return Changes::default();
         }
@@ -212,7 +247,7 @@ impl Framebuffer {
                 rects: vec![self.shown.bounds()],
             };
         }
-        let moved = self.moved.filter(|_| generation + 1 == self.generation);
+        let moved = self.moved.filter(|_| moves && generation + 1 == self.generation);
         let dirty = self.tiles.iter().map(|tile| match moved {
             Some(_) => tile.beyond_move,
             None => tile.changed > generation,
@@ -314,8 +349,8 @@ mod tests {
         assert!(draw(&mut fb, 100, 50, noise(1)));
         assert!(!draw(&mut fb, 100, 50, noise(1)));
         assert_eq!(fb.generation(), 1);
-        assert!(fb.changes_since(1).is_empty());
-        assert_eq!(fb.changes_since(0).rects, [Rect::new(0, 0, 100, 50)]);
+        assert!(fb.changes_since(1, true).is_empty());
+        assert_eq!(fb.changes_since(0, true).rects, [Rect::new(0, 0, 100, 50)]);
     }
 
     #[test]
@@ -323,12 +358,12 @@ mod tests {
         let mut fb = Framebuffer::new();
         draw(&mut fb, 200, 100, |_, _| 0);
         draw(&mut fb, 200, 100, |x, y| u32::from((x, y) == (199, 99)));
-        assert_eq!(fb.changes_since(1).rects, [Rect::new(192, 96, 8, 4)]);
+        assert_eq!(fb.changes_since(1, true).rects, [Rect::new(192, 96, 8, 4)]);
         draw(&mut fb, 200, 100, |x, y| {
             u32::from((x, y) == (199, 99) || (x, y) == (0, 0))
         });
-        assert_eq!(fb.changes_since(1).rects.len(), 2);
-        assert_eq!(fb.changes_since(2).rects, [Rect::new(0, 0, 64, 16)]);
+        assert_eq!(fb.changes_since(1, true).rects.len(), 2);
+        assert_eq!(fb.changes_since(2, true).rects, [Rect::new(0, 0, 64, 16)]);
     }
 
     #[test]
@@ -337,9 +372,9 @@ mod tests {
         let picture = noise(7);
         draw(&mut fb, 320, 200, &picture);
         let mut screen = Surface::default();
-        replay(&mut screen, &fb, &fb.changes_since(0));
+        replay(&mut screen, &fb, &fb.changes_since(0, true));
         draw(&mut fb, 320, 200, |x, y| if y < 184 { picture(x, y + 16) } else { 0 });
-        let changes = fb.changes_since(1);
+        let changes = fb.changes_since(1, true);
         let up = Move {
             from: 16,
             to: 0,
@@ -348,7 +383,8 @@ mod tests {
         assert_eq!(changes.moved, Some(up));
         assert!(changes.rects.iter().all(|rect| rect.y >= 176), "{changes:?}");
         replay(&mut screen, &fb, &changes);
-        assert_eq!(fb.changes_since(0).moved, None);
+        assert_eq!(fb.changes_since(0, true).moved, None);
+        assert_eq!(fb.changes_since(1, false).moved, None);
         // Downwards, too.
         draw(
             &mut fb,
@@ -356,7 +392,7 @@ mod tests {
             200,
             |x, y| if y >= 40 { picture(x, y + 16 - 40) } else { 3 },
         );
-        let changes = fb.changes_since(2);
+        let changes = fb.changes_since(2, true);
         assert!(changes.moved.is_some());
         replay(&mut screen, &fb, &changes);
     }
@@ -376,7 +412,7 @@ mod tests {
                 (&mut seldom.0, &mut seldom.1, random & 0x700 == 0),
             ] {
                 if due {
-                    replay(screen, &fb, &fb.changes_since(*seen));
+                    replay(screen, &fb, &fb.changes_since(*seen, true));
                     *seen = fb.generation();
                 }
             }

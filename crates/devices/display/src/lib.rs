@@ -29,6 +29,7 @@ mod surface;
 pub mod vga;
 
 pub use framebuffer::Changes;
+pub use framebuffer::Cursor;
 pub use framebuffer::Framebuffer;
 pub use framebuffer::Move;
 pub use framebuffer::ScreenSource;
