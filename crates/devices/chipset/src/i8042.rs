@@ -228,6 +228,8 @@ impl I8042 {
                 let buttons = if down { rest | button.bit() } else { rest };
                 self.mouse_event(MouseEvent { buttons, ..mouse });
             }
+            // A mouse knows no places.
+            Event::Place { .. } => {}
             // There is one wheel.
             Event::Wheel { dy, dx: _ } => self.mouse_event(MouseEvent { wheel: dy, ..mouse }),
         }

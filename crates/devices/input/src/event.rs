@@ -48,6 +48,17 @@ pub enum Event {
         /// Down.
         dy: i32,
     },
+    /// The pointer is at a place of the screen, for devices that know places ([`InputSink::takes_places`]).
+    Place {
+        /// Column.
+        x: u32,
+        /// Row.
+        y: u32,
+        /// Columns of the screen.
+        width: u32,
+        /// Rows of the screen.
+        height: u32,
+    },
     /// A button of the mouse goes down or up.
     Button {
         /// The button.
@@ -69,6 +80,11 @@ pub enum Event {
 pub trait InputSink: Send + Sync {
     /// Takes an event.
     fn input(&self, event: Event);
+
+    /// Whether the guest's pointing device knows places, as a tablet does. Others get movement.
+    fn takes_places(&self) -> bool {
+        false
+    }
 
     /// The keyboard's lights as the guest set them: bit 0 Scroll Lock, bit 1 Num Lock, bit 2 Caps Lock. None while nobody
     /// knows.

@@ -1,11 +1,12 @@
 //! X11 keysyms, as VNC clients send them, to keys.
 //!
-//! Characters go by the guest's layout; Shift and AltGr come as keys of their own, so only the key counts.
+//! Characters go by the guest's layout. Shift and AltGr come as keys of their own from most clients; some leave them out.
 //!
 //! Spec: X Window System Protocol, appendix A ("KEYSYM Encoding"); xorgproto include/X11/keysymdef.h.
 
 use crate::Key;
 use crate::Layout;
+use crate::Stroke;
 
 /// Keysym, and the name of the key.
 #[rustfmt::skip]
@@ -33,17 +34,19 @@ const FUNCTION: &[(u32, &str)] = &[
 const F1: u32 = 0xFFBE;
 const F24: u32 = 0xFFD5;
 
-/// The key that makes a keysym on a keyboard of this layout.
+/// The key that makes a keysym on a keyboard of this layout, with the modifiers that a character needs.
 #[must_use]
-pub fn key_of_keysym(keysym: u32, layout: &Layout) -> Option<Key> {
+pub fn stroke_of_keysym(keysym: u32, layout: &Layout) -> Option<Stroke> {
     if let Some(character) = character(keysym) {
-        return layout.stroke(character).map(|stroke| stroke.key);
+        return layout.stroke(character);
     }
-    if (F1..=F24).contains(&keysym) {
-        return Key::from_name(&format!("f{}", keysym - F1 + 1));
-    }
-    let (_, name) = FUNCTION.iter().find(|(known, _)| *known == keysym)?;
-    Key::from_name(name)
+    let key = if (F1..=F24).contains(&keysym) {
+        Key::from_name(&format!("f{}", keysym - F1 + 1))
+    } else {
+        let (_, name) = FUNCTION.iter().find(|(known, _)| *known == keysym)?;
+        Key::from_name(name)
+    };
+    key.map(Stroke::alone)
 }
 
 /// The printable character of a keysym: Latin 1 as it is, others above 01000000h.
@@ -64,7 +67,7 @@ mod tests {
 
     #[test]
     fn keysyms_find_their_keys() {
-        let key = |keysym| key_of_keysym(keysym, &Layout::US).map(Key::name);
+        let key = |keysym| stroke_of_keysym(keysym, &Layout::US).map(|stroke| stroke.key.name());
         assert_eq!(key(u32::from('a')), Some("a"));
         assert_eq!(key(u32::from('A')), Some("a"));
         assert_eq!(key(u32::from('!')), Some("1"));
@@ -75,8 +78,11 @@ mod tests {
         assert_eq!((key(0xFFFF), key(0xFFE9), key(0)), (Some("delete"), Some("alt"), None));
         assert_eq!(key(0x0100_0000 + u32::from('é')), None);
         let german = "de".parse().unwrap();
-        assert_eq!(key_of_keysym(0xE4, &german).map(Key::name), Some("apostrophe"));
-        assert_eq!(key_of_keysym(0x20AC, &german).map(Key::name), Some("e"));
+        assert_eq!(
+            stroke_of_keysym(0xE4, &german).map(|s| s.key.name()),
+            Some("apostrophe")
+        );
+        assert_eq!(stroke_of_keysym(0x20AC, &german).map(|s| s.key.name()), Some("e"));
     }
 
     #[test]

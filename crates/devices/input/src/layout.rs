@@ -19,6 +19,16 @@ pub struct Stroke {
 }
 
 impl Stroke {
+    /// A key without modifiers.
+    #[must_use]
+    pub const fn alone(key: Key) -> Self {
+        Self {
+            key,
+            shift: false,
+            alt_gr: false,
+        }
+    }
+
     /// Its events: modifiers and key down, then up.
     pub fn events(self) -> impl Iterator<Item = Event> {
         let modifiers = [(self.shift, Key::SHIFT), (self.alt_gr, Key::ALT_GR)];

@@ -32,7 +32,7 @@ pub use event::Event;
 pub use event::InputSink;
 pub use event::RelativePointer;
 pub use key::Key;
-pub use keysym::key_of_keysym;
+pub use keysym::stroke_of_keysym;
 pub use layout::Layout;
 pub use layout::Stroke;
 pub use layout::TypeError;
