@@ -24,6 +24,7 @@ pub(crate) fn fill_in(boot: &mut BootSpec, append: Option<&str>) -> anyhow::Resu
         kernel: Some(dir.join("vmlinuz")),
         initrd: Some(dir.join("initrd.cpio")),
         append: append.unwrap_or(APPEND).to_owned(),
+        ..boot.clone()
     };
     Ok(())
 }

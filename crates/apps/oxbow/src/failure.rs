@@ -56,9 +56,12 @@ impl From<anyhow::Error> for Failure {
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         match error {
-            BuildError::Plan(_) | BuildError::Policy(_) | BuildError::File { .. } | BuildError::Boot { .. } => {
-                anyhow::Error::from(error).into()
-            }
+            BuildError::Plan(_)
+            | BuildError::Policy(_)
+            | BuildError::File { .. }
+            | BuildError::Boot { .. }
+            | BuildError::Firmware(_)
+            | BuildError::Floppy { .. } => anyhow::Error::from(error).into(),
             _ => Self::host(error),
         }
     }

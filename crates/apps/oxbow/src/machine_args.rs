@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
+use spec::BootDevice;
 use spec::BootSpec;
 use spec::DebugExitConfig;
 use spec::DevicesSpec;
 use spec::EngineKind;
+use spec::FloppyConfig;
+use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::SerialConfig;
@@ -19,6 +22,28 @@ use crate::serial::SerialTarget;
 /// Options of `run` and `plan`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MachineArgs {
+    /// Kind of computer: microvm, or pc with PCI and a BIOS
+    ///
+    /// A microvm boots a kernel directly. A pc does so too if one is named, else it starts with its firmware.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) machine: Option<MachineKind>,
+
+    /// Firmware image of a pc; that of the package seabios if this is not given
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firmware: Option<PathBuf>,
+
+    /// Let the firmware show its boot menu for so many milliseconds
+    #[arg(long, value_name = "MS", num_args = 0..=1, default_missing_value = "5000")]
+    pub(crate) boot_menu: Option<u32>,
+
+    /// What a pc's firmware boots from, such as cdrom,disk: up to three of floppy, disk, cdrom, network
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub(crate) boot_order: Vec<BootDevice>,
+
+    /// Image of a floppy disk, for drive A of a pc and then B; `none` for an empty drive, `FILE,ro` for a protected disk
+    #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
+    pub(crate) floppy: Vec<FloppyConfig>,
+
     /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
     ///
     /// Without one the demo guest is booted, which `cargo xtask demo` fetches.
@@ -82,6 +107,7 @@ impl MachineArgs {
         };
         let testdev = self.testdev || self.debug_exit.is_some();
         Ok(MachineSpec {
+            machine: self.machine_kind(),
             memory: self.memory,
             cpus: self.cpus,
             cpu: self.cpu.clone(),
@@ -90,6 +116,9 @@ impl MachineArgs {
                 kernel: self.kernel.clone(),
                 initrd: self.initrd.clone(),
                 append: self.append.clone().unwrap_or_default(),
+                firmware: self.firmware.clone(),
+                menu: self.boot_menu,
+                order: self.boot_order.clone(),
             },
             on_reset: if self.no_reboot {
                 OnReset::Stop
@@ -100,11 +129,43 @@ impl MachineArgs {
                 serial,
                 debug_exit: self.debug_exit.map(|port| DebugExitConfig { port }),
                 testdev: testdev.then(TestdevConfig::default),
+                floppies: self.floppy.clone(),
                 ..DevicesSpec::default()
             },
             ..MachineSpec::default()
         })
     }
+}
+
+impl MachineArgs {
+    /// The kind that is named, or that which the other options need.
+    fn machine_kind(&self) -> MachineKind {
+        let wants_pc = self.firmware.is_some() || !self.floppy.is_empty();
+        let kind = if wants_pc {
+            MachineKind::Pc
+        } else {
+            MachineKind::Microvm
+        };
+        self.machine.unwrap_or(kind)
+    }
+}
+
+/// A floppy drive: `none`, or a file with or without `,ro`.
+fn parse_floppy(text: &str) -> Result<FloppyConfig, String> {
+    if text == "none" {
+        return Ok(FloppyConfig::default());
+    }
+    let (path, read_only) = match text.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err("write a file's name, or none".to_owned());
+    }
+    Ok(FloppyConfig {
+        image: Some(path.into()),
+        read_only,
+    })
 }
 
 /// A port number, decimal or with `0x`.

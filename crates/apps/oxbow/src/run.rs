@@ -1,5 +1,9 @@
 //! `oxbow run`: a machine for one command's lifetime.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -13,6 +17,7 @@ use anyhow::Context;
 use board::Backends;
 use board::Machine;
 use clap::Args;
+use spec::MachineKind;
 
 use crate::demo;
 use crate::end::End;
@@ -53,6 +58,14 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     machine: MachineArgs,
 
+    /// Write what a pc's firmware says on its debug port into this file
+    #[arg(long, value_name = "FILE")]
+    debugcon: Option<PathBuf>,
+
+    /// Print what a pc's guest sends to its parallel port into this file
+    #[arg(long, value_name = "FILE")]
+    parallel: Option<PathBuf>,
+
     /// End the machine after this many seconds, with status 124
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     timeout: Option<Duration>,
@@ -68,8 +81,12 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     start_log();
     let mut spec = args.machine.spec()?;
-    demo::fill_in(&mut spec.boot, args.machine.append.as_deref())?;
+    if spec.machine == MachineKind::Microvm {
+        demo::fill_in(&mut spec.boot, args.machine.append.as_deref())?;
+    }
     let mut backends = Backends::default();
+    backends.debugcon = create(args.debugcon.as_deref())?;
+    backends.printer = create(args.parallel.as_deref())?;
     let lines = SerialLines::open(&args.machine.serial, &mut backends)?;
     let machine = Arc::new(Machine::build(&spec, backends)?);
 
@@ -100,6 +117,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         eprintln!("oxbow: {message}");
     }
     Ok(ExitCode::from(end.status()))
+}
+
+/// A new file to write to, if one is named.
+fn create(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+    Ok(Some(Box::new(file)))
 }
 
 /// Reports the machine's own end.

@@ -1,7 +1,7 @@
 //! ACPI power management block of a PC chipset: PM1 events and control, PM timer, GPE0, and the SMI command port.
 //!
-//! The machine powers on in ACPI mode (SCI_EN set), as firmware leaves it; the SMI command port still switches modes for
-//! firmware that wants to. Soft-off (S5) and suspend to RAM (S3) go to the board's power switch; the power button, the
+//! The machine powers on in ACPI mode (SCI_EN set), as firmware leaves it, unless [`PmVariant`] says otherwise; the SMI
+//! command port still switches modes for firmware that wants to. Soft-off (S5) and suspend to RAM (S3) go to the board's power switch; the power button, the
 //! sleep button, the clock's alarm and general-purpose events end an S3 sleep. Other sleep types are refused harmlessly:
 //! the wake status is set at once, so that a guest which tries them finds itself awake. There is no system management
 //! mode, so in legacy mode events are recorded and interrupt nobody. The timer runs on through a sleep.
@@ -134,6 +134,32 @@ struct Pm1Cnt {
     __: u8,
 }
 
+/// What differs between chipsets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PmVariant {
+    /// SCI_EN is set at power-on.
+    pub acpi_mode: bool,
+    /// Sleep type of suspend to RAM.
+    pub s3: u8,
+    /// Sleep type of soft-off.
+    pub s5: u8,
+}
+
+impl PmVariant {
+    /// In ACPI mode from the first instruction: for machines without firmware.
+    pub const HARDWARE_REDUCED_BOOT: Self = Self {
+        acpi_mode: true,
+        s3: SLP_TYP_S3,
+        s5: SLP_TYP_S5,
+    };
+    /// Intel's PIIX4: Intel 290562-001 §7.2.3 (SUS_TYP).
+    pub const PIIX4: Self = Self {
+        acpi_mode: false,
+        s3: 1,
+        s5: 0,
+    };
+}
+
 /// The power management block.
 pub struct AcpiPm {
     // Wiring
@@ -141,6 +167,8 @@ pub struct AcpiPm {
     sci: IrqLine,
     power: Arc<dyn PowerControl>,
     alarm: Arc<AlarmLatch>,
+    // Configuration
+    variant: PmVariant,
     // State
     pm1_sts: Pm1,
     pm1_en: Pm1,
@@ -165,6 +193,7 @@ impl AcpiPm {
             sci,
             power,
             alarm,
+            variant: PmVariant::HARDWARE_REDUCED_BOOT,
             pm1_sts: Pm1::new(),
             pm1_en: Pm1::new(),
             pm1_cnt: Pm1Cnt::new().with_sci_en(true),
@@ -175,6 +204,14 @@ impl AcpiPm {
             half_periods,
             asleep: false,
         }
+    }
+
+    /// The block of another chipset.
+    #[must_use]
+    pub fn with_variant(mut self, variant: PmVariant) -> Self {
+        self.variant = variant;
+        self.pm1_cnt.set_sci_en(variant.acpi_mode);
+        self
     }
 
     /// What the clock's alarm is wired to.
@@ -325,14 +362,14 @@ impl AcpiPm {
     }
 
     fn sleep(&mut self, slp_typ: u8) {
-        match slp_typ {
-            SLP_TYP_S5 => self.power.power_off(),
+        if slp_typ == self.variant.s5 {
+            self.power.power_off();
+        } else if slp_typ == self.variant.s3 {
             // What has woken it already does so as soon as the write is over.
-            SLP_TYP_S3 => {
-                self.asleep = true;
-                self.power.suspend();
-            }
-            _ => self.pm1_sts.set_wak(true),
+            self.asleep = true;
+            self.power.suspend();
+        } else {
+            self.pm1_sts.set_wak(true);
         }
     }
 
@@ -364,12 +401,12 @@ impl Device for AcpiPm {
             self.pm1_sts = Pm1::from_bits(self.pm1_sts.into_bits() & Pm1::STANDBY);
             self.pm1_en = Pm1::from_bits(self.pm1_en.into_bits() & Pm1::STANDBY);
             self.pm1_cnt.set_bm_rld(false);
-            self.pm1_cnt.set_sci_en(true);
+            self.pm1_cnt.set_sci_en(self.variant.acpi_mode);
         } else {
             self.alarm.take();
             self.pm1_sts = Pm1::new();
             self.pm1_en = Pm1::new();
-            self.pm1_cnt = Pm1Cnt::new().with_sci_en(true);
+            self.pm1_cnt = Pm1Cnt::new().with_sci_en(self.variant.acpi_mode);
             self.gpe_sts = 0;
             self.gpe_en = 0;
         }
@@ -396,6 +433,7 @@ impl Snapshot for AcpiPm {
             sci: _,
             power: _,
             alarm,
+            variant: _,
             pm1_sts,
             pm1_en,
             pm1_cnt,

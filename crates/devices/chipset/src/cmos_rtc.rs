@@ -142,6 +142,16 @@ impl CmosRtc {
         this
     }
 
+    /// Sets bytes of the RAM as firmware's set-up would have: (index, value) of each. The checksum follows.
+    pub fn set_up(&mut self, cells: &[(u8, u8)]) {
+        for (index, value) in cells {
+            if let Some(cell) = cell(&mut self.ram, *index) {
+                *cell = *value;
+            }
+        }
+        checksum(&mut self.ram);
+    }
+
     /// Port 70h masks NMIs.
     pub fn nmi_masked(&self) -> bool {
         self.nmi_masked
@@ -189,12 +199,17 @@ fn contents(config: &RtcConfig) -> [u8; BANK] {
         above(config.ram_above_4g, 0, 64 * KIB, 0xFF_FFFF),
     );
     put(spec::CPUS, 1, cpus);
+    checksum(&mut ram);
+    ram
+}
+
+/// Makes the checksum of the set-up bytes right.
+fn checksum(ram: &mut [u8; BANK]) {
     let covered = usize::from(spec::CHECKSUM_FIRST)..usize::from(spec::CHECKSUM);
     let sum: u64 = ram.get(covered).unwrap_or(&[]).iter().copied().map(u64::from).sum();
     if let Some([high, low]) = ram.get_mut(usize::from(spec::CHECKSUM)..usize::from(spec::CHECKSUM) + 2) {
         [*low, *high] = lanes::word(sum).to_le_bytes();
     }
-    ram
 }
 
 impl Registers for CmosRtc {

@@ -2,7 +2,7 @@
 //!
 //! The controller's commands, its translation of set 2 to set 1, both PS/2 ports and the output port with its reset line are
 //! modelled. Bytes take no time on the wire: the next one is there as soon as the last is read, with an interrupt edge of
-//! its own. The A20 bit is kept, and gates nothing: address line 20 is always open. The password commands accept and
+//! its own. The A20 bit is that of the board's one gate, which port 92h moves too. The password commands accept and
 //! forget a password.
 //!
 //! Spec: IBM Personal System/2 Hardware Interface Technical Reference (1990), "Keyboard/Auxiliary Device Controller".
@@ -37,6 +37,7 @@ pub use self::mouse::MouseEvent;
 
 use self::keyboard::Keyboard;
 use self::mouse::Mouse;
+use crate::a20::A20Gate;
 use crate::lanes;
 use crate::reset_control::PowerControl;
 
@@ -159,10 +160,10 @@ pub struct I8042 {
     irq1: IrqLine,
     irq12: IrqLine,
     power: Arc<dyn PowerControl>,
-    // State
+    gate: Arc<A20Gate>,
+    // State: the gate's is saved too
     command_byte: CommandByte,
     ram: [u8; RAM],
-    a20: bool,
     last_was_command: bool,
     expect: Expect,
     /// The byte at the data port, and whose it is while it is unread.
@@ -183,9 +184,9 @@ impl I8042 {
             irq1,
             irq12,
             power,
+            gate: A20Gate::detached(),
             command_byte: CommandByte::from_bits(CommandByte::USUAL),
             ram: [0; RAM],
-            a20: true,
             last_was_command: true,
             expect: Expect::Keyboard,
             data: 0,
@@ -195,6 +196,13 @@ impl I8042 {
             keyboard: Keyboard::new(),
             mouse: Mouse::new(),
         }
+    }
+
+    /// Gates address line 20 by `gate`.
+    #[must_use]
+    pub fn with_a20(mut self, gate: Arc<A20Gate>) -> Self {
+        self.gate = gate;
+        self
     }
 
     /// A key goes down or up. To be followed by a poll, because a key that is held repeats.
@@ -248,7 +256,7 @@ impl I8042 {
 
     /// The A20 gate as the guest set it last.
     pub fn a20(&self) -> bool {
-        self.a20
+        self.gate.is_open()
     }
 }
 
@@ -411,8 +419,8 @@ impl I8042 {
             0xD2 => self.expect = Expect::KeyboardEcho,
             0xD3 => self.expect = Expect::AuxEcho,
             0xD4 => self.expect = Expect::Aux,
-            0xDD => self.a20 = false,
-            0xDF => self.a20 = true,
+            0xDD => self.gate.set(false),
+            0xDF => self.gate.set(true),
             // Test inputs: both clocks are high.
             0xE0 => self.answer(say, 0x03),
             // Bits 0 to 3 that are clear pulse their output lines; line 0 is the reset.
@@ -439,7 +447,7 @@ impl I8042 {
     fn output_port(&self) -> OutputPort {
         OutputPort::new()
             .with_not_reset(true)
-            .with_a20(self.a20)
+            .with_a20(self.gate.is_open())
             .with_irq1(self.irq1.level())
             .with_irq12(self.irq12.level())
             .with_lines(3)
@@ -454,7 +462,7 @@ impl I8042 {
             Expect::Ram(cell) => self.write_ram(cell, value),
             Expect::OutputPort => {
                 let port = OutputPort::from_bits(value);
-                self.a20 = port.a20();
+                self.gate.set(port.a20());
                 if !port.not_reset() {
                     self.power.reset();
                 }
@@ -475,7 +483,7 @@ impl Device for I8042 {
     fn reset(&mut self, _kind: Reset) {
         self.command_byte = CommandByte::from_bits(CommandByte::USUAL);
         self.ram = [0; RAM];
-        self.a20 = true;
+        self.gate.set(true);
         self.last_was_command = true;
         self.expect = Expect::Keyboard;
         self.data = 0;
@@ -503,9 +511,9 @@ impl Snapshot for I8042 {
             irq1: _,
             irq12: _,
             power: _,
+            gate,
             command_byte,
             ram,
-            a20,
             last_was_command,
             expect,
             data,
@@ -518,7 +526,7 @@ impl Snapshot for I8042 {
         I8042V2 {
             command_byte: command_byte.into_bits(),
             ram: *ram,
-            a20: *a20,
+            a20: gate.is_open(),
             last_was_command: *last_was_command,
             expect: *expect,
             data: *data,
@@ -551,7 +559,7 @@ impl Snapshot for I8042 {
         }
         self.command_byte = CommandByte::from_bits(command_byte & 0x7F);
         self.ram = ram;
-        self.a20 = a20;
+        self.gate.set(a20);
         self.last_was_command = last_was_command;
         self.expect = expect;
         self.data = data;

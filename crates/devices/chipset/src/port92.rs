@@ -1,8 +1,7 @@
 //! System control port A of the PS/2, as in the ICH9 (port 92h): fast processor reset and the alternate A20 gate.
 //!
-//! A rising INIT_NOW resets the whole machine; hardware resets the processor alone. The A20 bit is kept, and gates
-//! nothing: address line 20 is always open, as firmware leaves it. The keyboard controller's bit for it is another one.
-//! The disk light and the password lock are not there, their bits read as zero.
+//! A rising INIT_NOW resets the whole machine; hardware resets the processor alone. The A20 bit is that of the board's one
+//! gate, which the keyboard controller moves too. The disk light and the password lock are not there, their bits read as zero.
 //!
 //! Spec: Intel 316972 (ICH9) §13.7.3 (PORT92); IBM Personal System/2 Hardware Interface Technical Reference (1990),
 //! "System Control Port A".
@@ -27,6 +26,7 @@ use device_model::Widths;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::a20::A20Gate;
 use crate::lanes;
 use crate::reset_control::PowerControl;
 
@@ -61,6 +61,7 @@ impl Port92Reg {
 pub struct Port92 {
     // Wiring
     power: Arc<dyn PowerControl>,
+    gate: Arc<A20Gate>,
     // State
     reg: Port92Reg,
 }
@@ -69,7 +70,20 @@ impl Port92 {
     /// A port that resets through `power`.
     pub fn new(power: Arc<dyn PowerControl>) -> Self {
         let reg = Port92Reg::from_bits(Port92Reg::USUAL);
-        Self { power, reg }
+        let gate = A20Gate::detached();
+        Self { power, gate, reg }
+    }
+
+    /// Gates address line 20 by `gate`.
+    #[must_use]
+    pub fn with_a20(mut self, gate: Arc<A20Gate>) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// The register with the gate as it is.
+    fn now(&self) -> Port92Reg {
+        self.reg.with_a20(self.gate.is_open())
     }
 }
 
@@ -80,13 +94,14 @@ impl Registers for Port92 {
 
     fn read(&mut self, at: At, width: Width) -> Result<u64, IoError> {
         check(at, width)?;
-        Ok(u64::from(self.reg.into_bits()))
+        Ok(u64::from(self.now().into_bits()))
     }
 
     fn write(&mut self, at: At, width: Width, value: u64) -> Result<(), IoError> {
         check(at, width)?;
         let was = self.reg;
         self.reg = Port92Reg::from_bits(lanes::byte(value) & Port92Reg::WRITABLE);
+        self.gate.set(self.reg.a20());
         if self.reg.init_now() && !was.init_now() {
             self.power.reset();
         }
@@ -105,6 +120,7 @@ fn check(at: At, width: Width) -> Result<(), IoError> {
 impl Device for Port92 {
     fn reset(&mut self, _kind: Reset) {
         self.reg = Port92Reg::from_bits(Port92Reg::USUAL);
+        self.gate.set(true);
     }
 }
 
@@ -112,20 +128,27 @@ impl Snapshot for Port92 {
     type State = Port92V1;
 
     fn save(&self) -> Port92V1 {
-        let Self { power: _, reg } = self;
-        Port92V1 { reg: reg.into_bits() }
+        let Self {
+            power: _,
+            gate: _,
+            reg: _,
+        } = self;
+        Port92V1 {
+            reg: self.now().into_bits(),
+        }
     }
 
     fn restore(&mut self, state: Port92V1) -> Result<(), RestoreError> {
         let Port92V1 { reg } = state;
         self.reg = Port92Reg::from_bits(reg & Port92Reg::WRITABLE);
+        self.gate.set(self.reg.a20());
         Ok(())
     }
 }
 
 impl Inspect for Port92 {
     fn inspect(&self) -> Node {
-        Node::tree().with("port92", self.reg.into_bits())
+        Node::tree().with("port92", self.now().into_bits())
     }
 }
 

@@ -384,9 +384,9 @@ impl Vga {
     fn clear(&self, bytes: u64) {
         let mut page = [0; lanes::index(PAGE_SIZE_32)];
         for at in (0..bytes.min(self.vram.len())).step_by(page.len()) {
-            if self.vram.read_at(at, &mut page).is_ok() && page.iter().any(|byte| *byte != 0) {
+            if self.vram.fetch(at, &mut page).is_some() && page.iter().any(|byte| *byte != 0) {
                 page.fill(0);
-                let _ = self.vram.write_at(at, &page);
+                let _ = self.vram.load(at, &page);
             }
         }
     }
@@ -454,7 +454,7 @@ impl Vga {
     fn read_byte(&mut self, at: u32) -> Option<u8> {
         if self.is_linear() {
             let mut byte = [0];
-            self.vram.read_at(self.banked(at)?, &mut byte).ok()?;
+            self.vram.fetch(self.banked(at)?, &mut byte)?;
             return Some(byte[0]);
         }
         let place = self.place(at)?;
@@ -464,7 +464,7 @@ impl Vga {
 
     fn write_byte(&mut self, at: u32, value: u8) -> Option<()> {
         if self.is_linear() {
-            return self.vram.write_at(self.banked(at)?, &[value]).ok();
+            return self.vram.load(self.banked(at)?, &[value]);
         }
         let place = self.place(at)?;
         let data = window::write_value(&self.regs, self.latches, value);

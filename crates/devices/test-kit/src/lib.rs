@@ -9,11 +9,13 @@
 #![forbid(unsafe_code)]
 
 mod contract;
+mod endpoint;
 mod fuzz;
 mod probe;
 
 pub use contract::contract;
 pub use device_model::TestClock;
+pub use endpoint::Endpoint;
 pub use fuzz::fuzz_accesses;
 pub use fuzz::fuzz_registers;
 pub use probe::IrqEvent;

@@ -16,13 +16,24 @@ use device_model::Registers;
 use device_model::Width;
 use firmware::BootRequest;
 use firmware::acpi::AcpiInput;
+use firmware::acpi::PciInput;
+use firmware::acpi::PmPorts;
+use firmware::layout;
+use firmware::smbios::SmbiosInput;
 use guest_memory::GuestMemory;
+use guest_memory::MemoryRegion;
+use pci::Bdf;
+use pci::i440fx;
+use pci::piix3;
+use pci::piix4_pm;
 use spec::BootSpec;
+use spec::MachineKind;
 use spec::MachineSpec;
 
 use crate::BuildError;
 use crate::Plan;
 use crate::cpu_board::Board;
+use crate::registry::bdf;
 use crate::vcpu::VcpuCell;
 
 /// Spurious-interrupt vector register and its value: software-enabled, vector FFh (SDM vol. 3 §11.9).
@@ -32,16 +43,40 @@ const LINT0: (u64, u64) = (0x350, 0x700);
 /// LVT LINT1 and its value: NMI.
 const LINT1: (u64, u64) = (0x360, 0x400);
 
+/// ISA interrupts of the four PCI lines.
+const PCI_IRQS: [u8; 4] = [10, 10, 11, 11];
+/// Edge/level control: interrupts 10 and 11, and the SCI, are level-triggered.
+const ELCR: [(u64, u64); 2] = [(0x4d0, 0), (0x4d1, 0x0e)];
+
 /// What the machine boots, as files.
 pub(crate) struct BootSource {
     boot: BootSpec,
+    machine: MachineKind,
 }
 
 impl BootSource {
     pub(crate) fn new(spec: &MachineSpec) -> Self {
         Self {
             boot: spec.boot.clone(),
+            machine: spec.machine,
         }
+    }
+
+    /// Whether the machine starts with firmware: one that has it, without a kernel that is booted directly.
+    pub(crate) fn by_firmware(&self) -> bool {
+        self.machine == MachineKind::Pc && self.boot.kernel.is_none()
+    }
+
+    /// The firmware's ROM, if the machine starts with it.
+    pub(crate) fn rom(&self) -> Result<Option<Arc<MemoryRegion>>, BuildError> {
+        if !self.by_firmware() {
+            return Ok(None);
+        }
+        let path = firmware::rom::find(self.boot.firmware.as_deref())?;
+        let image = read_file(&path)?;
+        tracing::info!(path = %path.display(), "firmware");
+        let region = firmware::rom::region(&path, &image)?;
+        Ok(Some(Arc::new(region)))
     }
 
     /// Loads the kernel and sets the boot processor to its entry point. Without a kernel nothing is done: the processor
@@ -124,10 +159,37 @@ pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[Cpu
     for (port, value) in firmware::PORT_WRITES {
         board.pio.write(port.into(), Width::Byte, value.into());
     }
+    if let Some(root) = board.pci() {
+        for (bdf, register, value) in pci_writes() {
+            root.write(bdf, register, Width::Byte, value.into());
+        }
+        for (port, value) in ELCR {
+            board.pio.write(port, Width::Byte, value);
+        }
+    }
     if let Some(lapic) = board.fabric.lapic(0) {
         virtual_wire(&mut lapic.lock());
     }
     Ok(())
+}
+
+/// The PCI chipset as a BIOS leaves it: RAM where it was, ACPI at its ports, interrupts 10 and 11 for the PCI lines.
+fn pci_writes() -> Vec<(Bdf, u16, u8)> {
+    let maps = (i440fx::PAM..).take(7).map(|at| (bdf::HOST_BRIDGE, at, 0x33));
+    let routes = (piix3::PIRQRC..)
+        .zip(PCI_IRQS)
+        .map(|(at, irq)| (bdf::ISA_BRIDGE, at, irq));
+    let [low, high] = layout::PM_BASE.to_le_bytes();
+    let pm = [
+        (piix4_pm::PMBA, low | 1),
+        (piix4_pm::PMBA + 1, high),
+        (piix4_pm::PMREGMISC, 1),
+        (piix4_pm::SMBBA, low | 1),
+        (piix4_pm::SMBBA + 1, high + 1),
+        (piix4_pm::SMBHSTCFG, 9),
+    ];
+    let pm = pm.into_iter().map(|(at, value)| (bdf::PM, at, value));
+    maps.chain(routes).chain(pm).collect()
 }
 
 /// Lets the 8259 pair and NMI through to the boot processor.
@@ -143,6 +205,45 @@ fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, BuildError> {
     std::fs::read(&path).map_err(|source| BuildError::File { path, source })
 }
 
+/// End of the RAM below 4 GiB.
+fn low_end(plan: &Plan) -> u64 {
+    let ends = plan.ram.iter().map(|(base, len)| base + len);
+    ends.filter(|end| *end <= layout::HOLE_END).max().unwrap_or(0)
+}
+
+/// The tables that firmware hands on, for a machine that starts with it.
+pub(crate) fn firmware_tables(spec: &MachineSpec, plan: &Plan) -> Option<FirmwareTables> {
+    let source = BootSource::new(spec);
+    source.by_firmware().then(|| FirmwareTables {
+        acpi: firmware::acpi::linked(&acpi_input(plan)),
+        smbios: firmware::smbios::build(&SmbiosInput {
+            cpus: plan.cpus,
+            memory: plan.memory,
+            ram: plan.ram.clone(),
+        }),
+        e820: e820(plan),
+    })
+}
+
+/// What firmware hands on to the operating system.
+pub(crate) struct FirmwareTables {
+    pub(crate) acpi: firmware::acpi::Linked,
+    pub(crate) smbios: firmware::smbios::Smbios,
+    /// The item `etc/e820`.
+    pub(crate) e820: Vec<u8>,
+}
+
+/// Where RAM is, in the terms of E820: the low megabyte in one piece, since firmware cuts it itself.
+fn e820(plan: &Plan) -> Vec<u8> {
+    let low = (0, low_end(plan));
+    let high = plan.ram.iter().copied().filter(|(base, _)| *base >= layout::HOLE_END);
+    let entry = |(base, len): (u64, u64)| {
+        let kind = layout::MapKind::Usable as u32;
+        [base.to_le_bytes().as_slice(), &len.to_le_bytes(), &kind.to_le_bytes()].concat()
+    };
+    std::iter::once(low).chain(high).flat_map(entry).collect()
+}
+
 /// The devices that the ACPI tables speak of, out of the plan.
 fn acpi_input(plan: &Plan) -> AcpiInput {
     let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
@@ -151,7 +252,12 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
         let port = u16::try_from(device.windows.first()?.base).ok()?;
         Some((port, *device.irqs.first()?))
     };
+    let pci = plan.devices.iter().any(|device| device.bdf.is_some());
     AcpiInput {
+        pm: if pci { PmPorts::PIIX4 } else { PmPorts::default() },
+        pci: pci.then(|| PciInput::below(low_end(plan))),
+        floppy: has("fdc"),
+        parallel: has("parallel"),
         apic_ids: (0..plan.cpus).collect(),
         hpet: has("hpet"),
         i8042: has("i8042"),

@@ -416,7 +416,12 @@ impl Controller {
         if !self.parts.gate.is_asleep() {
             return;
         }
-        let Some(vector) = firmware::acpi::waking_vector(&self.parts.memory) else {
+        let vector = match self.parts.boots_by_firmware() {
+            // It looks for the vector itself.
+            true => Some(0),
+            false => firmware::acpi::waking_vector(&self.parts.memory),
+        };
+        let Some(vector) = vector else {
             return self.guest_event(GuestEvent::Reset);
         };
         if let Err(error) = self.standing(|parts| parts.wake(vector)) {

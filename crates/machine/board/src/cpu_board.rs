@@ -16,18 +16,27 @@ use device_model::Clock;
 use device_model::Slot;
 use device_model::VmTime;
 use device_model::Width;
+use guest_memory::GuestMemory;
 use guest_memory::PAGE_MASK;
+use pci::Root;
 
 use crate::HostClock;
 use crate::fabric::Fabric;
 
+/// CMOS byte: why the processor was reset.
+const CMOS_SHUTDOWN: u64 = 0x0f;
+/// It was reset to come back from S3.
+const SHUTDOWN_RESUME: u64 = 0xfe;
 /// No page: the local APIC is not memory-mapped.
 const NOWHERE: u64 = u64::MAX;
 
 /// The board's face towards the vCPUs.
 pub(crate) struct Board {
-    pub(crate) pio: Bus,
-    pub(crate) mmio: Bus,
+    pub(crate) pio: Arc<Bus>,
+    pub(crate) mmio: Arc<Bus>,
+    memory: Arc<GuestMemory>,
+    /// The PCI buses, on a board that has them.
+    pci: OnceLock<Arc<Root>>,
     pub(crate) fabric: Arc<Fabric>,
     clock: Arc<HostClock>,
     /// Knows the date.
@@ -37,10 +46,12 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(fabric: Arc<Fabric>, clock: Arc<HostClock>, cpus: u32) -> Self {
+    pub(crate) fn new(fabric: Arc<Fabric>, clock: Arc<HostClock>, memory: Arc<GuestMemory>, cpus: u32) -> Self {
         Self {
-            pio: Bus::new(),
-            mmio: Bus::new(),
+            pio: Arc::default(),
+            mmio: Arc::default(),
+            memory,
+            pci: OnceLock::new(),
             fabric,
             clock,
             rtc: OnceLock::new(),
@@ -52,6 +63,28 @@ impl Board {
     pub(crate) fn set_rtc(&self, rtc: Arc<Slot<CmosRtc>>) {
         // A plan has one.
         let _ = self.rtc.set(rtc);
+    }
+
+    /// Tells firmware that the machine comes back from a suspend to RAM: the shut-down status in the CMOS memory.
+    pub(crate) fn note_resume(&self) {
+        self.pio.write(0x70, Width::Byte, CMOS_SHUTDOWN);
+        self.pio.write(0x71, Width::Byte, SHUTDOWN_RESUME);
+    }
+
+    /// Connects the PCI buses.
+    pub(crate) fn set_pci(&self, root: Arc<Root>) {
+        // A plan has one root.
+        let _ = self.pci.set(root);
+    }
+
+    /// The PCI buses.
+    pub(crate) fn pci(&self) -> Option<&Arc<Root>> {
+        self.pci.get()
+    }
+
+    /// The PCI buses, if a port may be one of theirs.
+    fn pci_at(&self, port: u16) -> Option<&Arc<Root>> {
+        (port & !7 == pci::root::ADDRESS_PORT).then(|| self.pci.get())?
     }
 
     /// Looks again where every local APIC sits: after a reset or restore.
@@ -104,14 +137,24 @@ fn read_lapic(lapic: &mut Lapic, offset: u64, width: Width) -> u64 {
 
 impl CpuBoard for Board {
     fn pio_read(&self, _cpu: u32, port: u16, width: Width) -> u32 {
+        if let Some(value) = self.pci_at(port).and_then(|root| root.read_port(port, width)) {
+            return value;
+        }
         self.pio.read(port.into(), width) as u32
     }
 
     fn pio_write(&self, _cpu: u32, port: u16, width: Width, value: u32) {
+        if self
+            .pci_at(port)
+            .is_some_and(|root| root.write_port(port, width, value))
+        {
+            return;
+        }
         self.pio.write(port.into(), width, value.into());
     }
 
     fn mmio_read(&self, cpu: u32, gpa: u64, width: Width) -> u64 {
+        let gpa = self.memory.on_bus(gpa);
         match self.lapic_at(cpu, gpa) {
             Some(lapic) => read_lapic(&mut lapic.lock(), gpa & PAGE_MASK, width),
             None => self.mmio.read(gpa, width),
@@ -119,6 +162,7 @@ impl CpuBoard for Board {
     }
 
     fn mmio_write(&self, cpu: u32, gpa: u64, width: Width, value: u64) {
+        let gpa = self.memory.on_bus(gpa);
         if self.lapic_at(cpu, gpa).is_none() {
             return self.mmio.write(gpa, width, value);
         }

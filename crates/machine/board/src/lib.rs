@@ -19,6 +19,7 @@ mod cpu_board;
 mod engines;
 mod events;
 mod fabric;
+mod floppy;
 mod gate;
 mod machine;
 mod plan;

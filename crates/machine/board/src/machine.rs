@@ -1,6 +1,8 @@
 //! The machine: built from a plan, driven through its control thread.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -8,6 +10,7 @@ use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use chipset::a20::A20Gate;
 use chipset::acpi_pm::AlarmLatch;
 use chipset::hpet::LegacyGate;
 use cpu_model::CpuPolicy;
@@ -21,13 +24,17 @@ use device_model::Clock;
 use device_model::Inspect;
 use device_model::Mapping;
 use device_model::Node;
+use device_model::Region;
 use device_model::Reset;
 use device_model::SharedDevice;
 use device_model::Space;
+use firmware::layout::HOLE_END;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryError;
 use guest_memory::MemoryRegion;
+use pci::PirqRouter;
+use pci::Root;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::OnTripleFault;
@@ -40,6 +47,7 @@ use crate::PlanError;
 use crate::SerialPort;
 use crate::boot;
 use crate::boot::BootSource;
+use crate::boot::firmware_tables;
 use crate::control::Controller;
 use crate::control::Outcome;
 use crate::control::OutcomeCell;
@@ -57,16 +65,38 @@ use crate::fabric::Fabric;
 use crate::gate::Gate;
 use crate::registry;
 use crate::registry::Builder;
+use crate::registry::Button;
+use crate::registry::Buttons;
 use crate::serial::SerialEnd;
 use crate::state;
 use crate::state::MachineState;
+use crate::vcpu::Remapped;
 use crate::vcpu::VcpuCell;
 
 /// Host ends that devices are connected to.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Backends {
     /// Serial wires by the name of the port; a port without one sends into the void.
     pub serial: BTreeMap<String, SerialPort>,
+    /// Where what firmware writes to its debug port goes. It is written on the vCPU's thread: a file, not a pipe.
+    pub debugcon: Option<Box<dyn Write + Send>>,
+    /// Where the parallel port prints; without it no printer answers. As with [`Self::debugcon`].
+    pub printer: Option<Box<dyn Write + Send>>,
+}
+
+impl fmt::Debug for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            serial,
+            debugcon,
+            printer,
+        } = self;
+        f.debug_struct("Backends")
+            .field("serial", serial)
+            .field("debugcon", &debugcon.is_some())
+            .field("printer", &printer.is_some())
+            .finish()
+    }
 }
 
 /// Why a machine could not be built.
@@ -92,6 +122,14 @@ pub enum BuildError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file is no image of a floppy disk.
+    #[error("`{}` is no image of a floppy disk: its {} bytes are of no format", .path.display(), .len)]
+    Floppy {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
     /// The kernel cannot be booted.
     #[error("cannot boot `{}`", .path.display())]
     Boot {
@@ -100,6 +138,12 @@ pub enum BuildError {
         /// What is wrong with it.
         source: firmware::BootError,
     },
+    /// There is no firmware to start with.
+    #[error(transparent)]
+    Firmware(#[from] firmware::RomError),
+    /// Firmware's files do not fit.
+    #[error(transparent)]
+    FwCfg(#[from] chipset::fw_cfg::FwCfgError),
     /// The firmware tables do not fit.
     #[error(transparent)]
     Acpi(#[from] firmware::acpi::AcpiError),
@@ -129,6 +173,7 @@ pub(crate) struct Parts {
     pub(crate) devices: Vec<SharedDevice>,
     pub(crate) watched: Vec<Watched>,
     pub(crate) serial_ends: Vec<SerialEnd>,
+    buttons: Option<Buttons>,
     /// Each vCPU as the engine made it.
     reset_states: Vec<CpuState>,
     boot: BootSource,
@@ -137,8 +182,12 @@ pub(crate) struct Parts {
 impl Parts {
     /// Resets every device and processor, and loads no guest.
     pub(crate) fn reset_hardware(&self, kind: Reset) {
+        self.memory.set_a20(true);
         for device in &self.devices {
             device.lock().reset(kind);
+        }
+        if let Some(root) = self.board.pci() {
+            root.look_everywhere();
         }
         self.gate.set_asleep(false);
         self.board.refresh_lapic_pages();
@@ -152,13 +201,26 @@ impl Parts {
     /// Resets the machine and loads the guest anew.
     pub(crate) fn reset(&self, kind: Reset) -> Result<(), BuildError> {
         self.reset_hardware(kind);
+        if self.boot.by_firmware() {
+            return Ok(());
+        }
         boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
         self.boot.load(&self.memory, &self.plan, &self.vcpus)
+    }
+
+    /// Whether firmware starts the guest, and wakes it.
+    pub(crate) fn boots_by_firmware(&self) -> bool {
+        self.boot.by_firmware()
     }
 
     /// Resets what lost power in the guest's sleep, and enters the guest at its waking vector.
     pub(crate) fn wake(&self, vector: u32) -> Result<(), BuildError> {
         self.reset_hardware(Reset::Resume);
+        if self.boot.by_firmware() {
+            // Firmware begins anew, and finds in the CMOS memory that it is to resume.
+            self.board.note_resume();
+            return Ok(());
+        }
         boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
         boot::wake(&self.vcpus, vector)
     }
@@ -283,6 +345,18 @@ impl Machine {
         self.ask(Request::Reset)
     }
 
+    /// Presses the power button: the guest is asked to turn itself off. False when the machine has none.
+    pub fn press_power_button(&self) -> bool {
+        let buttons = self.parts.buttons.as_ref();
+        buttons.map(|buttons| buttons(Button::Power)).is_some()
+    }
+
+    /// Presses the sleep button. False when the machine has none.
+    pub fn press_sleep_button(&self) -> bool {
+        let buttons = self.parts.buttons.as_ref();
+        buttons.map(|buttons| buttons(Button::Sleep)).is_some()
+    }
+
     /// Ends the machine; returns when no guest instruction runs any more.
     ///
     /// # Errors
@@ -354,8 +428,12 @@ impl Drop for Machine {
     }
 }
 
-fn make_memory(plan: &Plan) -> Result<Arc<GuestMemory>, MemoryError> {
+/// RAM at its places, and firmware's ROM at the end of the first 4 GiB.
+fn make_memory(plan: &Plan, rom: Option<&Arc<MemoryRegion>>) -> Result<Arc<GuestMemory>, MemoryError> {
     let mut memory = GuestMemory::new();
+    if let Some(rom) = rom {
+        memory.add(HOLE_END - rom.len(), Arc::clone(rom))?;
+    }
     for (index, (base, len)) in plan.ram.iter().enumerate() {
         let region = MemoryRegion::new(&format!("ram{index}"), Kind::Ram, *len)?;
         memory.add(*base, Arc::new(region))?;
@@ -375,24 +453,40 @@ fn assemble(
         .parse()
         .map_err(|error| PlanError(vec![format!("cpu: {error}")]))?;
     let policy = Arc::new(CpuPolicy::new(model)?.with_cpus(plan.cpus));
-    let memory = make_memory(&plan)?;
+    let boot = BootSource::new(spec);
+    let rom = boot.rom()?;
+    let memory = make_memory(&plan, rom.as_ref())?;
     let engine = engine(Arc::clone(&memory), Arc::clone(&policy))?;
     let mut vcpus = Vec::new();
     for id in 0..plan.cpus {
-        vcpus.push(VcpuCell::new(id, engine.new_vcpu(id)?));
+        vcpus.push(VcpuCell::new(id, engine.new_vcpu(id)?, Arc::clone(&memory)));
     }
     let reset_states = vcpus.iter().map(|cell| cell.lock().state()).collect();
     let signals: Vec<_> = vcpus.iter().map(|cell| Arc::clone(&cell.signals)).collect();
     let (clock, events) = (Arc::new(HostClock::new()), Arc::new(Events::new()));
     let gate = Arc::new(Gate::new(signals.clone()));
     let fabric = Fabric::new(signals.clone());
-    let board = Arc::new(Board::new(Arc::clone(&fabric), Arc::clone(&clock), plan.cpus));
+    memory.overlay().watch(Arc::new(Remapped(signals.clone())));
+    let board = Board::new(Arc::clone(&fabric), Arc::clone(&clock), Arc::clone(&memory), plan.cpus);
+    let board = Arc::new(board);
+    let root = Root::new(Arc::clone(&board.pio), Arc::clone(&board.mmio), Arc::clone(&memory));
     let legacy_gate = LegacyGate::new(fabric.isa(0), fabric.isa(8));
     let alarm_request = PollRequest::new(Arc::clone(&events));
     let raised = alarm_request.clone();
     let alarm = AlarmLatch::new(move || raised.raise());
+    let router = PirqRouter::new(|irq| fabric.isa(irq));
     let mut builder = Builder {
         spec,
+        plan: &plan,
+        root,
+        router,
+        rom,
+        a20: A20Gate::new(Arc::clone(&memory)),
+        debugcon: backends.debugcon,
+        printer: backends.printer,
+        floppy_dma: None,
+        buttons: None,
+        tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
         events: Arc::clone(&events),
         fabric,
@@ -409,22 +503,33 @@ fn assemble(
         rtc: None,
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
+    if spec.machine.has_pci() {
+        board.set_pci(Arc::clone(&builder.root));
+    }
     if let Some(rtc) = builder.rtc.take() {
         board.set_rtc(rtc);
     }
     for (device, place) in devices.iter().zip(&plan.devices) {
         map_windows(&board, device, place)?;
+        if let Some(bdf) = place.bdf {
+            builder.root.add(bdf, Arc::clone(device));
+        }
     }
+    let buttons = builder.buttons.take();
+    let serial_ends = std::mem::take(&mut builder.serial_ends);
     let watched = devices.iter().map(|device| Watched {
         device: Arc::clone(device),
         request: builder.poll_requests.remove(device.name()),
     });
+    let watched = watched.collect();
+    drop(builder);
     Ok(Parts {
+        buttons,
         on_reset: spec.on_reset,
         on_triple_fault: spec.on_triple_fault,
-        watched: watched.collect(),
-        serial_ends: std::mem::take(&mut builder.serial_ends),
-        boot: BootSource::new(spec),
+        watched,
+        serial_ends,
+        boot,
         plan,
         memory,
         engine,
@@ -441,15 +546,16 @@ fn assemble(
 /// Puts a device's regions where the plan says, after checking that the two speak of the same.
 fn map_windows(board: &Board, device: &SharedDevice, place: &Placement) -> Result<(), BuildError> {
     let regions = device.lock().regions().to_vec();
-    let fits = regions.len() == place.windows.len()
-        && regions
-            .iter()
-            .zip(&place.windows)
-            .all(|(r, w)| r.name == w.region && r.space == w.space && r.len == w.len);
-    if !fits {
+    // The other regions of a PCI function are where its base addresses say.
+    if place.bdf.is_none() && regions.len() != place.windows.len() {
         return Err(BuildError::Windows(place.name.clone()));
     }
-    for (index, (region, window)) in regions.into_iter().zip(&place.windows).enumerate() {
+    for window in &place.windows {
+        let fits = |r: &Region| r.name == window.region && r.space == window.space && r.len == window.len;
+        let Some(index) = regions.iter().position(fits) else {
+            return Err(BuildError::Windows(place.name.clone()));
+        };
+        let region = regions[index];
         // A local APIC answers to its own processor only: the board routes its page.
         if window.per_cpu {
             continue;
@@ -463,6 +569,7 @@ fn map_windows(board: &Board, device: &SharedDevice, place: &Placement) -> Resul
             region,
             index,
             device: Arc::clone(device),
+            moving: false,
         })?;
     }
     Ok(())

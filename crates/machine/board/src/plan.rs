@@ -7,8 +7,10 @@ use std::fmt;
 
 use cpu_model::Model;
 use device_model::Space;
+use pci::Bdf;
 use serde::Serialize;
 use spec::EngineKind;
+use spec::MachineKind;
 use spec::MachineSpec;
 use spec::Size;
 
@@ -85,6 +87,8 @@ pub struct Placement {
     pub windows: Vec<Window>,
     /// ISA interrupts that it drives.
     pub irqs: Vec<u8>,
+    /// Address of the PCI function that it is. Windows are then those that do not move.
+    pub bdf: Option<Bdf>,
 }
 
 impl Placement {
@@ -96,7 +100,13 @@ impl Placement {
             index: 0,
             windows: Vec::new(),
             irqs: Vec::new(),
+            bdf: None,
         }
+    }
+
+    pub(crate) fn at(mut self, bdf: Bdf) -> Self {
+        self.bdf = Some(bdf);
+        self
     }
 
     pub(crate) fn index(mut self, index: u32) -> Self {
@@ -131,6 +141,8 @@ pub struct Plan {
     pub cpu: String,
     /// Engine.
     pub engine: EngineKind,
+    /// Bytes of RAM in all, that behind video memory and firmware too.
+    pub memory: u64,
     /// RAM: first address and length of each piece.
     pub ram: Vec<(u64, u64)>,
     /// Devices in the order in which they are built, reset and restored: interrupt controllers come last.
@@ -158,11 +170,18 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
         return Err(PlanError(problems));
     }
     let plan = Plan {
-        board: "microvm",
+        board: match spec.machine {
+            MachineKind::Microvm => "microvm",
+            MachineKind::Pc => "pc",
+        },
         cpus: spec.cpus,
         cpu: spec.cpu.clone(),
         engine: spec.engine,
-        ram: firmware::layout::ram_ranges(spec.memory.bytes()),
+        memory: spec.memory.bytes(),
+        ram: match spec.machine {
+            MachineKind::Microvm => firmware::layout::ram_ranges(spec.memory.bytes()),
+            MachineKind::Pc => firmware::layout::pc_ram_ranges(spec.memory.bytes()),
+        },
         devices: REGISTRY.iter().flat_map(|entry| (entry.place)(spec)).collect(),
     };
     let conflicts = plan.conflicts();
@@ -212,6 +231,12 @@ fn conflicts_of(one: &Placement, other: &Placement, out: &mut Vec<String>) {
             ));
         }
     }
+    if let Some(bdf) = one.bdf.filter(|_| one.bdf == other.bdf) {
+        out.push(format!(
+            "{} wants PCI address {bdf}, which {} has",
+            other.name, one.name
+        ));
+    }
     if !one.may_share(other) {
         for irq in one.irqs.iter().filter(|irq| other.irqs.contains(irq)) {
             out.push(format!("{} wants irq {irq}, which {} has", other.name, one.name));
@@ -228,7 +253,6 @@ fn space_name<S: serde::Serializer>(space: &Space, serializer: S) -> Result<S::O
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.ram.iter().map(|(_, len)| len).sum();
         let plural = if self.cpus == 1 { "" } else { "s" };
         writeln!(
             f,
@@ -236,7 +260,7 @@ impl fmt::Display for Plan {
             self.board,
             self.cpus,
             self.cpu,
-            Size::from_bytes(bytes),
+            Size::from_bytes(self.memory),
             self.engine
         )?;
         writeln!(f)?;
@@ -264,6 +288,11 @@ impl fmt::Display for Plan {
 fn write_device(f: &mut fmt::Formatter<'_>, device: &Placement) -> fmt::Result {
     let irqs: Vec<String> = device.irqs.iter().map(u8::to_string).collect();
     let mut head = (device.name.as_str(), device.chip, irqs.join(" "));
+    if let Some(bdf) = device.bdf {
+        let (name, chip, irqs) = std::mem::take(&mut head);
+        let line = format!("{name:<11} {chip:<13} pci  {:<17}  {:<12} {irqs}", bdf.to_string(), "");
+        writeln!(f, "{}", line.trim_end())?;
+    }
     for window in &device.windows {
         let space = match window.space {
             Space::Pio => "pio",

@@ -6,14 +6,18 @@
 
 mod interrupts;
 mod legacy;
+mod pc;
 mod platform;
 mod timers;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 
+use chipset::a20::A20Gate;
 use chipset::acpi_pm::AlarmLatch;
 use chipset::cmos_rtc::CmosRtc;
+use chipset::dma8237::DmaChannel;
 use chipset::hpet::LegacyGate;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
@@ -24,11 +28,16 @@ use device_model::SharedDevice;
 use device_model::Slot;
 use device_model::Wake;
 use guest_memory::GuestMemory;
+use guest_memory::MemoryRegion;
+use pci::PirqRouter;
+use pci::Root;
 use spec::MachineSpec;
 
 use crate::BuildError;
 use crate::Placement;
+use crate::Plan;
 use crate::SerialPort;
+use crate::boot::FirmwareTables;
 use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
@@ -41,7 +50,7 @@ pub(crate) struct Entry {
     /// The devices of this kind that a spec asks for.
     pub(crate) place: fn(&MachineSpec) -> Vec<Placement>,
     /// Builds one of them.
-    build: fn(&mut Builder<'_>, &Placement) -> SharedDevice,
+    build: fn(&mut Builder<'_>, &Placement) -> Result<SharedDevice, BuildError>,
 }
 
 #[rustfmt::skip]
@@ -51,6 +60,13 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "hpet",          place: timers::place_hpet,          build: timers::build_hpet },
     Entry { chip: "i8042",         place: legacy::place_i8042,         build: legacy::build_i8042 },
     Entry { chip: "uart16550",     place: legacy::place_uarts,         build: legacy::build_uart },
+    Entry { chip: "i440fx",        place: pc::place_i440fx,            build: pc::build_i440fx },
+    Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
+    Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
+    Entry { chip: "debugcon",      place: pc::place_debugcon,          build: pc::build_debugcon },
+    Entry { chip: "dma8237",       place: pc::place_dma,               build: pc::build_dma },
+    Entry { chip: "fdc",           place: pc::place_fdc,               build: pc::build_fdc },
+    Entry { chip: "parallel",      place: pc::place_parallel,          build: pc::build_parallel },
     Entry { chip: "acpi_pm",       place: platform::place_acpi_pm,     build: platform::build_acpi_pm },
     Entry { chip: "reset_control", place: platform::place_reset,       build: platform::build_reset },
     Entry { chip: "port92",        place: platform::place_port92,      build: platform::build_port92 },
@@ -62,9 +78,48 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "lapic",         place: interrupts::place_lapics,    build: interrupts::build_lapic },
 ];
 
+/// PCI addresses of the chipset.
+pub(crate) mod bdf {
+    use pci::Bdf;
+
+    /// The host bridge.
+    pub(crate) const HOST_BRIDGE: Bdf = Bdf::new(0, 0, 0);
+    /// The ISA bridge.
+    pub(crate) const ISA_BRIDGE: Bdf = Bdf::new(0, 1, 0);
+    /// Power management.
+    pub(crate) const PM: Bdf = Bdf::new(0, 1, 3);
+}
+
+/// A button of the machine's case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Button {
+    Power,
+    Sleep,
+}
+
+/// Presses buttons.
+pub(crate) type Buttons = Box<dyn Fn(Button) + Send + Sync>;
+
 /// What devices are built from.
 pub(crate) struct Builder<'a> {
     pub(crate) spec: &'a MachineSpec,
+    pub(crate) plan: &'a Plan,
+    pub(crate) root: Arc<Root>,
+    /// From the pins of PCI functions to ISA interrupts.
+    pub(crate) router: Arc<PirqRouter>,
+    /// Firmware's ROM.
+    pub(crate) rom: Option<Arc<MemoryRegion>>,
+    pub(crate) a20: Arc<A20Gate>,
+    /// Where the debug port leads, until it is built.
+    pub(crate) debugcon: Option<Box<dyn Write + Send>>,
+    /// What hangs on the parallel port, until it is built.
+    pub(crate) printer: Option<Box<dyn Write + Send>>,
+    /// The floppy controller's DMA channel, between the two being built.
+    pub(crate) floppy_dma: Option<DmaChannel>,
+    /// The machine's buttons, once there is a chip behind them.
+    pub(crate) buttons: Option<Buttons>,
+    /// What firmware hands on, until it is with `fw_cfg`.
+    pub(crate) tables: Option<FirmwareTables>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) events: Arc<Events>,
     pub(crate) fabric: Arc<Fabric>,
@@ -100,7 +155,7 @@ pub(crate) fn build_all(builder: &mut Builder<'_>, plan: &[Placement]) -> Result
         .map(|place| {
             let entry = REGISTRY.iter().find(|entry| entry.chip == place.chip);
             let entry = entry.ok_or_else(|| BuildError::Windows(place.name.clone()))?;
-            Ok((entry.build)(builder, place))
+            (entry.build)(builder, place)
         })
         .collect()
 }

@@ -12,6 +12,7 @@ use device_model::VmTime;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryError;
+use guest_memory::MemoryRegion;
 use guest_memory::PAGE_SIZE;
 use serde::Deserialize;
 use serde::Serialize;
@@ -87,6 +88,9 @@ impl Parts {
         let result = self.restore_checked(state);
         if result.is_err() {
             self.reset_hardware(device_model::Reset::Cold);
+        }
+        if let Some(root) = self.board.pci() {
+            root.look_everywhere();
         }
         self.board.refresh_lapic_pages();
         result
@@ -175,12 +179,17 @@ pub(crate) fn clear_signals(cell: &VcpuCell) {
     }
 }
 
-/// Calls `f` with the address of every RAM page.
-fn each_page(memory: &GuestMemory, mut f: impl FnMut(u64) -> Result<(), MemoryError>) -> Result<(), MemoryError> {
+/// Calls `f` with the address of every RAM page, its region and the offset there: while address line 20 is closed, not all
+/// of them are at their addresses.
+fn each_page(
+    memory: &GuestMemory,
+    mut f: impl FnMut(u64, &MemoryRegion, u64) -> Option<()>,
+) -> Result<(), MemoryError> {
     for (base, region) in memory.slots() {
         if region.kind() == Kind::Ram {
             for offset in (0..region.len()).step_by(PAGE) {
-                f(base + offset)?;
+                let gpa = base + offset;
+                f(gpa, region, offset).ok_or(MemoryError::Hole { gpa, len: PAGE_SIZE })?;
             }
         }
     }
@@ -190,12 +199,12 @@ fn each_page(memory: &GuestMemory, mut f: impl FnMut(u64) -> Result<(), MemoryEr
 fn save_pages(memory: &GuestMemory) -> Result<Vec<(u64, Vec<u8>)>, MemoryError> {
     let mut pages = Vec::new();
     let mut page = vec![0; PAGE];
-    each_page(memory, |gpa| {
-        memory.read(gpa, &mut page)?;
+    each_page(memory, |gpa, region, offset| {
+        region.fetch(offset, &mut page)?;
         if page.iter().any(|byte| *byte != 0) {
             pages.push((gpa, page.clone()));
         }
-        Ok(())
+        Some(())
     })?;
     Ok(pages)
 }
@@ -209,13 +218,13 @@ fn restore_pages(memory: &GuestMemory, saved: &[(u64, Vec<u8>)]) -> Result<(), S
         }
     }
     let (mut page, zero) = (vec![0; PAGE], vec![0; PAGE]);
-    each_page(memory, |gpa| {
+    each_page(memory, |gpa, region, offset| {
         let wanted = pages.remove(&gpa).unwrap_or(&zero);
-        memory.read(gpa, &mut page)?;
+        region.fetch(offset, &mut page)?;
         if page != wanted {
-            memory.write(gpa, wanted)?;
+            region.load(offset, wanted)?;
         }
-        Ok(())
+        Some(())
     })
     .map_err(StateError::Memory)?;
     match pages.keys().min() {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use cpu_model::Activity;
 use cpu_model::CpuBoard;
@@ -15,6 +17,8 @@ use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::Inspect;
 use device_model::Node;
+use guest_memory::GuestMemory;
+use guest_memory::MapWatch;
 
 use crate::control::TripleFault;
 use crate::gate::Gate;
@@ -28,7 +32,19 @@ const ALWAYS: u32 = Signal::Kick as u32 | Signal::Engine as u32 | Signal::Init a
 pub(crate) struct VcpuCell {
     pub(crate) id: u32,
     pub(crate) signals: Arc<Signals>,
+    memory: Arc<GuestMemory>,
+    /// The change of the memory map that the vCPU has last been told of.
+    generation: AtomicU64,
     vcpu: Mutex<Box<dyn Vcpu>>,
+}
+
+/// Makes every vCPU look at the memory map again.
+pub(crate) struct Remapped(pub(crate) Vec<Arc<Signals>>);
+
+impl MapWatch for Remapped {
+    fn remapped(&self) {
+        self.0.iter().for_each(|signals| signals.raise(Signal::Kick));
+    }
 }
 
 /// What a vCPU's thread has to say when it leaves the gate on its own.
@@ -40,10 +56,12 @@ pub(crate) enum VcpuEvent {
 }
 
 impl VcpuCell {
-    pub(crate) fn new(id: u32, vcpu: Box<dyn Vcpu>) -> Arc<Self> {
+    pub(crate) fn new(id: u32, vcpu: Box<dyn Vcpu>, memory: Arc<GuestMemory>) -> Arc<Self> {
         Arc::new(Self {
             id,
             signals: vcpu.signals(),
+            generation: AtomicU64::new(memory.overlay().generation()),
+            memory,
             vcpu: Mutex::new(vcpu),
         })
     }
@@ -66,6 +84,10 @@ impl VcpuCell {
     fn run_while_open(&self, board: &dyn CpuBoard, gate: &Gate) -> Option<VcpuEvent> {
         let mut vcpu = self.lock();
         while gate.is_open() {
+            if let Err(error) = self.follow_memory(&mut **vcpu) {
+                gate.hold();
+                return Some(VcpuEvent::Failed(chain(&error)));
+            }
             match vcpu.run(board, None) {
                 Ok(Stop::Kicked) => {
                     self.signals.take(Signal::Kick);
@@ -83,6 +105,16 @@ impl VcpuCell {
             }
         }
         None
+    }
+
+    /// Lets the vCPU forget what it has looked up of a memory map that has changed: taking over a state is all that it takes.
+    fn follow_memory(&self, vcpu: &mut dyn Vcpu) -> Result<(), EngineError> {
+        let now = self.memory.overlay().generation();
+        if self.generation.swap(now, Ordering::Relaxed) == now {
+            return Ok(());
+        }
+        let state = vcpu.state();
+        vcpu.set_state(&state)
     }
 
     /// Sleeps until a signal comes that the halted vCPU can act on. The state is only asked for when an input is pending

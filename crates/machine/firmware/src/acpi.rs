@@ -8,15 +8,19 @@
 //!                  └────► HPET
 //! ```
 //!
-//! The hardware is fixed-feature ACPI that is in ACPI mode from power-on, so there is no SMI command port. Sleep states
-//! other than S3 and S5, processor power states, PCI and thermal zones are not described. After S3 the operating system
-//! is entered in real mode; a 64-bit waking vector in the FACS is not looked at.
+//! The hardware is fixed-feature ACPI. On a machine without firmware it is in ACPI mode from power-on, so there is no SMI
+//! command port. Sleep states other than S3 and S5, processor power states and thermal zones are not described. After S3
+//! the operating system is entered in real mode; a 64-bit waking vector in the FACS is not looked at.
 //!
 //! Spec: ACPI 6.5 §5.2, §16.3.2 (waking); IA-PC HPET Specification 1.0a §3.2.4 (HPET table).
 
 mod dsdt;
 mod fadt;
+mod loader;
 mod madt;
+mod root_bridge;
+
+use std::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -37,6 +41,8 @@ const OEM_TABLE_ID: [u8; 8] = *b"OXBOWPC ";
 const OEM_REVISION: u32 = 1;
 /// Bytes of a table's header.
 const HEADER_LEN: u32 = 36;
+/// Offset of a table's checksum.
+const CHECKSUM: usize = 9;
 /// Tables begin on multiples of this: the FACS asks for it.
 const ALIGN: u64 = 64;
 /// Processors that device names have digits for.
@@ -54,6 +60,39 @@ const FACS_ADDRESS: u64 = (layout::ACPI_START + RSDP_LEN).next_multiple_of(ALIGN
 /// Where in the FACS the firmware waking vector is.
 const FACS_WAKING_VECTOR: u64 = 12;
 
+/// What configures system management: FADT SMI_CMD and what is written there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SmiPort {
+    /// The port.
+    pub port: u16,
+    /// Switches to ACPI mode.
+    pub enable: u8,
+    /// Switches to legacy mode.
+    pub disable: u8,
+}
+
+/// The PCI buses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciInput {
+    /// First address of the window for memory below 4 GiB.
+    pub memory: u32,
+    /// The window for memory above 4 GiB: first address and bytes; none where it is empty.
+    pub high: Option<(u64, u64)>,
+}
+
+impl PciInput {
+    /// Windows for a machine whose RAM below 4 GiB ends at `low_end`: what BIOSes use too.
+    #[must_use]
+    pub fn below(low_end: u64) -> Self {
+        let memory = match low_end {
+            0..=0x8000_0000 => 0x8000_0000,
+            0x8000_0001..=0xc000_0000 => 0xc000_0000,
+            _ => 0xe000_0000,
+        };
+        Self { memory, high: None }
+    }
+}
+
 /// Ports of the ACPI fixed hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PmPorts {
@@ -69,6 +108,25 @@ pub struct PmPorts {
     pub s3: u8,
     /// Value of SLP_TYP that means soft-off.
     pub s5: u8,
+    /// Where the mode is switched; none where it is always ACPI.
+    pub smi: Option<SmiPort>,
+}
+
+impl PmPorts {
+    /// Intel's PIIX4 at its usual place.
+    pub const PIIX4: Self = Self {
+        event: layout::PM_BASE,
+        control: layout::PM_BASE + 4,
+        timer: layout::PM_BASE + 8,
+        gpe0: layout::PM_BASE + 12,
+        s3: 1,
+        s5: 0,
+        smi: Some(SmiPort {
+            port: 0xb2,
+            enable: 0xf1,
+            disable: 0xf0,
+        }),
+    };
 }
 
 impl Default for PmPorts {
@@ -80,6 +138,7 @@ impl Default for PmPorts {
             gpe0: 0x620,
             s3: 1,
             s5: 5,
+            smi: None,
         }
     }
 }
@@ -95,6 +154,14 @@ pub struct AcpiInput {
     pub uarts: Vec<(u16, u8)>,
     /// Whether there are a keyboard controller, a keyboard and a mouse.
     pub i8042: bool,
+    /// Whether there is a floppy controller.
+    pub floppy: bool,
+    /// Whether there is a parallel port.
+    pub parallel: bool,
+    /// Whether there is a screen that answers as a VGA does.
+    pub vga: bool,
+    /// The PCI buses, if there are any.
+    pub pci: Option<PciInput>,
     /// The fixed hardware's ports.
     pub pm: PmPorts,
     /// AML of further devices, each put into `\_SB`.
@@ -126,36 +193,48 @@ pub enum AcpiError {
 /// # Errors
 /// See [`AcpiError`].
 pub fn build(input: &AcpiInput, memory: &GuestMemory) -> Result<AcpiAddresses, AcpiError> {
+    let too_large = || AcpiError::TooLarge(input.apic_ids.len());
     if input.apic_ids.len() > PROCESSORS_MAX {
-        return Err(AcpiError::TooLarge(input.apic_ids.len()));
+        return Err(too_large());
     }
-    let rsdp = layout::ACPI_START;
-    let mut writer = Writer {
-        memory,
-        next: rsdp + RSDP_LEN,
-        processors: input.apic_ids.len(),
-    };
-    let mut facs = Vec::new();
-    FACS::new().to_aml_bytes(&mut facs);
-    let facs = writer.put(&facs)?;
-    let dsdt = writer.put(dsdt::build(input).as_slice())?;
-    let mut tables = vec![
-        writer.put(&fadt::build(input, facs, dsdt))?,
-        writer.put(madt::build(&input.apic_ids).as_slice())?,
-    ];
-    if input.hpet {
-        tables.push(writer.put(hpet().as_slice())?);
+    let mut tables = Tables::of(input);
+    let end = FACS_ADDRESS + tables.bytes.len() as u64;
+    if end > layout::ACPI_END {
+        return Err(too_large());
     }
-    let mut rsdt = table(*b"RSDT", 1);
-    let mut xsdt = table(*b"XSDT", 1);
-    for address in tables {
-        rsdt.append(address);
-        xsdt.append(u64::from(address));
+    tables.move_to(FACS_ADDRESS);
+    let at = |offset: u32| FACS_ADDRESS + u64::from(offset);
+    let rsdp = root_pointer(at(tables.rsdt) as u32, at(tables.xsdt) as u32);
+    memory.write(FACS_ADDRESS, &tables.bytes)?;
+    memory.write(layout::ACPI_START, &rsdp)?;
+    Ok(AcpiAddresses {
+        rsdp: layout::ACPI_START,
+        end,
+    })
+}
+
+/// The tables for firmware that puts them where it likes, with the script that says what to correct then.
+#[must_use]
+pub fn linked(input: &AcpiInput) -> Linked {
+    let tables = Tables::of(input);
+    let rsdp = root_pointer(tables.rsdt, tables.xsdt);
+    let loader = loader::script(&tables);
+    Linked {
+        rsdp,
+        tables: tables.bytes,
+        loader,
     }
-    let rsdt = writer.put(rsdt.as_slice())?;
-    let xsdt = writer.put(xsdt.as_slice())?;
-    memory.write(rsdp, &root_pointer(rsdt, xsdt))?;
-    Ok(AcpiAddresses { rsdp, end: writer.next })
+}
+
+/// What [`linked`] makes: the contents of three items of `fw_cfg`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// `etc/acpi/rsdp`.
+    pub rsdp: Vec<u8>,
+    /// `etc/acpi/tables`.
+    pub tables: Vec<u8>,
+    /// `etc/table-loader`.
+    pub loader: Vec<u8>,
 }
 
 /// Where the operating system wants to be entered after S3, in real mode: the firmware waking vector of the FACS. `None`
@@ -167,24 +246,106 @@ pub fn waking_vector(memory: &GuestMemory) -> Option<u32> {
     (signature == *b"FACS" && vector != 0).then_some(vector)
 }
 
-/// Puts tables one after the other.
-struct Writer<'m> {
-    memory: &'m GuestMemory,
-    next: u64,
-    processors: usize,
+/// An address in a table: where, and in how many bytes.
+struct Pointer {
+    at: usize,
+    len: usize,
 }
 
-impl Writer<'_> {
-    fn put(&mut self, bytes: &[u8]) -> Result<u32, AcpiError> {
-        let too_large = AcpiError::TooLarge(self.processors);
-        let at = self.next.next_multiple_of(ALIGN);
-        let next = at + bytes.len() as u64;
-        let (Ok(address), true) = (u32::try_from(at), next <= layout::ACPI_END) else {
-            return Err(too_large);
+/// All tables but the RSDP in one block that begins at address zero.
+struct Tables {
+    bytes: Vec<u8>,
+    /// Addresses of other tables in them.
+    pointers: Vec<Pointer>,
+    /// Tables with a checksum.
+    summed: Vec<Range<usize>>,
+    rsdt: u32,
+    xsdt: u32,
+}
+
+impl Tables {
+    fn of(input: &AcpiInput) -> Self {
+        let mut this = Self {
+            bytes: Vec::new(),
+            pointers: Vec::new(),
+            summed: Vec::new(),
+            rsdt: 0,
+            xsdt: 0,
         };
-        self.memory.write(at, bytes)?;
-        self.next = next;
-        Ok(address)
+        let mut facs = Vec::new();
+        FACS::new().to_aml_bytes(&mut facs);
+        let facs = this.put(&facs);
+        let dsdt = this.put_summed(dsdt::build(input).as_slice(), &[]);
+        let fadt = fadt::build(input, facs, dsdt);
+        let mut roots = vec![
+            this.put_summed(&fadt, &fadt::POINTERS),
+            this.put_summed(madt::build(input).as_slice(), &[]),
+        ];
+        if input.hpet {
+            roots.push(this.put_summed(hpet().as_slice(), &[]));
+        }
+        let (mut rsdt, mut xsdt) = (table(*b"RSDT", 1), table(*b"XSDT", 1));
+        for address in &roots {
+            rsdt.append(*address);
+            xsdt.append(u64::from(*address));
+        }
+        let entries = |len: usize| -> Vec<(usize, usize)> {
+            (HEADER_LEN as usize..)
+                .step_by(len)
+                .zip(std::iter::repeat_n(len, roots.len()))
+                .collect()
+        };
+        this.rsdt = this.put_summed(rsdt.as_slice(), &entries(4));
+        this.xsdt = this.put_summed(xsdt.as_slice(), &entries(8));
+        this
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> u32 {
+        let at = self.bytes.len().next_multiple_of(ALIGN as usize);
+        self.bytes.resize(at, 0);
+        self.bytes.extend(bytes);
+        // Processors are limited, and with them the length.
+        u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
+    /// A table with a checksum, and with addresses at (offset, length).
+    fn put_summed(&mut self, bytes: &[u8], pointers: &[(usize, usize)]) -> u32 {
+        let address = self.put(bytes);
+        let at = address as usize;
+        self.summed.push(at..at + bytes.len());
+        self.pointers.extend(pointers.iter().map(|(offset, len)| Pointer {
+            at: at + offset,
+            len: *len,
+        }));
+        address
+    }
+
+    /// Corrects addresses and checksums for tables that begin at `base`.
+    fn move_to(&mut self, base: u64) {
+        for pointer in &self.pointers {
+            let Some(place) = self.bytes.get_mut(pointer.at..pointer.at + pointer.len) else {
+                continue;
+            };
+            let mut address = [0; 8];
+            for (to, from) in address.iter_mut().zip(place.iter()) {
+                *to = *from;
+            }
+            let moved = (u64::from_le_bytes(address) + base).to_le_bytes();
+            for (to, from) in place.iter_mut().zip(moved) {
+                *to = from;
+            }
+        }
+        for table in &self.summed {
+            if let Some(bytes) = self.bytes.get_mut(table.clone())
+                && let Some(sum) = bytes.get_mut(CHECKSUM)
+            {
+                *sum = 0;
+                let right = complement(bytes);
+                if let Some(sum) = bytes.get_mut(CHECKSUM) {
+                    *sum = right;
+                }
+            }
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) const HANDLERS: u64 = 0xf_f000;
 pub const MIB: u64 = 0x10_0000;
 /// Registers of the I/O APIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
+/// First port of a PC's ACPI registers.
+pub const PM_BASE: u16 = 0x600;
 /// Registers of the HPET.
 pub const HPET: u64 = 0xfed0_0000;
 /// Registers of the local APICs after reset.
@@ -46,6 +48,25 @@ pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
         .into_iter()
         .filter(|(_, len)| *len > 0)
         .collect()
+}
+
+/// Largest amount of RAM that a PC has all below 4 GiB: the hole is smaller there than [`HOLE_START`] leaves it.
+const PC_LOW_MAX: u64 = 0xe000_0000;
+/// Video memory, where a PC's RAM pauses until 1 MiB.
+pub const VIDEO: u64 = 0xa_0000;
+
+/// Where `bytes` of a PC's RAM go: what video memory and firmware hide between A0000h and 1 MiB is not among them.
+#[must_use]
+pub fn pc_ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
+    let low = if bytes <= PC_LOW_MAX { bytes } else { HOLE_START };
+    [
+        (0, low.min(VIDEO)),
+        (MIB, low.saturating_sub(MIB)),
+        (HOLE_END, bytes - low),
+    ]
+    .into_iter()
+    .filter(|(_, len)| *len > 0)
+    .collect()
 }
 
 /// What a range of the address map holds, in the numbering of E820.
@@ -102,24 +123,33 @@ pub(crate) struct Ram {
 impl Ram {
     pub(crate) fn of(memory: &GuestMemory) -> Self {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for (base, region) in memory.slots() {
-            if region.kind() != Kind::Ram {
-                continue;
-            }
-            let end = base.saturating_add(region.len());
+        let fixed = memory.slots().iter().filter(|(_, region)| region.kind() == Kind::Ram);
+        let mut pieces: Vec<(u64, u64)> = fixed.map(|(base, region)| (*base, region.len())).collect();
+        // RAM that shadows firmware's ROM.
+        let overlay = memory.overlay().pieces();
+        let shadow = overlay
+            .iter()
+            .filter(|piece| piece.kind == Kind::Ram && piece.gpa < MIB);
+        pieces.extend(shadow.map(|piece| (piece.gpa, piece.len)));
+        pieces.sort_unstable();
+        for (base, len) in pieces {
+            let end = base.saturating_add(len);
             match ranges.last_mut() {
-                Some(last) if last.end == *base => last.end = end,
-                _ => ranges.push(*base..end),
+                Some(last) if last.end == base => last.end = end,
+                _ => ranges.push(base..end),
             }
         }
         Self { ranges }
     }
 
-    /// End of the RAM that begins at address zero, at most 4 GiB.
+    /// End of the RAM around 1 MiB, at most 4 GiB: a PC's is not joined to that at address zero. Where there is none, the end
+    /// of the RAM at address zero.
     pub(crate) fn low_end(&self) -> u64 {
-        match self.ranges.first() {
-            Some(first) if first.start == 0 => first.end.min(HOLE_END),
-            _ => 0,
+        let at_zero = self.ranges.first().filter(|first| first.start == 0);
+        let around = self.ranges.iter().find(|r| r.start <= MIB && MIB < r.end);
+        match (at_zero, around) {
+            (Some(first), around) => around.unwrap_or(first).end.min(HOLE_END),
+            (None, _) => 0,
         }
     }
 

@@ -26,6 +26,8 @@ pub mod layout;
 mod linux;
 mod multiboot;
 mod pvh;
+pub mod rom;
+pub mod smbios;
 
 pub use bios_data::PORT_WRITES;
 pub use boot::BootKind;
@@ -35,3 +37,4 @@ pub use boot::load;
 pub use entry::firmware_msrs;
 pub use entry::waking_state;
 pub use error::BootError;
+pub use rom::RomError;

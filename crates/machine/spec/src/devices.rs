@@ -1,5 +1,7 @@
 //! Configuration of the devices: one struct each, with the defaults of a plain PC.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -59,6 +61,16 @@ pub struct HpetConfig {}
 #[serde(deny_unknown_fields)]
 pub struct I8042Config {}
 
+/// A floppy drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FloppyConfig {
+    /// Image of the disk in it; none when it is empty.
+    pub image: Option<PathBuf>,
+    /// The disk is write-protected.
+    pub read_only: bool,
+}
+
 /// The devices that may be there or not, or that have a choice. What every PC has is not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -75,6 +87,8 @@ pub struct DevicesSpec {
     pub hpet: Option<HpetConfig>,
     /// Keyboard controller; none takes it away.
     pub i8042: Option<I8042Config>,
+    /// Floppy drives A and B of a PC.
+    pub floppies: Vec<FloppyConfig>,
 }
 
 impl Default for DevicesSpec {
@@ -86,6 +100,7 @@ impl Default for DevicesSpec {
             rtc: RtcConfig::default(),
             hpet: Some(HpetConfig {}),
             i8042: Some(I8042Config {}),
+            floppies: Vec::new(),
         }
     }
 }

@@ -10,13 +10,16 @@ mod validate;
 
 pub use devices::DebugExitConfig;
 pub use devices::DevicesSpec;
+pub use devices::FloppyConfig;
 pub use devices::HpetConfig;
 pub use devices::I8042Config;
 pub use devices::RtcConfig;
 pub use devices::SerialConfig;
 pub use devices::TestdevConfig;
+pub use machine::BootDevice;
 pub use machine::BootSpec;
 pub use machine::EngineKind;
+pub use machine::MachineKind;
 pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;

@@ -55,6 +55,52 @@ impl fmt::Display for EngineKind {
     }
 }
 
+/// The kind of computer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineKind {
+    /// No PCI, no firmware: a kernel is booted directly.
+    #[default]
+    Microvm,
+    /// A PC of Intel's 440FX chipset, with a BIOS.
+    Pc,
+}
+
+impl MachineKind {
+    /// What may be written.
+    pub const NAMES: [&str; 2] = ["microvm", "pc"];
+
+    /// Whether there is a PCI bus.
+    #[must_use]
+    pub fn has_pci(self) -> bool {
+        self != Self::Microvm
+    }
+}
+
+impl FromStr for MachineKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "microvm" => Ok(Self::Microvm),
+            "pc" => Ok(Self::Pc),
+            _ => Err(format!(
+                "unknown machine `{text}`; there are {}",
+                Self::NAMES.join(", ")
+            )),
+        }
+    }
+}
+
+impl fmt::Display for MachineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Microvm => "microvm",
+            Self::Pc => "pc",
+        })
+    }
+}
+
 /// What a guest's reset does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -77,6 +123,42 @@ pub enum OnTripleFault {
     Reset,
 }
 
+/// A kind of device that firmware may boot from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootDevice {
+    /// A floppy disk.
+    Floppy,
+    /// A hard disk.
+    Disk,
+    /// A CD or DVD.
+    Cdrom,
+    /// The network.
+    Network,
+}
+
+impl BootDevice {
+    /// What may be written.
+    pub const NAMES: [&str; 4] = ["floppy", "disk", "cdrom", "network"];
+}
+
+impl FromStr for BootDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "floppy" => Ok(Self::Floppy),
+            "disk" => Ok(Self::Disk),
+            "cdrom" => Ok(Self::Cdrom),
+            "network" => Ok(Self::Network),
+            _ => Err(format!(
+                "cannot boot from `{text}`; there are {}",
+                Self::NAMES.join(", ")
+            )),
+        }
+    }
+}
+
 /// What the machine boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -87,12 +169,20 @@ pub struct BootSpec {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub append: String,
+    /// Firmware image that the machine starts with where no kernel is named. None: that of the package `seabios`.
+    pub firmware: Option<PathBuf>,
+    /// Firmware shows its boot menu, for this many milliseconds.
+    pub menu: Option<u32>,
+    /// What firmware boots from, in this order; at most three.
+    pub order: Vec<BootDevice>,
 }
 
 /// A machine as the user wants it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MachineSpec {
+    /// Which kind of computer.
+    pub machine: MachineKind,
     /// Guest RAM.
     pub memory: Size,
     /// Number of processors.
@@ -114,6 +204,7 @@ pub struct MachineSpec {
 impl Default for MachineSpec {
     fn default() -> Self {
         Self {
+            machine: MachineKind::default(),
             memory: Size::from_mib(512),
             cpus: 1,
             cpu: "host".to_owned(),
@@ -150,6 +241,14 @@ mod tests {
         spec.devices.hpet = None;
         let text = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<MachineSpec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn machine_names_parse_and_print_alike() {
+        for name in MachineKind::NAMES {
+            assert_eq!(name.parse::<MachineKind>().unwrap().to_string(), name);
+        }
+        assert!("amiga".parse::<MachineKind>().unwrap_err().contains("pc"));
     }
 
     #[test]

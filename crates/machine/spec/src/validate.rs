@@ -2,11 +2,18 @@
 
 use std::fmt;
 
+use crate::MachineKind;
 use crate::MachineSpec;
 use crate::Size;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
+/// Kinds of device that the CMOS memory can name.
+const BOOT_DEVICES: usize = 3;
+/// Drives of the floppy controller.
+const FLOPPIES: usize = 2;
+/// Memory that a PC's firmware can start with.
+const MIN_PC_MEMORY: Size = Size::from_mib(4);
 /// Physical addresses have 40 bits; half of them may be RAM.
 const MAX_MEMORY: Size = Size::from_bytes(1 << 39);
 /// xAPIC identifiers are 8 bits wide, and 255 is the broadcast.
@@ -64,6 +71,36 @@ impl MachineSpec {
         }
         if self.boot.kernel.is_none() && self.boot.initrd.is_some() {
             problem("boot.initrd", "needs a kernel beside it".to_owned());
+        }
+        if self.machine == MachineKind::Microvm && self.boot.firmware.is_some() {
+            problem("boot.firmware", "a microvm has none; machine pc has".to_owned());
+        }
+        if self.machine.has_pci() && self.memory < MIN_PC_MEMORY {
+            problem(
+                "memory",
+                format!(
+                    "{} is too little for a {}; at least {MIN_PC_MEMORY} is needed",
+                    self.memory, self.machine
+                ),
+            );
+        }
+        if self.boot.order.len() > BOOT_DEVICES {
+            problem(
+                "boot.order",
+                format!("firmware tries at most {BOOT_DEVICES} kinds of device"),
+            );
+        }
+        let floppies = self.devices.floppies.len();
+        if floppies > 0 && !self.machine.has_pci() {
+            problem(
+                "devices.floppies",
+                format!("a {} has no floppy controller", self.machine),
+            );
+        } else if floppies > FLOPPIES {
+            problem(
+                "devices.floppies",
+                format!("{floppies} drives are more than {FLOPPIES}"),
+            );
         }
         if self.boot.append.contains('\0') {
             problem("boot.append", "holds a zero byte".to_owned());

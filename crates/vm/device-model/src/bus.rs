@@ -22,6 +22,8 @@ pub struct Mapping {
     pub index: usize,
     /// The device.
     pub device: SharedDevice,
+    /// The guest may move it: see [`Bus::set_moving`].
+    pub moving: bool,
 }
 
 impl Mapping {
@@ -83,6 +85,25 @@ impl Bus {
         table.insert(at, mapping);
         self.table.store(Arc::new(table));
         Ok(())
+    }
+
+    /// Replaces all mappings that the guest may move, at once. One that overlaps a fixed mapping, or one before it in the
+    /// list, is left out: which of them answers is not defined.
+    pub fn set_moving(&self, mappings: &[Mapping]) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let fixed = self.table.load();
+        let mut table: Vec<Mapping> = fixed.iter().filter(|m| !m.moving).cloned().collect();
+        for mapping in mappings.iter().filter(|m| m.region.len > 0) {
+            let free = |m: &Mapping| m.last() < mapping.base || mapping.last() < m.base;
+            if table.iter().all(free) {
+                table.push(Mapping {
+                    moving: true,
+                    ..mapping.clone()
+                });
+            }
+        }
+        table.sort_by_key(|m| m.base);
+        self.table.store(Arc::new(table));
     }
 
     /// Takes away every region of the named device.

@@ -11,6 +11,7 @@ use crate::At;
 use crate::Clock;
 use crate::DynSnapshot;
 use crate::Inspect;
+use crate::PciFunction;
 use crate::Registers;
 use crate::VmTime;
 use crate::Width;
@@ -46,6 +47,11 @@ pub trait Device: Registers + DynSnapshot + Inspect + Send {
     /// Starts no more host work; true when none is in flight.
     fn quiesce(&mut self) -> bool {
         true
+    }
+
+    /// The device as a function of a PCI bus, if it is one.
+    fn as_pci(&mut self) -> Option<&mut dyn PciFunction> {
+        None
     }
 }
 

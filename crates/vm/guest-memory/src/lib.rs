@@ -6,6 +6,7 @@
 
 mod code;
 mod map;
+mod overlay;
 mod region;
 
 pub use code::CodeMap;
@@ -14,6 +15,9 @@ pub use code::CodeWatch;
 pub use map::GuestMemory;
 pub use map::MemoryError;
 pub use map::PageRef;
+pub use overlay::MapWatch;
+pub use overlay::Overlay;
+pub use overlay::Piece;
 pub use region::Kind;
 pub use region::MemoryRegion;
 

@@ -12,8 +12,11 @@ use crate::CodePage;
 use crate::CodeWatch;
 use crate::Kind;
 use crate::MemoryRegion;
+use crate::Overlay;
 use crate::PAGE_MASK;
 use crate::PAGE_SIZE;
+use crate::Piece;
+use crate::overlay::A20;
 
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +43,6 @@ pub enum MemoryError {
         /// Its length.
         len: u64,
     },
-    /// An access left its region.
-    #[error("the region has no {len} bytes at {offset:#x}")]
-    Range {
-        /// First byte of the access.
-        offset: u64,
-        /// Its length.
-        len: u64,
-    },
 }
 
 /// A page of guest memory as a CPU engine sees it.
@@ -61,10 +56,12 @@ pub struct PageRef<'a> {
     pub code: &'a CodePage,
 }
 
-/// The address map. Built once, then shared; every address without a region is a hole (MMIO).
+/// The address map. Fixed regions are built once, then shared; others come, go and move while the machine runs (see
+/// [`crate::Piece`]). Every address without a region is a hole (MMIO).
 #[derive(Default)]
 pub struct GuestMemory {
     slots: Vec<(u64, Arc<MemoryRegion>)>,
+    overlay: Overlay,
     watch: OnceLock<Arc<dyn CodeWatch>>,
 }
 
@@ -103,6 +100,7 @@ impl GuestMemory {
         for (_, region) in &self.slots {
             region.code().set_watch(Arc::clone(watch));
         }
+        self.overlay.watch_code(watch);
         // A map serves one machine, and a machine has one engine.
         let _ = self.watch.set(Arc::clone(watch));
     }
@@ -114,13 +112,13 @@ impl GuestMemory {
         }
     }
 
-    /// The regions by address.
+    /// What was at fixed addresses from the beginning, by address.
     #[must_use]
     pub fn slots(&self) -> &[(u64, Arc<MemoryRegion>)] {
         &self.slots
     }
 
-    /// Bytes of RAM in all.
+    /// Bytes of RAM at fixed addresses.
     #[must_use]
     pub fn ram_bytes(&self) -> u64 {
         self.slots
@@ -130,16 +128,64 @@ impl GuestMemory {
             .sum()
     }
 
+    /// What comes and goes.
+    #[must_use]
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// Puts `pieces` in the place of those that `owner` had. Where a piece meets a fixed region, that one is seen; pieces
+    /// that meet another owner's are left out until that one's are gone.
+    pub fn remap(&self, owner: &str, pieces: Vec<Piece>) {
+        let changed = self.overlay.replace(owner, pieces);
+        self.overlay.changed(&changed, self.watch.get());
+    }
+
+    /// Opens or closes address line 20: while it is closed, odd mebibytes show what the even ones below them hold.
+    pub fn set_a20(&self, open: bool) {
+        if !self.overlay.set_a20(open) {
+            return;
+        }
+        // Code that was decoded at an odd mebibyte came from the one that it now no longer shows: the even one below it when
+        // the line opens, itself when it closes.
+        let parity = if open { 0 } else { A20 };
+        let mut changed = Vec::new();
+        for (base, region) in &self.slots {
+            let end = base + region.len();
+            let mebibytes = (base & !(A20 - 1)..end).step_by(A20 as usize);
+            for start in mebibytes.filter(|start| start & A20 == parity) {
+                let (from, to) = (start.max(*base), (start + A20).min(end));
+                changed.push((Arc::clone(region), from - base, to - from));
+            }
+        }
+        for piece in self.overlay.pieces().iter() {
+            changed.push((Arc::clone(&piece.region), piece.offset, piece.len));
+        }
+        self.overlay.changed(&changed, self.watch.get());
+    }
+
+    /// Whether address line 20 is open.
+    #[must_use]
+    pub fn a20(&self) -> bool {
+        self.overlay.a20_mask() == u64::MAX
+    }
+
+    /// `gpa` as it is on the bus: without bit 20 while that line is closed.
+    #[must_use]
+    pub fn on_bus(&self, gpa: u64) -> u64 {
+        gpa & self.overlay.a20_mask()
+    }
+
     /// The page that holds `gpa`; none in a hole.
     #[must_use]
     pub fn page(&self, gpa: u64) -> Option<PageRef<'_>> {
-        let (offset, region) = self.find(gpa)?;
+        let (offset, region, kind, _) = self.find(gpa)?;
         let page = offset & !PAGE_MASK;
         // SAFETY: the offset lies inside the mapping.
         let host = unsafe { region.host().add(page as usize) };
         Some(PageRef {
             host,
-            kind: region.kind(),
+            kind,
             code: region.code().page((page / PAGE_SIZE) as usize)?,
         })
     }
@@ -151,20 +197,22 @@ impl GuestMemory {
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len() as u64;
         let mut done = 0;
-        self.for_each(gpa, len, |region, offset, n| {
+        self.for_each(gpa, len, |region, _, offset, n| {
             region.read(offset, &mut buf[done..done + n]);
             done += n;
         })
     }
 
-    /// Writes `buf` at `gpa`, to ROM too: this is the loaders' and devices' path. Code engines see the write.
+    /// Writes `buf` at `gpa`: this is the loaders' and devices' path. Code engines see the write. ROM stays as it is.
     ///
     /// # Errors
     /// [`MemoryError::Hole`] when any byte is not guest memory; the bytes before it are then written.
     pub fn write(&self, gpa: u64, buf: &[u8]) -> Result<(), MemoryError> {
         let mut done = 0;
-        self.for_each(gpa, buf.len() as u64, |region, offset, n| {
-            region.write(offset, &buf[done..done + n]);
+        self.for_each(gpa, buf.len() as u64, |region, kind, offset, n| {
+            if kind == Kind::Ram {
+                region.write(offset, &buf[done..done + n]);
+            }
             done += n;
         })
     }
@@ -187,23 +235,31 @@ impl GuestMemory {
         self.write(gpa, value.as_bytes())
     }
 
-    fn find(&self, gpa: u64) -> Option<(u64, &MemoryRegion)> {
+    /// The region at `gpa`, the offset in it, what guest writes do there, and the bytes that follow in it.
+    fn find(&self, gpa: u64) -> Option<(u64, &MemoryRegion, Kind, u64)> {
+        let gpa = self.on_bus(gpa);
         let at = self.slots.partition_point(|(base, _)| *base <= gpa);
-        let (base, region) = self.slots.get(at.checked_sub(1)?)?;
-        (gpa - base < region.len()).then(|| (gpa - base, &**region))
+        if let Some((base, region)) = at.checked_sub(1).and_then(|at| self.slots.get(at))
+            && gpa - base < region.len()
+        {
+            let offset = gpa - base;
+            return Some((offset, region, region.kind(), region.len() - offset));
+        }
+        self.overlay.find(gpa)
     }
 
     fn for_each(
         &self,
         mut gpa: u64,
         mut len: u64,
-        mut f: impl FnMut(&MemoryRegion, u64, usize),
+        mut f: impl FnMut(&MemoryRegion, Kind, u64, usize),
     ) -> Result<(), MemoryError> {
         while len > 0 {
-            let (offset, region) = self.find(gpa).ok_or(MemoryError::Hole { gpa, len })?;
-            let n = len.min(region.len() - offset);
-            f(region, offset, n as usize);
-            gpa += n;
+            let (offset, region, kind, room) = self.find(gpa).ok_or(MemoryError::Hole { gpa, len })?;
+            // What follows bit 20's change is somewhere else while that line is closed.
+            let n = len.min(room).min(A20 - (gpa & (A20 - 1)));
+            f(region, kind, offset, n as usize);
+            gpa = gpa.wrapping_add(n);
             len -= n;
         }
         Ok(())
@@ -228,9 +284,10 @@ mod tests {
     #[test]
     fn access_across_regions_is_one_access() {
         let memory = two_regions();
-        memory.write_obj(8188, &0x1122_3344_5566_7788u64).unwrap();
+        memory.slots()[1].1.load(0, &[0x44, 0x33, 0x22, 0x11]).unwrap();
+        memory.write_obj(8188, &0x5566_7788u64).unwrap();
         assert_eq!(memory.read_obj::<u64>(8188).unwrap(), 0x1122_3344_5566_7788);
-        assert_eq!(memory.read_obj::<u32>(8192).unwrap(), 0x1122_3344);
+        assert_eq!(memory.read_obj::<u32>(8192).unwrap(), 0x1122_3344, "ROM stays as it is");
     }
 
     #[test]
@@ -262,5 +319,83 @@ mod tests {
         assert_eq!(code.version(), 0);
         memory.write(4096 + 60, &[1; 8]).unwrap();
         assert_eq!(code.version(), 1);
+    }
+
+    fn piece(gpa: u64, region: &Arc<MemoryRegion>, offset: u64, kind: Kind) -> Piece {
+        Piece {
+            gpa,
+            len: 4096,
+            region: Arc::clone(region),
+            offset,
+            kind,
+        }
+    }
+
+    #[test]
+    fn pieces_come_go_and_change_their_kind() {
+        let memory = two_regions();
+        let shadow = Arc::new(MemoryRegion::new("shadow", Kind::Ram, 8192).unwrap());
+        shadow.load(4096, b"second").unwrap();
+        memory.remap("bridge", vec![piece(0xc000, &shadow, 4096, Kind::Rom)]);
+        assert_eq!(memory.read_obj::<[u8; 6]>(0xc000).unwrap(), *b"second");
+        assert!(matches!(memory.page(0xc000).unwrap().kind, Kind::Rom));
+        memory.write(0xc000, b"change").unwrap();
+        assert_eq!(memory.read_obj::<[u8; 6]>(0xc000).unwrap(), *b"second");
+        let generation = memory.overlay().generation();
+        memory.remap("bridge", vec![piece(0xc000, &shadow, 4096, Kind::Ram)]);
+        assert_ne!(memory.overlay().generation(), generation);
+        memory.write(0xc000, b"change").unwrap();
+        assert_eq!(memory.read_obj::<[u8; 6]>(0xc000).unwrap(), *b"change");
+        memory.remap("bridge", Vec::new());
+        assert!(memory.page(0xc000).is_none());
+    }
+
+    #[test]
+    fn pieces_of_two_owners_do_not_meet() {
+        let memory = two_regions();
+        let page = || Arc::new(MemoryRegion::new("page", Kind::Ram, 4096).unwrap());
+        let (one, other) = (page(), page());
+        one.load(0, b"1").unwrap();
+        other.load(0, b"2").unwrap();
+        memory.remap("one", vec![piece(0xc000, &one, 0, Kind::Ram)]);
+        memory.remap("other", vec![piece(0xc000, &other, 0, Kind::Ram)]);
+        assert_eq!(memory.read_obj::<u8>(0xc000).unwrap(), b'1');
+        memory.remap("one", Vec::new());
+        assert_eq!(memory.read_obj::<u8>(0xc000).unwrap(), b'2');
+    }
+
+    #[test]
+    fn code_of_a_page_that_moves_is_void() {
+        let memory = two_regions();
+        let page = Arc::new(MemoryRegion::new("page", Kind::Ram, 4096).unwrap());
+        memory.remap("one", vec![piece(0xc000, &page, 0, Kind::Ram)]);
+        let code = memory.page(0xc000).unwrap().code;
+        code.mark(0, 63);
+        memory.remap("other", Vec::new());
+        assert_eq!(code.version(), 0);
+        memory.remap("one", vec![piece(0xd000, &page, 0, Kind::Ram)]);
+        assert_eq!(code.version(), 1);
+    }
+
+    #[test]
+    fn closed_line_20_shows_even_mebibytes_at_odd_ones() {
+        let mut memory = GuestMemory::new();
+        let ram = Arc::new(MemoryRegion::new("ram", Kind::Ram, 4 << 20).unwrap());
+        memory.add(0, ram).unwrap();
+        memory.write(0, b"low").unwrap();
+        memory.write(1 << 20, b"odd").unwrap();
+        let code = memory.page(0x1000).unwrap().code;
+        code.mark(0, 4095);
+        assert!(memory.a20());
+        memory.set_a20(false);
+        assert_eq!(memory.read_obj::<[u8; 3]>(1 << 20).unwrap(), *b"low");
+        assert_eq!(memory.on_bus(0x31_2345), 0x21_2345);
+        let mut across = [0; 4];
+        memory.read((1 << 20) - 1, &mut across).unwrap();
+        assert_eq!(&across, b"\0low");
+        assert_eq!(code.version(), 0);
+        memory.set_a20(true);
+        assert_eq!(code.version(), 1, "it may have been decoded at an odd mebibyte");
+        assert_eq!(memory.read_obj::<[u8; 3]>(1 << 20).unwrap(), *b"odd");
     }
 }

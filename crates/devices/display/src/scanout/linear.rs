@@ -57,7 +57,7 @@ fn read_line(vram: &MemoryRegion, at: u64, line: &mut [u8]) {
     let there = usize::try_from(vram.len().saturating_sub(at)).unwrap_or(usize::MAX);
     let (inside, outside) = line.split_at_mut(there.min(line.len()));
     // The length is what there is.
-    let _ = vram.read_at(at, inside);
+    let _ = vram.fetch(at, inside);
     outside.fill(0);
 }
 

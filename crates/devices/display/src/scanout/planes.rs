@@ -22,7 +22,7 @@ impl<'a> Planes<'a> {
     pub(super) fn new(regs: &'a Regs, vram: &MemoryRegion) -> Self {
         let mut bytes = vec![0; SHOWN];
         // No adapter has less.
-        let _ = vram.read_at(0, &mut bytes);
+        let _ = vram.fetch(0, &mut bytes);
         Self {
             regs,
             bytes,

@@ -234,7 +234,7 @@ proptest! {
                 prop_assert_eq!(b.peek(offset), model_read(&regs, planes[at]));
             }
             let mut bytes = [0; 16];
-            b.chip.vram().read_at(0, &mut bytes).unwrap();
+            b.chip.vram().fetch(0, &mut bytes).unwrap();
             prop_assert_eq!(bytes.as_slice(), planes.concat());
         }
     }
@@ -296,7 +296,7 @@ fn chained_window_is_linear_and_odd_even_takes_turns() {
         b.poke(at, 0x10 + at as u8);
     }
     let mut bytes = [0; 9];
-    b.chip.vram().read_at(0, &mut bytes).unwrap();
+    b.chip.vram().fetch(0, &mut bytes).unwrap();
     assert_eq!(bytes, [0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
     assert_eq!((b.peek(5), b.peek(0xFFFF)), (0x15, 0));
     // Odd and even at B8000h.
@@ -332,7 +332,7 @@ fn dispi_sets_modes_that_fit_only() {
     b.dispi(4, 2);
     assert_eq!([1, 2, 3].map(|index| b.read_dispi(index)), [2560, 1600, 32]);
     b.dispi(4, 0);
-    b.chip.vram().write_at(0, &[1; 8]).unwrap();
+    b.chip.vram().load(0, &[1; 8]).unwrap();
     for (index, value) in [(1, 2560), (2, 1600), (3, 32), (4, 0x41)] {
         b.dispi(index, value);
     }
@@ -341,7 +341,7 @@ fn dispi_sets_modes_that_fit_only() {
     assert_eq!((b.read_dispi(6), b.read_dispi(7)), (2560, 1638));
     // Setting the mode has cleared what it shows.
     let mut bytes = [1; 8];
-    b.chip.vram().read_at(0, &mut bytes).unwrap();
+    b.chip.vram().fetch(0, &mut bytes).unwrap();
     assert_eq!(bytes, [0; 8]);
     // Offsets stay inside.
     b.dispi(9, 100);
@@ -358,7 +358,7 @@ fn banked_window_shows_the_bank() {
     }
     b.poke(5, 0x77);
     let mut byte = [0];
-    b.chip.vram().read_at(0x3_0005, &mut byte).unwrap();
+    b.chip.vram().fetch(0x3_0005, &mut byte).unwrap();
     assert_eq!((byte[0], b.peek(5)), (0x77, 0x77));
     assert_eq!(b.chip.window_alias().map(|alias| alias.vram), Some(0x3_0000));
     b.dispi(5, 999);

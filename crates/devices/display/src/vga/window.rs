@@ -86,7 +86,7 @@ fn plane_of(low: u32) -> u8 {
 pub(super) fn load(vram: &MemoryRegion, offset: u32) -> u32 {
     let mut bytes = [0; 4];
     // An address beyond video memory reads as nothing.
-    let _ = vram.read_at(u64::from(offset) * 4, &mut bytes);
+    let _ = vram.fetch(u64::from(offset) * 4, &mut bytes);
     u32::from_le_bytes(bytes)
 }
 
@@ -95,12 +95,12 @@ pub(super) fn store(vram: &MemoryRegion, offset: u32, planes: u8, data: u32) {
     let at = u64::from(offset) * 4;
     let bytes = data.to_le_bytes();
     if planes == 0x0F {
-        let _ = vram.write_at(at, &bytes);
+        let _ = vram.load(at, &bytes);
         return;
     }
     for (plane, byte) in (0u32..).zip(bytes) {
         if planes >> plane & 1 != 0 {
-            let _ = vram.write_at(at + u64::from(plane), &[byte]);
+            let _ = vram.load(at + u64::from(plane), &[byte]);
         }
     }
 }

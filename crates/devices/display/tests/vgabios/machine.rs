@@ -133,7 +133,7 @@ impl Machine {
         let vram = region("vram", Kind::Ram, 16 << 20);
         // Shadowed: it initialises itself in place.
         let firmware = region("vgabios", Kind::Ram, 0x1_0000);
-        firmware.write_at(0, &rom).unwrap();
+        firmware.load(0, &rom).unwrap();
         let mut memory = GuestMemory::new();
         for (gpa, region) in [
             (0, region("ram", Kind::Ram, 0xA_0000)),

@@ -12,6 +12,7 @@ use firmware::layout;
 use spec::MachineSpec;
 
 use super::Builder;
+use crate::BuildError;
 use crate::Placement;
 use crate::Window;
 
@@ -23,10 +24,10 @@ pub(super) fn place_pic(_: &MachineSpec) -> Vec<Placement> {
     vec![place]
 }
 
-pub(super) fn build_pic(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_pic(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let slot = builder.slot(place, DualPic::new(builder.fabric.pic_output()));
     builder.fabric.set_pic(Arc::clone(&slot));
-    slot
+    Ok(slot)
 }
 
 pub(super) fn place_ioapic(_: &MachineSpec) -> Vec<Placement> {
@@ -34,10 +35,10 @@ pub(super) fn place_ioapic(_: &MachineSpec) -> Vec<Placement> {
     vec![Placement::new("ioapic", "ioapic").window(window)]
 }
 
-pub(super) fn build_ioapic(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_ioapic(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let slot = builder.slot(place, IoApic::new(0, builder.fabric.messages()));
     builder.fabric.set_ioapic(Arc::clone(&slot));
-    slot
+    Ok(slot)
 }
 
 pub(super) fn place_lapics(spec: &MachineSpec) -> Vec<Placement> {
@@ -51,7 +52,7 @@ pub(super) fn place_lapics(spec: &MachineSpec) -> Vec<Placement> {
     (0..spec.cpus).map(place).collect()
 }
 
-pub(super) fn build_lapic(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_lapic(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let cpu = place.index;
     let config = LapicConfig {
         id: cpu,
@@ -66,5 +67,5 @@ pub(super) fn build_lapic(builder: &mut Builder<'_>, place: &Placement) -> Share
     };
     let slot = builder.slot(place, Lapic::new(config, builder.clock.clone(), signals));
     builder.fabric.add_lapic(Arc::clone(&slot));
-    slot
+    Ok(slot)
 }

@@ -9,6 +9,7 @@ use spec::MachineSpec;
 
 use super::Builder;
 use super::irq;
+use crate::BuildError;
 use crate::Placement;
 use crate::PollRequest;
 use crate::Window;
@@ -24,10 +25,10 @@ pub(super) fn place_i8042(spec: &MachineSpec) -> Vec<Placement> {
     spec.devices.i8042.iter().map(place).collect()
 }
 
-pub(super) fn build_i8042(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_i8042(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let (keyboard, mouse) = (irq(builder, place, 0), irq(builder, place, 1));
     let chip = I8042::new(builder.clock.clone(), keyboard, mouse, builder.power.clone());
-    builder.slot(place, chip)
+    Ok(builder.slot(place, chip.with_a20(builder.a20.clone())))
 }
 
 pub(super) fn place_uarts(spec: &MachineSpec) -> Vec<Placement> {
@@ -40,7 +41,7 @@ pub(super) fn place_uarts(spec: &MachineSpec) -> Vec<Placement> {
     (0..).zip(&spec.devices.serial).map(place).collect()
 }
 
-pub(super) fn build_uart(builder: &mut Builder<'_>, place: &Placement) -> SharedDevice {
+pub(super) fn build_uart(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let backend: Box<dyn SerialBackend> = match builder.serial.remove(&place.name) {
         Some(port) => {
             let request = PollRequest::new(builder.events.clone());
@@ -51,5 +52,5 @@ pub(super) fn build_uart(builder: &mut Builder<'_>, place: &Placement) -> Shared
         None => Box::new(NullSerial),
     };
     let chip = Uart16550::new(builder.clock.clone(), irq(builder, place, 0), backend);
-    builder.slot(place, chip)
+    Ok(builder.slot(place, chip))
 }

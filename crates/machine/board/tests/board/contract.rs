@@ -12,6 +12,7 @@ use device_model::Width;
 use crate::fake::everything;
 use crate::fake::idle;
 use crate::fake::small;
+use crate::pc;
 
 /// Writes a pattern to every register, at every width, so that the state is far from that after reset.
 fn disturb(device: &SharedDevice) {
@@ -37,10 +38,22 @@ fn pairs(machines: &[Machine; 2]) -> impl Iterator<Item = (&SharedDevice, &Share
     machines[0].devices().iter().zip(machines[1].devices())
 }
 
+/// A machine of each kind with all its devices, twice.
+fn twins() -> Vec<[Machine; 2]> {
+    let dir = tempfile::TempDir::new().unwrap();
+    let specs = [everything(), pc::everything(&dir)];
+    specs.iter().map(|spec| [idle(spec), idle(spec)]).collect()
+}
+
 #[test]
 fn every_device_restores_what_it_saved_into_a_new_one() {
-    let machines = [idle(&everything()), idle(&everything())];
-    for (used, new) in pairs(&machines) {
+    for machines in twins() {
+        restores(&machines);
+    }
+}
+
+fn restores(machines: &[Machine; 2]) {
+    for (used, new) in pairs(machines) {
         disturb(used);
         let saved = used.lock().save_blob();
         new.lock().restore_blob(&saved).unwrap();
@@ -52,7 +65,12 @@ fn every_device_restores_what_it_saved_into_a_new_one() {
 
 #[test]
 fn every_device_shows_itself_without_being_disturbed() {
-    let machine = idle(&everything());
+    for machine in twins().iter().flatten() {
+        shows(machine);
+    }
+}
+
+fn shows(machine: &Machine) {
     for device in machine.devices() {
         disturb(device);
         let saved = device.lock().save_blob();
@@ -64,7 +82,12 @@ fn every_device_shows_itself_without_being_disturbed() {
 
 #[test]
 fn second_reset_of_every_device_changes_nothing() {
-    let machine = idle(&everything());
+    for machine in twins().iter().flatten() {
+        resets(machine);
+    }
+}
+
+fn resets(machine: &Machine) {
     for device in machine.devices() {
         disturb(device);
         for kind in [Reset::Resume, Reset::Warm, Reset::Cold] {
@@ -78,7 +101,12 @@ fn second_reset_of_every_device_changes_nothing() {
 
 #[test]
 fn every_device_refuses_the_state_of_another() {
-    let machine = idle(&everything());
+    for machine in twins().iter().flatten() {
+        refuses(machine);
+    }
+}
+
+fn refuses(machine: &Machine) {
     let devices = machine.devices();
     for (one, other) in devices.iter().zip(devices.iter().skip(1)) {
         let blob = other.lock().save_blob();
@@ -90,8 +118,12 @@ fn every_device_refuses_the_state_of_another() {
 
 #[test]
 fn machine_restores_into_a_new_machine() {
-    let machines = [idle(&everything()), idle(&everything())];
-    let (used, new) = (&machines[0], &machines[1]);
+    for [used, new] in twins() {
+        restores_whole(&used, &new);
+    }
+}
+
+fn restores_whole(used: &Machine, new: &Machine) {
     let mut later = used.save().unwrap();
     later.time = VmTime::from_ns(1_000_000_000_000);
     used.restore(later).unwrap();

@@ -3,6 +3,7 @@
 mod contract;
 mod fake;
 mod machine;
+mod pc;
 mod plan;
 mod serial;
 mod sleep;

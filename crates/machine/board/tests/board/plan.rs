@@ -2,6 +2,7 @@
 
 use board::plan;
 use spec::DebugExitConfig;
+use spec::MachineKind;
 use spec::MachineSpec;
 use spec::SerialConfig;
 use spec::Size;
@@ -25,6 +26,26 @@ fn plans_are_as_the_golden_file_says() {
     }
     let golden = std::fs::read_to_string(GOLDEN).unwrap_or_default();
     assert!(text == golden, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+}
+
+#[test]
+fn plan_of_a_pc_is_as_its_golden_file_says() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pc.plan");
+    let dir = tempfile::TempDir::new().unwrap();
+    let large = MachineSpec {
+        machine: MachineKind::Pc,
+        memory: Size::from_mib(6 << 10),
+        cpus: 2,
+        ..MachineSpec::default()
+    };
+    let text = [large, crate::pc::everything(&dir)]
+        .map(|spec| plan(&spec).unwrap().to_string())
+        .join("\n");
+    if std::env::var_os("OXBOW_BLESS").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right:\n{text}");
 }
 
 #[test]

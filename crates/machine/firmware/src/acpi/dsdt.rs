@@ -1,6 +1,6 @@
 //! DSDT: processors, the legacy devices with their ports and interrupts, and the sleep states.
 //!
-//! Devices that describe themselves hand in their AML; there is no host bridge.
+//! Devices that describe themselves hand in their AML. On a machine with PCI the legacy devices are below the ISA bridge.
 //!
 //! Spec: ACPI 6.5 §5.2.11.1 (DSDT), §6.1 (identification), §6.4.2 (small resources), §7.4.2 (`\_Sx`), §8.4 (processors).
 
@@ -18,6 +18,7 @@ use acpi_tables::aml::ZERO;
 use acpi_tables::sdt::Sdt;
 
 use super::AcpiInput;
+use super::root_bridge;
 use super::table;
 use crate::layout;
 
@@ -43,12 +44,22 @@ pub(super) fn build(input: &AcpiInput) -> Sdt {
     for uid in 0..input.apic_ids.len() {
         devices.extend(processor(uid));
     }
-    devices.extend(chipset());
+    let mut isa = chipset();
     for (number, (port, irq)) in (1..=UARTS_MAX).zip(&input.uarts) {
-        devices.extend(uart(number, *port, *irq));
+        isa.extend(uart(number, *port, *irq));
     }
     if input.i8042 {
-        devices.extend(keyboard_and_mouse());
+        isa.extend(keyboard_and_mouse());
+    }
+    if input.floppy {
+        isa.extend(floppy());
+    }
+    if input.parallel {
+        isa.extend(device("LPT1", "PNP0400", &[], &[&ports(0x378, 8), &IrqNoFlags(7)]));
+    }
+    match &input.pci {
+        Some(pci) => devices.extend(root_bridge::aml(pci, isa)),
+        None => devices.extend(isa),
     }
     if input.hpet {
         let registers = Memory32Fixed::new(true, layout::HPET as u32, HPET_LEN);
@@ -117,6 +128,27 @@ fn uart(number: u8, port: u16, irq: u8) -> Vec<u8> {
     let name = format!("COM{number:X}");
     let ddn = Name::new("_DDN".into(), &name);
     device(&name, "PNP0501", &[&uid, &ddn], &[&ports(port, 8), &IrqNoFlags(irq)])
+}
+
+/// The floppy controller.
+fn floppy() -> Vec<u8> {
+    device(
+        "FDC0",
+        "PNP0700",
+        &[],
+        &[&ports(0x3f2, 4), &ports(0x3f7, 1), &IrqNoFlags(6), &Dma(2)],
+    )
+}
+
+/// DMA descriptor: compatibility mode, 8-bit, not a bus master (§6.4.2.2).
+struct Dma(u8);
+
+impl Aml for Dma {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.byte(0x2a);
+        sink.byte(1u8.checked_shl(self.0.into()).unwrap_or(0));
+        sink.byte(0);
+    }
 }
 
 /// The keyboard with the controller's ports, and the mouse behind it.

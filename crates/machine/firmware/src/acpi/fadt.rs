@@ -46,6 +46,9 @@ fn block(port: u16, len: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, len * 8, 0, access, port.into())
 }
 
+/// Where the table has addresses of others, and in how many bytes: FIRMWARE_CTRL, DSDT, X_DSDT.
+pub(super) const POINTERS: [(usize, usize); 3] = [(36, 4), (40, 4), (140, 8)];
+
 /// The table, with the addresses of those that it refers to.
 pub(super) fn build(input: &AcpiInput, facs: u32, dsdt: u32) -> Vec<u8> {
     let pm = input.pm;
@@ -73,8 +76,13 @@ pub(super) fn build(input: &AcpiInput, facs: u32, dsdt: u32) -> Vec<u8> {
     fadt.p_lvl2_lat = NO_POWER_STATE.into();
     fadt.p_lvl3_lat = NO_POWER_STATE.into();
     fadt.century = CENTURY;
+    if let Some(smi) = pm.smi {
+        fadt.smi_cmd = u32::from(smi.port).into();
+        (fadt.acpi_enable, fadt.acpi_disable) = (smi.enable, smi.disable);
+    }
     let keyboard = if input.i8042 { boot_arch::HAS_8042 } else { 0 };
-    fadt.iapc_boot_arch = (boot_arch::LEGACY_DEVICES | boot_arch::NO_VGA | keyboard).into();
+    let no_vga = if input.vga { 0 } else { boot_arch::NO_VGA };
+    fadt.iapc_boot_arch = (boot_arch::LEGACY_DEVICES | no_vga | keyboard).into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     let mut bytes = Vec::new();

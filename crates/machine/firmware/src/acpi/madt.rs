@@ -11,7 +11,9 @@ use acpi_tables::madt::ProcessorLocalApic;
 use acpi_tables::sdt::Sdt;
 use zerocopy::IntoBytes;
 
+use super::AcpiInput;
 use super::fadt::SCI;
+use super::root_bridge::PCI_IRQS;
 use super::table;
 use crate::layout;
 
@@ -31,8 +33,9 @@ const TIMER_PIN: u32 = 2;
 /// Local interrupt input of NMI.
 const NMI_LINT: u8 = 1;
 
-/// The table for processors with these APIC IDs; their ACPI identifiers count from zero.
-pub(super) fn build(apic_ids: &[u32]) -> Sdt {
+/// The table for the processors and their APIC IDs; their ACPI identifiers count from zero.
+pub(super) fn build(input: &AcpiInput) -> Sdt {
+    let apic_ids = &input.apic_ids;
     let mut body = Vec::new();
     body.extend((layout::LAPIC as u32).to_le_bytes());
     body.extend(PCAT_COMPAT.to_le_bytes());
@@ -53,7 +56,13 @@ pub(super) fn build(apic_ids: &[u32]) -> Sdt {
         }
     }
     body.extend(IoApic::new(0, layout::IOAPIC as u32, 0).as_bytes());
-    for (irq, pin, flags) in [(0, TIMER_PIN, CONFORMING), (SCI as u8, SCI.into(), HIGH_LEVEL)] {
+    let pci = |irq: &u8| input.pci.is_some() && *irq != SCI as u8;
+    let level = PCI_IRQS
+        .iter()
+        .filter(|irq| pci(irq))
+        .map(|irq| (*irq, u32::from(*irq), HIGH_LEVEL));
+    let fixed = [(0, TIMER_PIN, CONFORMING), (SCI as u8, SCI.into(), HIGH_LEVEL)];
+    for (irq, pin, flags) in fixed.into_iter().chain(level) {
         body.extend([INTERRUPT_SOURCE_OVERRIDE, 10, 0, irq]);
         body.extend(u32::to_le_bytes(pin));
         body.extend(flags.to_le_bytes());

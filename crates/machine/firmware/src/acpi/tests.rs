@@ -220,3 +220,148 @@ fn as_many_processors_as_fit_and_no_more() {
     }
     assert!(matches!(build(&pc(1), &memory(4096)), Err(AcpiError::Memory(_))));
 }
+
+/// A PC with everything that its tables can have.
+fn whole_pc() -> AcpiInput {
+    AcpiInput {
+        pm: PmPorts::PIIX4,
+        pci: Some(PciInput {
+            high: Some((0x1_4000_0000, 1 << 36)),
+            ..PciInput::below(0x8000_0000)
+        }),
+        floppy: true,
+        parallel: true,
+        ..pc(2)
+    }
+}
+
+/// Does what firmware does with the script: tables at `base`, the RSDP at `rsdp`. Returns both.
+fn load(linked: &Linked, base: u64, rsdp: u64) -> (Vec<u8>, Vec<u8>) {
+    let mut files = [linked.tables.clone(), linked.rsdp.clone()];
+    let bases = [base, rsdp];
+    let name = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        usize::from(text.trim_end_matches('\0') == "etc/acpi/rsdp")
+    };
+    let mut allocated = 0;
+    for command in linked.loader.chunks(128) {
+        let file = name(&command[4..60]);
+        match dword(command, 0) {
+            1 => {
+                allocated |= 1 << file;
+                let (align, zone) = (dword(command, 60), command[64]);
+                assert!(bases[file] % u64::from(align) == 0 && zone == [1, 2][file]);
+            }
+            2 => {
+                let (from, at, len) = (
+                    name(&command[60..116]),
+                    dword(command, 116) as usize,
+                    command[120] as usize,
+                );
+                let mut value = [0; 8];
+                value[..len].copy_from_slice(&files[file][at..at + len]);
+                let moved = u64::from_le_bytes(value) + bases[from];
+                files[file][at..at + len].copy_from_slice(&moved.to_le_bytes()[..len]);
+            }
+            3 => {
+                let [at, start, len] = [60, 64, 68].map(|field| dword(command, field) as usize);
+                files[file][at] = 0;
+                files[file][at] = complement(&files[file][start..start + len]);
+            }
+            other => panic!("command {other}"),
+        }
+    }
+    assert_eq!(allocated, 3);
+    let [tables, rsdp] = files;
+    (tables, rsdp)
+}
+
+#[test]
+fn script_gives_what_is_written_without_firmware() {
+    let input = whole_pc();
+    let linked = linked(&input);
+    let (tables, rsdp) = load(&linked, FACS_ADDRESS, layout::ACPI_START);
+    let written = Tables::build(&input);
+    assert_eq!(written.bytes(FACS_ADDRESS, tables.len()), tables);
+    assert_eq!(written.bytes(layout::ACPI_START, rsdp.len()), rsdp);
+    assert_eq!(written.roots().len(), 3);
+}
+
+#[test]
+fn fadt_of_a_piix4_begins_in_legacy_mode() {
+    let fadt = Tables::build(&whole_pc()).find(b"FACP");
+    assert_eq!((dword(&fadt, 48), &fadt[52..54]), (0xb2, &[0xf1, 0xf0][..]));
+    assert_eq!(
+        [56, 64, 76, 80].map(|at| dword(&fadt, at)),
+        [0x600, 0x604, 0x608, 0x60c]
+    );
+}
+
+#[test]
+fn madt_of_a_pc_has_the_pci_interrupts_level_triggered() {
+    let madt = Tables::build(&whole_pc()).find(b"APIC");
+    for irq in [5, 9, 10, 11] {
+        assert!(contains(&madt, &[2, 10, 0, irq, irq, 0, 0, 0, 13, 0]), "{irq}");
+    }
+}
+
+/// Bytes as lines of hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    let line = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    bytes.chunks(32).map(|bytes| line(bytes) + "\n").collect()
+}
+
+/// DSDT of the whole PC, as it is written.
+fn pc_dsdt() -> Vec<u8> {
+    let tables = Tables::build(&whole_pc());
+    tables.table(dword(&tables.find(b"FACP"), 40).into())
+}
+
+#[test]
+fn dsdt_of_a_pc_is_as_its_golden_file_says() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pc-dsdt.hex");
+    let text = hex(&pc_dsdt());
+    if std::env::var_os("OXBOW_BLESS").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right");
+}
+
+/// ACPICA's compiler reads the table, and compiles what it has read without an error.
+#[test]
+fn dsdt_of_a_pc_stands_before_the_acpica_compiler() {
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("dsdt.dat"), pc_dsdt()).unwrap();
+    let iasl = |args: &[&str]| {
+        let command = std::process::Command::new("iasl")
+            .current_dir(dir.path())
+            .args(args)
+            .output();
+        command.ok()
+    };
+    let Some(read) = iasl(&["-d", "dsdt.dat"]) else {
+        eprintln!("SKIPPED: there is no iasl; `apt-get install acpica-tools` brings it");
+        return;
+    };
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    let source = std::fs::read_to_string(dir.path().join("dsdt.dsl")).unwrap();
+    for part in [
+        "Device (PCI0)",
+        "Device (LNKD)",
+        "Device (FDC0)",
+        "Device (LPT1)",
+        "Name (_PRT, Package (0x80)",
+        "OperationRegion (PIRQ, PCI_Config, 0x60, 0x04)",
+        "Interrupt (ResourceConsumer, Level, ActiveHigh, Shared",
+        "0x80000000,         // Range Minimum",
+        "0xFEBFFFFF,         // Range Maximum",
+        "0x0000000140000000, // Range Minimum",
+    ] {
+        assert!(source.contains(part), "no `{part}` in:\n{source}");
+    }
+    let compiled = iasl(&["-f", "dsdt.dsl"]).unwrap();
+    let said = String::from_utf8_lossy(&compiled.stdout).into_owned();
+    assert!(compiled.status.success() && said.contains(" 0 Errors"), "{said}");
+    println!("{said}");
+}

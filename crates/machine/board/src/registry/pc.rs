@@ -1,0 +1,154 @@
+//! The PCI chipset of a PC: where its functions go and how they are built.
+
+use std::sync::Arc;
+
+use chipset::acpi_pm;
+use chipset::acpi_pm::AcpiPm;
+use chipset::debugcon;
+use chipset::debugcon::Debugcon;
+use chipset::dma8237;
+use chipset::dma8237::Dma8237;
+use chipset::fdc;
+use chipset::fdc::Fdc;
+use chipset::parallel;
+use chipset::parallel::Parallel;
+use device_model::SharedDevice;
+use guest_memory::Kind;
+use guest_memory::MemoryRegion;
+use pci::i440fx;
+use pci::i440fx::I440fx;
+use pci::piix3::Piix3;
+use pci::piix4_pm::Piix4Pm;
+use spec::MachineKind;
+use spec::MachineSpec;
+
+use super::Builder;
+use super::Button;
+use super::bdf;
+use super::irq;
+use crate::BuildError;
+use crate::Placement;
+use crate::Window;
+use crate::floppy::FloppyFile;
+
+/// DMA channel of the floppy controller.
+const FLOPPY_CHANNEL: u8 = 2;
+
+/// `places` on a PC, nothing elsewhere.
+fn on_a_pc(spec: &MachineSpec, place: impl FnOnce() -> Placement) -> Vec<Placement> {
+    let is_pc = spec.machine == MachineKind::Pc;
+    is_pc.then(place).into_iter().collect()
+}
+
+pub(super) fn place_i440fx(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("host", "i440fx")
+            .at(bdf::HOST_BRIDGE)
+            .window(Window::mmio("segments", 0xc_0000, 0x4_0000))
+    })
+}
+
+pub(super) fn build_i440fx(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let shadow = MemoryRegion::new("shadow", Kind::Ram, i440fx::SHADOW_LEN)?;
+    let latch = Arc::clone(builder.root.latch());
+    let chip = I440fx::new(latch, builder.memory.clone(), Arc::new(shadow), builder.rom.clone());
+    Ok(builder.slot(place, chip))
+}
+
+pub(super) fn place_piix3(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || Placement::new("isa", "piix3").at(bdf::ISA_BRIDGE))
+}
+
+pub(super) fn build_piix3(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    Ok(builder.slot(place, Piix3::new(builder.router.clone())))
+}
+
+pub(super) fn place_piix4_pm(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("pm", "piix4_pm")
+            .at(bdf::PM)
+            .window(Window::pio("smi_command", acpi_pm::SMI_COMMAND_PORT, 2))
+            .irq(9)
+    })
+}
+
+pub(super) fn build_piix4_pm(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let sci = irq(builder, place, 0);
+    let request = builder.alarm_request.clone();
+    builder.poll_requests.insert(place.name.clone(), request);
+    let pm = AcpiPm::new(builder.clock.clone(), sci, builder.power.clone(), builder.alarm.clone());
+    let slot = builder.slot(place, Piix4Pm::new(pm));
+    let pressed = Arc::clone(&slot);
+    builder.buttons = Some(Box::new(move |button| {
+        pressed.with(|chip| match button {
+            Button::Power => chip.pm().press_power_button(),
+            Button::Sleep => chip.pm().press_sleep_button(),
+        });
+    }));
+    Ok(slot)
+}
+
+pub(super) fn place_debugcon(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("debugcon", "debugcon").window(Window::pio("debugcon", debugcon::PORT, 1))
+    })
+}
+
+pub(super) fn build_debugcon(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let output = builder.debugcon.take();
+    Ok(builder.slot(place, Debugcon::new(output)))
+}
+
+pub(super) fn place_dma(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("dma", "dma8237")
+            .window(Window::pio("bytes", dma8237::BYTE_PORT, 16))
+            .window(Window::pio("words", dma8237::WORD_PORT, 32))
+            .window(Window::pio("pages", dma8237::PAGE_PORT, 16))
+    })
+}
+
+pub(super) fn build_dma(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let chip = Dma8237::new(builder.memory.clone());
+    builder.floppy_dma = Some(chip.channel(FLOPPY_CHANNEL));
+    Ok(builder.slot(place, chip))
+}
+
+pub(super) fn place_fdc(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("fdc", "fdc")
+            .window(Window::pio("fdc", fdc::PORT, 6))
+            .window(Window::pio("dir", fdc::DIR_PORT, 1))
+            .irq(6)
+    })
+}
+
+pub(super) fn build_fdc(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let line = irq(builder, place, 0);
+    // The plan has the DMA controllers before the devices that they serve.
+    let missing = || BuildError::Windows(place.name.clone());
+    let dma = builder.floppy_dma.take().ok_or_else(missing)?;
+    let drives = &builder.spec.devices.floppies;
+    let mut chip = Fdc::new(builder.clock.clone(), line, dma, drives.len());
+    for (number, drive) in drives.iter().enumerate() {
+        if let Some(path) = &drive.image {
+            let disk = FloppyFile::open(path, drive.read_only)?;
+            chip.insert(number, Some(Box::new(disk)));
+        }
+    }
+    Ok(builder.slot(place, chip))
+}
+
+pub(super) fn place_parallel(spec: &MachineSpec) -> Vec<Placement> {
+    on_a_pc(spec, || {
+        Placement::new("lpt1", "parallel")
+            .window(Window::pio("parallel", parallel::PORT, 3))
+            .irq(7)
+    })
+}
+
+pub(super) fn build_parallel(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let line = irq(builder, place, 0);
+    let printer = builder.printer.take();
+    Ok(builder.slot(place, Parallel::new(line, printer)))
+}

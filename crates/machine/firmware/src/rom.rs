@@ -1,0 +1,94 @@
+//! Firmware images: where Debian's packages put them, and the ROM that one becomes.
+//!
+//! An image ends at 4 GiB, where the processor's first instruction is; the board shows its last 128 KiB below 1 MiB too.
+//!
+//! Spec: SDM vol. 3 §10.1.4 (first instruction).
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use guest_memory::Kind;
+use guest_memory::MemoryError;
+use guest_memory::MemoryRegion;
+
+/// Where SeaBIOS may be, the best first.
+const SEABIOS: [&str; 3] = [
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/bios-256k.bin",
+    "/usr/share/seabios/bios.bin",
+];
+/// What is seen below 1 MiB: an image has at least that.
+const MIN: usize = 128 << 10;
+/// The interrupt controllers are below.
+const MAX: usize = 16 << 20;
+/// Images are made of blocks of flash memory.
+const BLOCK: usize = 4096;
+
+/// Why there is no firmware.
+#[derive(Debug, thiserror::Error)]
+pub enum RomError {
+    /// No image was named, and none found.
+    #[error("there is no BIOS on this host; `apt-get install seabios` brings one, `--firmware FILE` names another")]
+    Missing,
+    /// The file is no image.
+    #[error("`{}` is no firmware image: {} bytes are not a multiple of 4K between 128K and 16M", .path.display(), .len)]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: usize,
+    },
+    /// The host refused memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// The image that `wanted` names, or that of the package `seabios`.
+///
+/// # Errors
+/// [`RomError::Missing`] when none is named and none found.
+pub fn find(wanted: Option<&Path>) -> Result<PathBuf, RomError> {
+    let usual = || SEABIOS.iter().map(PathBuf::from).find(|path| path.is_file());
+    wanted.map(Path::to_owned).or_else(usual).ok_or(RomError::Missing)
+}
+
+/// The ROM that holds `image`; `path` is for the message.
+///
+/// # Errors
+/// [`RomError::Size`] for what cannot be an image.
+pub fn region(path: &Path, image: &[u8]) -> Result<MemoryRegion, RomError> {
+    let len = image.len();
+    if !(MIN..=MAX).contains(&len) || !len.is_multiple_of(BLOCK) {
+        let path = path.to_owned();
+        return Err(RomError::Size { path, len });
+    }
+    let region = MemoryRegion::new("firmware", Kind::Rom, len as u64)?;
+    // The region has the image's length.
+    let _ = region.load(0, image);
+    Ok(region)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_fills_its_rom_and_other_sizes_are_refused() {
+        let path = Path::new("bios.bin");
+        let mut image = vec![0x90; 256 << 10];
+        image[0x3_fff0] = 0xea;
+        let rom = region(path, &image).unwrap();
+        let mut first = [0; 2];
+        rom.fetch(0x3_fff0, &mut first).unwrap();
+        assert_eq!((rom.kind(), first), (Kind::Rom, [0xea, 0x90]));
+        for len in [0, 4096, (128 << 10) + 1, (16 << 20) + 4096] {
+            let error = region(path, &vec![0; len]).unwrap_err().to_string();
+            assert!(error.contains("bios.bin") && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn named_image_is_taken_as_it_is() {
+        assert_eq!(find(Some(Path::new("x"))).unwrap(), Path::new("x"));
+    }
+}
