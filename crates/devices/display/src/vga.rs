@@ -5,8 +5,9 @@
 //! Not modelled: the vertical interrupt, the light pen, count-by-two and shift-load for planes of 16 KiB, interlace, the
 //! border, and a hardware cursor, which neither the VGA nor DISPI has in graphics modes.
 //!
-//! Video memory is a region of RAM that the board also maps at BAR 0. It is saved with the machine's memory, not with the
-//! device's state.
+//! Video memory is a region of RAM that the bus maps at BAR 0. It is saved with the machine's memory, not with the device's
+//! state. BAR 2 has the registers as memory, the expansion ROM the firmware. The legacy ports and the window at A0000h are at
+//! fixed addresses, and follow the command register like the others.
 //!
 //! Spec: IBM Personal System/2 Hardware Interface Technical Reference (1990), "Video Subsystem"; QEMU
 //! docs/specs/standard-vga.rst (the register window of BAR 2).
@@ -19,6 +20,8 @@ use device_model::Device;
 use device_model::Inspect;
 use device_model::IoError;
 use device_model::Node;
+use device_model::PciFunction;
+use device_model::PciHeader;
 use device_model::Region;
 use device_model::Registers;
 use device_model::Reset;
@@ -28,8 +31,15 @@ use device_model::Snapshot;
 use device_model::Space;
 use device_model::Width;
 use device_model::Widths;
+use device_model::pci::Bar;
+use device_model::pci::BarKind;
+use device_model::pci::PciWindow;
+use device_model::pci::command;
+use device_model::pci::reg;
 use guest_memory::MemoryRegion;
 use guest_memory::PAGE_SIZE;
+use pci::Class;
+use pci::Function;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -73,6 +83,10 @@ pub const DISPI: usize = 3;
 pub const WINDOW: usize = 4;
 /// All registers as memory: BAR 2.
 pub const REGISTERS: usize = 5;
+/// Video memory: BAR 0. The bus maps it; there are no registers.
+const VRAM: usize = 6;
+/// Firmware: the expansion ROM. As [`VRAM`].
+const ROM: usize = 7;
 
 const fn region(name: &'static str, space: Space, len: u64, widths: Widths) -> Region {
     Region {
@@ -126,8 +140,23 @@ impl Default for VgaConfig {
 
 /// Video memory has a size that no adapter has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} bytes of video memory: there must be 256 KiB to 256 MiB, in multiples of 64 KiB")]
+#[error("{0} bytes of video memory: there must be 256 KiB to 256 MiB, a power of two")]
 pub struct VramError(u64);
+
+/// What the adapter is on its bus.
+fn header(vram: &MemoryRegion, rom: Option<&Arc<MemoryRegion>>) -> PciHeader {
+    let mut function = Function::new(0x1234, 0x1111, Class(0x03, 0x00, 0x00));
+    // The one with the register window.
+    function.revision = 2;
+    let mut header = function.header();
+    let bar = |at, kind, len, region| Bar { at, kind, len, region };
+    header.add_bar(bar(reg::BAR0, BarKind::Prefetch32, vram.len(), VRAM));
+    header.add_bar(bar(reg::BAR0 + 8, BarKind::Memory32, 0x1000, REGISTERS));
+    if let Some(rom) = rom {
+        header.add_bar(bar(reg::ROM, BarKind::Rom, rom.len().next_power_of_two(), ROM));
+    }
+    header
+}
 
 /// A part of the window at A0000h that is plain memory as things stand, so that the board may map it as such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,9 +174,11 @@ pub struct Vga {
     // Wiring
     clock: Arc<dyn Clock>,
     vram: Arc<MemoryRegion>,
+    rom: Option<Arc<MemoryRegion>>,
     // Configuration
     edid: [u8; 128],
     // State
+    header: PciHeader,
     regs: Regs,
     dispi: Dispi,
     /// A byte of each plane, plane 0 lowest.
@@ -157,19 +188,26 @@ pub struct Vga {
 }
 
 impl Vga {
-    /// An adapter with `vram` as its video memory.
+    /// An adapter with `vram` as its video memory, and with its firmware in `rom`.
     ///
     /// # Errors
-    /// [`VramError`] when that is too small, too large or odd.
-    pub fn new(clock: Arc<dyn Clock>, vram: Arc<MemoryRegion>, config: &VgaConfig) -> Result<Self, VramError> {
+    /// [`VramError`] when video memory is too small, too large or odd.
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        vram: Arc<MemoryRegion>,
+        rom: Option<Arc<MemoryRegion>>,
+        config: &VgaConfig,
+    ) -> Result<Self, VramError> {
         let len = vram.len();
-        if !(MIN_VRAM..=MAX_VRAM).contains(&len) || !len.is_multiple_of(u64::from(BANK)) {
+        if !(MIN_VRAM..=MAX_VRAM).contains(&len) || !len.is_power_of_two() {
             return Err(VramError(len));
         }
         let (width, height) = config.preferred;
         Ok(Self {
             clock,
+            header: header(&vram, rom.as_ref()),
             vram,
+            rom,
             edid: edid::block(width.clamp(640, MAX_WIDTH), height.clamp(480, MAX_HEIGHT)),
             regs: Regs::new(),
             dispi: Dispi::new(),
@@ -499,8 +537,60 @@ const PAGE_SIZE_32: u32 = {
     4096
 };
 
+impl PciFunction for Vga {
+    fn header(&self) -> &PciHeader {
+        &self.header
+    }
+
+    fn header_mut(&mut self) -> &mut PciHeader {
+        &mut self.header
+    }
+
+    fn windows(&self) -> Vec<PciWindow> {
+        let mut windows = self.header.windows();
+        let fixed = [
+            (MONO, MONO_PORT),
+            (VGA, VGA_PORT),
+            (COLOUR, COLOUR_PORT),
+            (DISPI, DISPI_PORT),
+            (WINDOW, WINDOW_BASE),
+        ];
+        for (region, base) in fixed {
+            let Some(Region { space, len, .. }) = REGIONS.get(region).copied() else {
+                continue;
+            };
+            let needs = match space {
+                Space::Pio => command::IO,
+                Space::Mmio => command::MEMORY,
+            };
+            if self.header.commanded(needs) {
+                windows.push(PciWindow {
+                    region,
+                    space,
+                    base,
+                    len,
+                });
+            }
+        }
+        windows
+    }
+
+    fn memory(&self, region: usize) -> Option<Arc<MemoryRegion>> {
+        match region {
+            VRAM => Some(Arc::clone(&self.vram)),
+            ROM => self.rom.clone(),
+            _ => None,
+        }
+    }
+}
+
 impl Device for Vga {
+    fn as_pci(&mut self) -> Option<&mut dyn PciFunction> {
+        Some(self)
+    }
+
     fn reset(&mut self, kind: Reset) {
+        self.header.reset();
         self.regs = Regs::new();
         self.dispi = Dispi::new();
         self.latches = 0;
@@ -518,13 +608,16 @@ impl Snapshot for Vga {
         let Self {
             clock: _,
             vram: _,
+            rom: _,
             edid: _,
+            header,
             regs,
             dispi,
             latches,
             seen_retraces,
         } = self;
         VgaV1 {
+            header: header.save(),
             regs: regs.clone(),
             dispi: dispi.clone(),
             latches: *latches,
@@ -534,6 +627,7 @@ impl Snapshot for Vga {
 
     fn restore(&mut self, state: VgaV1) -> Result<(), RestoreError> {
         let VgaV1 {
+            header,
             regs,
             dispi,
             latches,
@@ -542,6 +636,7 @@ impl Snapshot for Vga {
         if !regs.is_valid() || !dispi.is_valid(self.vram.len()) {
             return Err(RestoreError::Invalid("display mode or palette".into()));
         }
+        self.header.restore(&header)?;
         self.regs = regs;
         self.dispi = dispi;
         self.latches = latches;
@@ -574,6 +669,7 @@ impl Inspect for Vga {
 /// Saved state of [`Vga`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VgaV1 {
+    header: Vec<u8>,
     regs: Regs,
     dispi: Dispi,
     latches: u32,

@@ -21,7 +21,7 @@ pub(crate) fn vram(len: u64) -> Arc<MemoryRegion> {
 impl Bench {
     pub(crate) fn new(vram_bytes: u64) -> Self {
         let clock = TestClock::new();
-        let chip = Vga::new(Arc::new(clock.clone()), vram(vram_bytes), &VgaConfig::default()).unwrap();
+        let chip = Vga::new(Arc::new(clock.clone()), vram(vram_bytes), None, &VgaConfig::default()).unwrap();
         Self { chip, clock }
     }
 
@@ -396,8 +396,8 @@ fn registers_window_mirrors_ports_and_dispi() {
 
 #[test]
 fn memory_of_a_strange_size_is_refused() {
-    for len in [128 << 10, (256 << 10) + 4096] {
-        let made = Vga::new(Arc::new(TestClock::new()), vram(len), &VgaConfig::default());
+    for len in [128 << 10, 384 << 10] {
+        let made = Vga::new(Arc::new(TestClock::new()), vram(len), None, &VgaConfig::default());
         assert_eq!(made.err(), Some(VramError(len)));
     }
 }
@@ -407,6 +407,46 @@ fn keeps_the_contract() {
     let clock = TestClock::new();
     contract(&clock, || {
         let time = Arc::new(clock.clone());
-        Box::new(Vga::new(time, vram(MIN_VRAM), &VgaConfig::default()).unwrap())
+        Box::new(Vga::new(time, vram(MIN_VRAM), None, &VgaConfig::default()).unwrap())
     });
+}
+
+#[test]
+fn windows_follow_the_command_register_and_base_addresses() {
+    let rom = Arc::new(MemoryRegion::new("rom", Kind::Rom, 40 << 10).unwrap());
+    let clock = Arc::new(TestClock::new());
+    let mut chip = Vga::new(clock, vram(16 << 20), Some(rom), &VgaConfig::default()).unwrap();
+    assert_eq!(chip.header().read(reg::VENDOR, Width::Dword), 0x1111_1234);
+    assert_eq!(chip.windows(), []);
+    for (at, size) in [(0x10, 0xFF00_0008u32), (0x18, 0xFFFF_F000), (0x30, 0xFFFF_0001)] {
+        chip.config_write(at, Width::Dword, u32::MAX);
+        assert_eq!(chip.config_read(at, Width::Dword), size, "{at:x}");
+    }
+    for (at, value) in [
+        (0x10, 0xE000_0000),
+        (0x18, 0xFEBF_0000),
+        (0x30, 0xFEBE_0001),
+        (reg::COMMAND, 3),
+    ] {
+        chip.config_write(at, Width::Dword, value);
+    }
+    let bases: Vec<u64> = chip.windows().iter().map(|window| window.base).collect();
+    assert_eq!(
+        bases,
+        [
+            0xE000_0000,
+            0xFEBF_0000,
+            0xFEBE_0000,
+            0x3B0,
+            0x3C0,
+            0x3D0,
+            0x1CE,
+            0xA_0000
+        ]
+    );
+    assert_eq!(chip.memory(VRAM).unwrap().len(), 16 << 20);
+    chip.config_write(reg::COMMAND, Width::Word, 1);
+    assert!(chip.windows().iter().all(|window| window.space == Space::Pio));
+    chip.reset(Reset::Warm);
+    assert_eq!(chip.windows(), []);
 }

@@ -144,7 +144,7 @@ impl Machine {
         }
         let clock = TestClock::new();
         let time: Arc<dyn Clock> = Arc::new(clock.clone());
-        let chip = Vga::new(Arc::clone(&time), vram, &VgaConfig::default()).unwrap();
+        let chip = Vga::new(Arc::clone(&time), vram, None, &VgaConfig::default()).unwrap();
         let slot = Slot::new("vga", chip, time, Arc::new(NoWake));
         let board = Board {
             pio: Bus::new(),
@@ -252,6 +252,7 @@ fn map(board: &Board, slot: &Arc<Slot<Vga>>) {
             region,
             index,
             device,
+            moving: false,
         })
         .unwrap();
     }
