@@ -28,6 +28,7 @@ use device_model::Space;
 use device_model::VmTime;
 use device_model::Width;
 use device_model::Widths;
+use input::Event;
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -214,6 +215,38 @@ impl I8042 {
     pub fn mouse_event(&mut self, event: MouseEvent) {
         self.mouse.mouse_event(event);
         self.fill();
+    }
+
+    /// Something that the user does. To be followed by a poll, as [`Self::key_event`].
+    pub fn input(&mut self, event: Event) {
+        let buttons = self.mouse.buttons();
+        let mouse = MouseEvent {
+            buttons,
+            ..MouseEvent::default()
+        };
+        match event {
+            Event::Key { key, down } => self.key_event(KeyCode(key.scan_code()), down),
+            Event::Move { dx, dy } => self.mouse_event(MouseEvent {
+                dx,
+                dy: dy.saturating_neg(),
+                ..mouse
+            }),
+            Event::Button { button, down } => {
+                let rest = buttons & !button.bit();
+                let buttons = if down { rest | button.bit() } else { rest };
+                self.mouse_event(MouseEvent { buttons, ..mouse });
+            }
+            // A mouse knows no places.
+            Event::Place { .. } => {}
+            // There is one wheel.
+            Event::Wheel { dy, dx: _ } => self.mouse_event(MouseEvent { wheel: dy, ..mouse }),
+        }
+    }
+
+    /// Bytes of keystrokes that the guest has not read. The keyboard remembers sixteen: whoever types for the user waits
+    /// until there are few.
+    pub fn keystrokes_waiting(&self) -> usize {
+        self.keyboard.waiting() + usize::from(self.full == Some(Source::Keyboard))
     }
 
     /// The keyboard's lights: bit 0 Scroll Lock, bit 1 Num Lock, bit 2 Caps Lock.
@@ -470,9 +503,9 @@ impl Device for I8042 {
 }
 
 impl Snapshot for I8042 {
-    type State = I8042V1;
+    type State = I8042V2;
 
-    fn save(&self) -> I8042V1 {
+    fn save(&self) -> I8042V2 {
         let Self {
             clock: _,
             irq1: _,
@@ -490,7 +523,7 @@ impl Snapshot for I8042 {
             keyboard,
             mouse,
         } = self;
-        I8042V1 {
+        I8042V2 {
             command_byte: command_byte.into_bits(),
             ram: *ram,
             a20: gate.is_open(),
@@ -505,8 +538,8 @@ impl Snapshot for I8042 {
         }
     }
 
-    fn restore(&mut self, state: I8042V1) -> Result<(), RestoreError> {
-        let I8042V1 {
+    fn restore(&mut self, state: I8042V2) -> Result<(), RestoreError> {
+        let I8042V2 {
             command_byte,
             ram,
             a20,
@@ -554,7 +587,7 @@ impl Inspect for I8042 {
 
 /// Saved state of [`I8042`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct I8042V1 {
+pub struct I8042V2 {
     command_byte: u8,
     ram: [u8; RAM],
     a20: bool,
@@ -568,9 +601,9 @@ pub struct I8042V1 {
     mouse: Mouse,
 }
 
-impl Schema for I8042V1 {
+impl Schema for I8042V2 {
     const NAME: &'static str = "i8042";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 #[cfg(test)]

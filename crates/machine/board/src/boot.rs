@@ -278,7 +278,7 @@ fn virtual_wire(lapic: &mut Lapic) {
     }
 }
 
-fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, BuildError> {
+pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>, BuildError> {
     let path: PathBuf = path.as_ref().to_owned();
     std::fs::read(&path).map_err(|source| BuildError::File { path, source })
 }

@@ -67,6 +67,8 @@ use crate::registry;
 use crate::registry::Builder;
 use crate::registry::Button;
 use crate::registry::Buttons;
+use crate::screen::Screen;
+use crate::screen::UserInput;
 use crate::serial::SerialEnd;
 use crate::state;
 use crate::state::MachineState;
@@ -138,6 +140,9 @@ pub enum BuildError {
         /// What is wrong with it.
         source: firmware::BootError,
     },
+    /// The display adapter has no such memory.
+    #[error(transparent)]
+    Video(#[from] display::vga::VramError),
     /// There is no firmware to start with.
     #[error(transparent)]
     Firmware(#[from] firmware::RomError),
@@ -173,6 +178,10 @@ pub(crate) struct Parts {
     pub(crate) devices: Vec<SharedDevice>,
     pub(crate) watched: Vec<Watched>,
     pub(crate) serial_ends: Vec<SerialEnd>,
+    /// Video memory, which is nowhere while its base address is not set.
+    pub(crate) video: Option<Arc<MemoryRegion>>,
+    screen: Option<Screen>,
+    input: Option<UserInput>,
     buttons: Option<Buttons>,
     /// Each vCPU as the engine made it.
     reset_states: Vec<CpuState>,
@@ -357,6 +366,18 @@ impl Machine {
         buttons.map(|buttons| buttons(Button::Sleep)).is_some()
     }
 
+    /// The screen; none without a display adapter.
+    #[must_use]
+    pub fn screen(&self) -> Option<Screen> {
+        self.parts.screen.clone()
+    }
+
+    /// Keyboard and mouse; none without their controller.
+    #[must_use]
+    pub fn input(&self) -> Option<UserInput> {
+        self.parts.input.clone()
+    }
+
     /// Ends the machine; returns when no guest instruction runs any more.
     ///
     /// # Errors
@@ -486,6 +507,8 @@ fn assemble(
         debugcon: backends.debugcon,
         printer: backends.printer,
         floppy_dma: None,
+        vga: None,
+        keyboard: None,
         buttons: None,
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
@@ -505,18 +528,26 @@ fn assemble(
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
     connect(&mut builder, &board, &devices)?;
+    let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
         buttons,
         serial_ends,
         mut poll_requests,
+        vga,
+        keyboard,
         ..
     } = builder;
+    let screen = vga.map(Screen::new);
+    let input = keyboard.map(UserInput::new);
     let watched = devices.iter().map(|device| Watched {
         device: Arc::clone(device),
         request: poll_requests.remove(device.name()),
     });
     let watched = watched.collect();
     Ok(Parts {
+        video,
+        screen,
+        input,
         buttons,
         on_reset: spec.on_reset,
         on_triple_fault: spec.on_triple_fault,

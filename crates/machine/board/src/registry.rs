@@ -8,6 +8,7 @@ mod interrupts;
 mod legacy;
 mod pc;
 mod platform;
+mod screen;
 mod timers;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use chipset::acpi_pm::AlarmLatch;
 use chipset::cmos_rtc::CmosRtc;
 use chipset::dma8237::DmaChannel;
 use chipset::hpet::LegacyGate;
+use chipset::i8042::I8042;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
 use cpu_model::Signals;
@@ -27,6 +29,7 @@ use device_model::Device;
 use device_model::SharedDevice;
 use device_model::Slot;
 use device_model::Wake;
+use display::vga::Vga;
 use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
@@ -65,6 +68,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
+    Entry { chip: "vga",           place: screen::place_vga,           build: screen::build_vga },
     Entry { chip: "debugcon",      place: pc::place_debugcon,          build: pc::build_debugcon },
     Entry { chip: "dma8237",       place: pc::place_dma,               build: pc::build_dma },
     Entry { chip: "fdc",           place: pc::place_fdc,               build: pc::build_fdc },
@@ -90,6 +94,8 @@ pub(crate) mod bdf {
     pub(crate) const ISA_BRIDGE: Bdf = Bdf::new(0, 1, 0);
     /// Power management.
     pub(crate) const PM: Bdf = Bdf::new(0, 1, 3);
+    /// The display adapter.
+    pub(crate) const VGA: Bdf = Bdf::new(0, 2, 0);
 }
 
 /// A button of the machine's case.
@@ -120,6 +126,10 @@ pub(crate) struct Builder<'a> {
     pub(crate) printer: Option<Box<dyn Write + Send>>,
     /// The floppy controller's DMA channel, between the two being built.
     pub(crate) floppy_dma: Option<DmaChannel>,
+    /// The display adapter, once it is built.
+    pub(crate) vga: Option<Arc<Slot<Vga>>>,
+    /// The keyboard controller, once it is built.
+    pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
     /// What firmware hands on, until it is with `fw_cfg`.

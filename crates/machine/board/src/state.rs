@@ -1,6 +1,7 @@
 //! The whole state of a machine as a value: devices, processors, memory and time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use cpu_model::CpuState;
 use cpu_model::Signal;
@@ -62,6 +63,8 @@ pub struct MachineState {
     pub devices: Vec<DeviceSnapshot>,
     /// Pages of RAM that are not all zero, by address.
     pub pages: Vec<(u64, Vec<u8>)>,
+    /// Pages of video memory that are not all zero, by offset.
+    pub video: Vec<(u64, Vec<u8>)>,
 }
 
 impl Parts {
@@ -78,7 +81,8 @@ impl Parts {
             ram_bytes: self.memory.ram_bytes(),
             cpus: self.vcpus.iter().map(|cell| save_cpu(cell)).collect(),
             devices: devices.collect(),
-            pages: save_pages(&self.memory).map_err(StateError::Memory)?,
+            pages: save_pages(&ram(&self.memory)).map_err(StateError::Memory)?,
+            video: save_pages(&self.video()).map_err(StateError::Memory)?,
         })
     }
 
@@ -122,12 +126,18 @@ impl Parts {
         same("devices", &here.join(" "), &there.join(" "))
     }
 
+    /// Video memory, from address zero.
+    fn video(&self) -> Vec<(u64, Arc<MemoryRegion>)> {
+        self.video.iter().map(|region| (0, Arc::clone(region))).collect()
+    }
+
     fn restore_checked(&self, state: &MachineState) -> Result<(), StateError> {
         if !self.clock.set(state.time) {
             let error = RestoreError::Invalid("the machine's time is not to be had".to_owned());
             return Err(StateError::Restore(error));
         }
-        restore_pages(&self.memory, &state.pages)?;
+        restore_pages(&ram(&self.memory), &state.pages)?;
+        restore_pages(&self.video(), &state.video)?;
         restore_devices(&self.devices, &state.devices).map_err(StateError::Restore)?;
         for (cell, saved) in self.vcpus.iter().zip(&state.cpus) {
             restore_cpu(cell, saved).map_err(StateError::Restore)?;
@@ -179,27 +189,33 @@ pub(crate) fn clear_signals(cell: &VcpuCell) {
     }
 }
 
-/// Calls `f` with the address of every RAM page, its region and the offset there: while address line 20 is closed, not all
+/// Regions by address.
+type Regions = [(u64, Arc<MemoryRegion>)];
+
+fn ram(memory: &GuestMemory) -> Vec<(u64, Arc<MemoryRegion>)> {
+    let slots = memory.slots().iter();
+    slots
+        .filter(|(_, region)| region.kind() == Kind::Ram)
+        .cloned()
+        .collect()
+}
+
+/// Calls `f` with the address of every page, its region and the offset there: while address line 20 is closed, not all
 /// of them are at their addresses.
-fn each_page(
-    memory: &GuestMemory,
-    mut f: impl FnMut(u64, &MemoryRegion, u64) -> Option<()>,
-) -> Result<(), MemoryError> {
-    for (base, region) in memory.slots() {
-        if region.kind() == Kind::Ram {
-            for offset in (0..region.len()).step_by(PAGE) {
-                let gpa = base + offset;
-                f(gpa, region, offset).ok_or(MemoryError::Hole { gpa, len: PAGE_SIZE })?;
-            }
+fn each_page(regions: &Regions, mut f: impl FnMut(u64, &MemoryRegion, u64) -> Option<()>) -> Result<(), MemoryError> {
+    for (base, region) in regions {
+        for offset in (0..region.len()).step_by(PAGE) {
+            let gpa = base + offset;
+            f(gpa, region, offset).ok_or(MemoryError::Hole { gpa, len: PAGE_SIZE })?;
         }
     }
     Ok(())
 }
 
-fn save_pages(memory: &GuestMemory) -> Result<Vec<(u64, Vec<u8>)>, MemoryError> {
+fn save_pages(regions: &Regions) -> Result<Vec<(u64, Vec<u8>)>, MemoryError> {
     let mut pages = Vec::new();
     let mut page = vec![0; PAGE];
-    each_page(memory, |gpa, region, offset| {
+    each_page(regions, |gpa, region, offset| {
         region.fetch(offset, &mut page)?;
         if page.iter().any(|byte| *byte != 0) {
             pages.push((gpa, page.clone()));
@@ -209,7 +225,7 @@ fn save_pages(memory: &GuestMemory) -> Result<Vec<(u64, Vec<u8>)>, MemoryError> 
     Ok(pages)
 }
 
-fn restore_pages(memory: &GuestMemory, saved: &[(u64, Vec<u8>)]) -> Result<(), StateError> {
+fn restore_pages(regions: &Regions, saved: &[(u64, Vec<u8>)]) -> Result<(), StateError> {
     let invalid = |gpa: u64| StateError::Restore(RestoreError::Invalid(format!("no page of RAM at {gpa:#x}")));
     let mut pages: HashMap<u64, &[u8]> = HashMap::new();
     for (gpa, bytes) in saved {
@@ -218,7 +234,7 @@ fn restore_pages(memory: &GuestMemory, saved: &[(u64, Vec<u8>)]) -> Result<(), S
         }
     }
     let (mut page, zero) = (vec![0; PAGE], vec![0; PAGE]);
-    each_page(memory, |gpa, region, offset| {
+    each_page(regions, |gpa, region, offset| {
         let wanted = pages.remove(&gpa).unwrap_or(&zero);
         region.fetch(offset, &mut page)?;
         if page != wanted {

@@ -22,6 +22,13 @@ const OVMF: [(&str, &str); 2] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
 ];
+/// Where the firmware of the display adapter may be.
+const VGA_BIOS: [&str; 2] = [
+    "/usr/share/seabios/vgabios-stdvga.bin",
+    "/usr/share/qemu/vgabios-stdvga.bin",
+];
+/// An expansion ROM's length is a byte's count of 512.
+const MAX_EXPANSION: usize = 255 * 512;
 /// What is seen below 1 MiB: an image has at least that.
 const MIN: usize = 128 << 10;
 /// The interrupt controllers are below.
@@ -56,6 +63,9 @@ pub enum RomError {
         /// Its length.
         len: usize,
     },
+    /// The file is no expansion ROM.
+    #[error("`{}` is no expansion ROM: it begins with 55h AAh and has less than 128K", .0.display())]
+    Expansion(PathBuf),
     /// The host refused memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -79,6 +89,27 @@ pub fn find_uefi() -> Result<(PathBuf, PathBuf), RomError> {
     let found = OVMF.iter().find(there);
     let paths = found.map(|(code, variables)| (PathBuf::from(code), PathBuf::from(variables)));
     paths.ok_or(RomError::MissingUefi)
+}
+
+/// The image of the display adapter's firmware from the package `seabios`, if it is there.
+#[must_use]
+pub fn find_vga() -> Option<PathBuf> {
+    VGA_BIOS.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// The expansion ROM that holds `image`, as long as a base address register can tell; `path` is for the message.
+///
+/// # Errors
+/// [`RomError::Expansion`] for what is no expansion ROM.
+pub fn expansion(path: &Path, image: &[u8]) -> Result<MemoryRegion, RomError> {
+    if image.len() > MAX_EXPANSION || !image.starts_with(&[0x55, 0xaa]) {
+        return Err(RomError::Expansion(path.to_owned()));
+    }
+    let len = image.len().next_power_of_two().max(4096);
+    let region = MemoryRegion::new("expansion", Kind::Rom, len as u64)?;
+    // It fits.
+    let _ = region.load(0, image);
+    Ok(region)
 }
 
 /// The ROM that holds `image`; `path` is for the message.
@@ -114,6 +145,17 @@ mod tests {
             let error = region(path, &vec![0; len]).unwrap_err().to_string();
             assert!(error.contains("bios.bin") && error.lines().count() == 1, "{error}");
         }
+    }
+
+    #[test]
+    fn expansion_rom_has_a_power_of_two_and_a_signature() {
+        let path = Path::new("vga.bin");
+        let mut image = vec![0; 40_000];
+        image[..2].copy_from_slice(&[0x55, 0xaa]);
+        assert_eq!(expansion(path, &image).unwrap().len(), 65536);
+        assert!(expansion(path, &image[1..]).is_err());
+        image.resize(128 << 10, 0);
+        assert!(expansion(path, &image).is_err());
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::Size;
+
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
 const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
@@ -61,6 +63,28 @@ pub struct HpetConfig {}
 #[serde(deny_unknown_fields)]
 pub struct I8042Config {}
 
+/// The display adapter: a VGA with the Bochs VBE extensions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VgaConfig {
+    /// Video memory: a power of two from 1 MiB to 256 MiB.
+    pub memory: Size,
+    /// Width in pixels that the monitor prefers, from 640 to 2560.
+    pub width: u16,
+    /// Height in pixels that the monitor prefers, from 480 to 1600.
+    pub height: u16,
+}
+
+impl Default for VgaConfig {
+    fn default() -> Self {
+        Self {
+            memory: Size::from_mib(16),
+            width: 1280,
+            height: 800,
+        }
+    }
+}
+
 /// A floppy drive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -87,6 +111,8 @@ pub struct DevicesSpec {
     pub hpet: Option<HpetConfig>,
     /// Keyboard controller; none takes it away.
     pub i8042: Option<I8042Config>,
+    /// Display adapter of a PC; none takes it away.
+    pub vga: Option<VgaConfig>,
     /// Floppy drives A and B of a PC.
     pub floppies: Vec<FloppyConfig>,
 }
@@ -100,6 +126,7 @@ impl Default for DevicesSpec {
             rtc: RtcConfig::default(),
             hpet: Some(HpetConfig {}),
             i8042: Some(I8042Config {}),
+            vga: Some(VgaConfig::default()),
             floppies: Vec::new(),
         }
     }

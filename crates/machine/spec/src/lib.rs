@@ -16,6 +16,7 @@ pub use devices::I8042Config;
 pub use devices::RtcConfig;
 pub use devices::SerialConfig;
 pub use devices::TestdevConfig;
+pub use devices::VgaConfig;
 pub use machine::BootDevice;
 pub use machine::BootSpec;
 pub use machine::EngineKind;

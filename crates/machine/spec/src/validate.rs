@@ -10,6 +10,8 @@ use crate::Size;
 const MIN_MEMORY: Size = Size::from_mib(2);
 /// Kinds of device that the CMOS memory can name.
 const BOOT_DEVICES: usize = 3;
+/// Bytes of video memory.
+const VIDEO_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
 /// Drives of the floppy controller.
 const FLOPPIES: usize = 2;
 /// Memory that a PC's firmware can start with.
@@ -112,6 +114,21 @@ impl MachineSpec {
                 format!("{floppies} drives are more than {FLOPPIES}"),
             );
         }
+        if let Some(vga) = &self.devices.vga {
+            let memory = vga.memory.bytes();
+            if !memory.is_power_of_two() || !VIDEO_MEMORY.contains(&memory) {
+                problems.add(
+                    "devices.vga.memory",
+                    format!("{} is not a power of two between 1M and 256M", vga.memory),
+                );
+            }
+            if !(640..=2560).contains(&vga.width) || !(480..=1600).contains(&vga.height) {
+                problems.add(
+                    "devices.vga",
+                    format!("{}x{} is not between 640x480 and 2560x1600", vga.width, vga.height),
+                );
+            }
+        }
         for (index, serial) in self.devices.serial.iter().enumerate() {
             let field = format!("devices.serial.{}", serial.name);
             if serial.name.is_empty() || serial.name.contains('/') {
@@ -151,10 +168,28 @@ impl Problems {
 mod tests {
     use super::*;
     use crate::SerialConfig;
+    use crate::VgaConfig;
 
     #[test]
     fn default_spec_is_valid() {
         assert_eq!(MachineSpec::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn impossible_screens_are_refused() {
+        let fields = |memory, width| {
+            let mut spec = MachineSpec::default();
+            spec.devices.vga = Some(VgaConfig {
+                memory: Size::from_mib(memory),
+                width,
+                ..VgaConfig::default()
+            });
+            let problems = spec.validate().err().map(|error| error.0).unwrap_or_default();
+            problems.into_iter().map(|problem| problem.field).collect::<Vec<_>>()
+        };
+        assert!(fields(256, 2560).is_empty());
+        assert_eq!(fields(24, 1024), ["devices.vga.memory"]);
+        assert_eq!(fields(512, 320), ["devices.vga.memory", "devices.vga"]);
     }
 
     #[test]

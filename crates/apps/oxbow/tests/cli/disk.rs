@@ -174,7 +174,8 @@ fn image_in_use_is_not_written() {
         return;
     }
     let path = folder.path().join("a.vdi");
-    let mut holder = Command::new("flock").arg(&path).args(["-c", "echo locked; read line"]);
+    let mut holder = Command::new("flock");
+    holder.arg(&path).args(["-c", "echo locked; read line"]);
     let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 7];
     std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();

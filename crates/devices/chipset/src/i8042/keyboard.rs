@@ -1,12 +1,14 @@
 //! PS/2 keyboard with 102 keys: the device at the end of the controller's first port.
 //!
 //! All commands of the enhanced keyboard, scan code sets 1 to 3 and typematic repetition are modelled. Repeated presses from
-//! the input source are ignored, because the keyboard repeats by itself. Num Lock adds no made-up shifts.
+//! the input source are ignored, because the keyboard repeats by itself. Print Screen and Pause change their codes with Alt,
+//! Ctrl and Shift. Num Lock adds no made-up shifts to the keys between the letters and the numbers.
 //!
 //! Spec: IBM Personal System/2 Hardware Interface Technical Reference (1990), "Keyboards (101- and 102-key)".
 
 use std::collections::VecDeque;
 
+use bitfield_struct::bitfield;
 use device_model::Node;
 use device_model::RestoreError;
 use device_model::VmTime;
@@ -17,7 +19,7 @@ use super::scancodes;
 
 /// A key, by its scan code in set 1: the code itself, or E0xxh for a key whose code has the prefix E0h.
 ///
-/// `0xE11D` is Pause, `0xE037` Print Screen, `0x54` System Request (Print Screen with Alt), `0xE046` Break (Pause with Ctrl).
+/// `0xE11D` is Pause, `0xE037` Print Screen; what they become with other keys, the keyboard knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyCode(pub u16);
 
@@ -26,6 +28,52 @@ impl KeyCode {
     pub const PAUSE: Self = Self(0xE11D);
     /// Print Screen, which comes with a shift of its own.
     pub const PRINT_SCREEN: Self = Self(0xE037);
+    /// Print Screen together with Alt.
+    const SYSTEM_REQUEST: Self = Self(0x54);
+    /// Print Screen together with Ctrl or Shift: it needs no shift of its own.
+    const PRINT_SCREEN_ALONE: Self = Self(0xE237);
+    /// Pause together with Ctrl.
+    const BREAK: Self = Self(0xE046);
+}
+
+/// Keys that change others' codes while they are down.
+#[bitfield(u8)]
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Modifiers {
+    left_ctrl: bool,
+    right_ctrl: bool,
+    left_shift: bool,
+    right_shift: bool,
+    left_alt: bool,
+    right_alt: bool,
+    #[bits(2)]
+    __: u8,
+}
+
+impl Modifiers {
+    fn track(&mut self, key: KeyCode, down: bool) {
+        match key.0 {
+            0x1D => self.set_left_ctrl(down),
+            0xE01D => self.set_right_ctrl(down),
+            0x2A => self.set_left_shift(down),
+            0x36 => self.set_right_shift(down),
+            0x38 => self.set_left_alt(down),
+            0xE038 => self.set_right_alt(down),
+            _ => {}
+        }
+    }
+
+    fn ctrl(self) -> bool {
+        self.left_ctrl() || self.right_ctrl()
+    }
+
+    fn shift(self) -> bool {
+        self.left_shift() || self.right_shift()
+    }
+
+    fn alt(self) -> bool {
+        self.left_alt() || self.right_alt()
+    }
 }
 
 const ACK: u8 = 0xFA;
@@ -111,6 +159,9 @@ pub(super) struct Keyboard {
     repeats: CodeSet,
     /// The key pressed last, while it is down, and when it is reported again.
     held: Option<(KeyCode, VmTime)>,
+    modifiers: Modifiers,
+    /// What Print Screen was when it went down: it goes up as the same.
+    print_screen: KeyCode,
     expect: Expect,
     last: u8,
     replies: VecDeque<u8>,
@@ -127,6 +178,8 @@ impl Keyboard {
             reports_break: CodeSet::default(),
             repeats: CodeSet::default(),
             held: None,
+            modifiers: Modifiers::new(),
+            print_screen: KeyCode::PRINT_SCREEN,
             expect: Expect::Command,
             last: 0,
             replies: VecDeque::new(),
@@ -143,6 +196,7 @@ impl Keyboard {
 
     /// A key goes down or up.
     pub(super) fn key_event(&mut self, key: KeyCode, down: bool, now: VmTime) {
+        self.modifiers.track(key, down);
         let held = self.held.is_some_and(|(held, _)| held == key);
         if !self.scanning || held && down {
             return;
@@ -168,7 +222,18 @@ impl Keyboard {
     }
 
     fn report(&mut self, key: KeyCode, down: bool) {
-        let codes = self.encode(key, down);
+        let key = self.with_modifiers(key, down);
+        let codes = if key == KeyCode::BREAK && self.set != 3 {
+            // Break goes up as soon as it is down.
+            let codes = |down| self.encode(key, down);
+            if down {
+                [codes(true), codes(false)].concat()
+            } else {
+                Vec::new()
+            }
+        } else {
+            self.encode(key, down)
+        };
         let overrun = self.overrun();
         if self.keys.len() + codes.len() <= BUFFER {
             self.keys.extend(codes);
@@ -179,11 +244,30 @@ impl Keyboard {
         }
     }
 
+    /// The code of a key as other keys change it.
+    fn with_modifiers(&mut self, key: KeyCode, down: bool) -> KeyCode {
+        let held = self.modifiers;
+        match key {
+            KeyCode::PRINT_SCREEN => {
+                if down {
+                    self.print_screen = match () {
+                        () if held.alt() => KeyCode::SYSTEM_REQUEST,
+                        () if held.ctrl() || held.shift() => KeyCode::PRINT_SCREEN_ALONE,
+                        () => KeyCode::PRINT_SCREEN,
+                    };
+                }
+                self.print_screen
+            }
+            KeyCode::PAUSE if held.ctrl() => KeyCode::BREAK,
+            _ => key,
+        }
+    }
+
     fn repeats(&self, key: KeyCode) -> bool {
         let [prefix, code] = key.0.to_be_bytes();
         match self.set {
             3 => scancodes::set3(code, prefix == scancodes::EXTENDED).is_some_and(|code| self.repeats.contains(code)),
-            _ => key != KeyCode::PAUSE,
+            _ => ![KeyCode::PAUSE, KeyCode::BREAK].contains(&key),
         }
     }
 
@@ -229,9 +313,23 @@ impl Keyboard {
         Some(byte)
     }
 
+    /// Bytes of keystrokes that the host has not read.
+    pub(super) fn waiting(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Checks a restored state.
     pub(super) fn check(&self) -> Result<(), RestoreError> {
-        if self.keys.len() > BUFFER || self.replies.len() > REPLIES || !(1..=3).contains(&self.set) {
+        let print_screen = [
+            KeyCode::PRINT_SCREEN,
+            KeyCode::PRINT_SCREEN_ALONE,
+            KeyCode::SYSTEM_REQUEST,
+        ];
+        if self.keys.len() > BUFFER
+            || self.replies.len() > REPLIES
+            || !(1..=3).contains(&self.set)
+            || !print_screen.contains(&self.print_screen)
+        {
             return Err(RestoreError::Invalid("keyboard buffer or scan code set".into()));
         }
         Ok(())
@@ -287,7 +385,10 @@ impl Keyboard {
             0xFD => self.begin(Expect::Keys(MAKE_ONLY)),
             RESEND => self.reply(&[self.last]),
             0xFF => {
+                // Fingers stay where they are.
+                let modifiers = self.modifiers;
                 *self = Self::new();
+                self.modifiers = modifiers;
                 self.reply(&[ACK, TEST_PASSED]);
             }
             _ => self.reply(&[RESEND]),
@@ -342,8 +443,9 @@ impl Keyboard {
 
     /// The bytes that report an event of `key`.
     fn encode(&self, key: KeyCode, down: bool) -> Vec<u8> {
+        let alone = key == KeyCode::PRINT_SCREEN_ALONE;
         let [prefix, code] = key.0.to_be_bytes();
-        let extended = prefix == scancodes::EXTENDED;
+        let extended = alone || prefix == scancodes::EXTENDED;
         if key != KeyCode::PAUSE && (!extended && prefix != 0 || code == 0 || code >= 0x80) {
             return Vec::new();
         }
@@ -442,6 +544,31 @@ mod tests {
         assert_eq!(press(3, 0x1E), [0x1C]);
         assert_eq!(press(3, 0x2A), [0x12, 0xF0, 0x12]);
         assert!(press(2, 0x0080).is_empty() && press(2, 0xE300).is_empty());
+    }
+
+    #[test]
+    fn print_screen_and_pause_change_with_other_keys() {
+        let mut k = Keyboard::new();
+        tell(&mut k, &[0xF0, 1]);
+        let mut with = |modifier: u16, key: KeyCode| {
+            k.key_event(KeyCode(modifier), true, VmTime::ZERO);
+            drain(&mut k);
+            k.key_event(key, true, VmTime::ZERO);
+            let down = drain(&mut k);
+            k.key_event(KeyCode(modifier), false, VmTime::ZERO);
+            drain(&mut k);
+            k.key_event(key, false, VmTime::ZERO);
+            (down, drain(&mut k))
+        };
+        let print = KeyCode::PRINT_SCREEN;
+        assert_eq!(with(0x38, print), (vec![0x54], vec![0xD4]));
+        assert_eq!(with(0xE038, print), (vec![0x54], vec![0xD4]));
+        assert_eq!(with(0x2A, print), (vec![0xE0, 0x37], vec![0xE0, 0xB7]));
+        assert_eq!(
+            with(0x1E, print),
+            (vec![0xE0, 0x2A, 0xE0, 0x37], vec![0xE0, 0xB7, 0xE0, 0xAA])
+        );
+        assert_eq!(with(0x1D, KeyCode::PAUSE), (vec![0xE0, 0x46, 0xE0, 0xC6], vec![]));
     }
 
     #[test]

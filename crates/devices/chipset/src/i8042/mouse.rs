@@ -139,6 +139,11 @@ impl Mouse {
         self.stream();
     }
 
+    /// Buttons held now.
+    pub(super) fn buttons(&self) -> u8 {
+        self.buttons
+    }
+
     /// A byte from the host.
     pub(super) fn receive(&mut self, byte: u8) {
         if self.wrap && byte != 0xEC && byte != 0xFF {

@@ -5,6 +5,9 @@
 //! Spec: IBM Personal System/2 Hardware Interface Technical Reference (1990).
 
 use device_model::TestClock;
+use input::Button;
+use input::Key;
+use input::Layout;
 use proptest::prelude::*;
 use test_kit::IrqProbe;
 use test_kit::contract;
@@ -188,6 +191,55 @@ fn mouse_talks_through_d4_on_irq12() {
     });
     assert_eq!(b.drain(), [('m', 0x08), ('m', 1), ('m', 1)]);
     assert_eq!((b.irqs.rises(12), b.irqs.rises(1)), (7, 0));
+}
+
+#[test]
+fn input_reaches_keyboard_and_mouse() {
+    let mut b = Bench::new();
+    b.command(0xD4);
+    b.data(0xF4);
+    b.drain();
+    for event in [
+        Event::Key {
+            key: Key::from_name("up").unwrap(),
+            down: true,
+        },
+        Event::Move { dx: 3, dy: 5 },
+        Event::Button {
+            button: Button::Right,
+            down: true,
+        },
+        Event::Button {
+            button: Button::Left,
+            down: true,
+        },
+        Event::Button {
+            button: Button::Right,
+            down: false,
+        },
+    ] {
+        b.chip.input(event);
+    }
+    assert_eq!(b.chip.keystrokes_waiting(), 2);
+    let all = b.drain();
+    let (keys, mouse): (Vec<_>, Vec<_>) = all.into_iter().partition(|(source, _)| *source == 'k');
+    assert_eq!(keys, [('k', 0xE0), ('k', 0x48)]);
+    let heads: Vec<_> = mouse.iter().step_by(3).map(|(_, head)| *head).collect();
+    assert_eq!(mouse[1..3], [('m', 3), ('m', 0xFB)]);
+    assert_eq!(heads, [0x28, 0x0A, 0x0B, 0x09]);
+    assert_eq!(b.chip.keystrokes_waiting(), 0);
+}
+
+#[test]
+fn typed_text_arrives_as_its_scan_codes() {
+    let mut b = Bench::new();
+    let mut codes = Vec::new();
+    for stroke in Layout::US.strokes("Hi!").unwrap() {
+        stroke.events().for_each(|event| b.chip.input(event));
+        codes.extend(b.drain().into_iter().map(|(_, code)| code));
+    }
+    let shifted = |code: u8| [0x2A, code, code | 0x80, 0xAA];
+    assert_eq!(codes, [&shifted(0x23)[..], &[0x17, 0x97], &shifted(0x02)].concat());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Keyboard controller and serial ports: where they go and how they are built.
 
+use std::sync::Arc;
+
 use chipset::i8042::I8042;
 use chipset::uart16550::Uart16550;
 use device_model::NullSerial;
@@ -28,7 +30,9 @@ pub(super) fn place_i8042(spec: &MachineSpec) -> Vec<Placement> {
 pub(super) fn build_i8042(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let (keyboard, mouse) = (irq(builder, place, 0), irq(builder, place, 1));
     let chip = I8042::new(builder.clock.clone(), keyboard, mouse, builder.power.clone());
-    Ok(builder.slot(place, chip.with_a20(builder.a20.clone())))
+    let slot = builder.slot(place, chip.with_a20(builder.a20.clone()));
+    builder.keyboard = Some(Arc::clone(&slot));
+    Ok(slot)
 }
 
 pub(super) fn place_uarts(spec: &MachineSpec) -> Vec<Placement> {

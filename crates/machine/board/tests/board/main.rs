@@ -5,5 +5,6 @@ mod fake;
 mod machine;
 mod pc;
 mod plan;
+mod screen;
 mod serial;
 mod sleep;

@@ -105,7 +105,12 @@ fn chipset_is_found_on_bus_0_and_nothing_else() {
         Next::Halt
     });
     machine.start().unwrap();
-    let expected = [(0, 0, 0x1237_8086), (1, 0, 0x7000_8086), (1, 3, 0x7113_8086)];
+    let expected = [
+        (0, 0, 0x1237_8086),
+        (1, 0, 0x7000_8086),
+        (1, 3, 0x7113_8086),
+        (2, 0, 0x1111_1234),
+    ];
     assert_eq!(found.recv().unwrap(), expected);
 }
 

@@ -1,0 +1,125 @@
+//! The screen and the keyboard of a PC under its real firmware.
+
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use board::Backends;
+use board::Machine;
+use display::Framebuffer;
+use display::ScreenSource;
+use display::Surface;
+use display::scanout::Mode;
+use input::InputSink;
+use input::Layout;
+use spec::EngineKind;
+use spec::FloppyConfig;
+use spec::MachineKind;
+use spec::MachineSpec;
+use spec::Size;
+use tempfile::TempDir;
+
+/// Whether the host has SeaBIOS and its VGA BIOS; says so if not.
+fn has_firmware() -> bool {
+    let found = firmware::rom::find(None).is_ok() && firmware::rom::find_vga().is_some();
+    if !found {
+        eprintln!("SKIPPED: SeaBIOS or its VGA BIOS is not here; both are in Debian's package seabios");
+    }
+    found
+}
+
+fn pc(engine: EngineKind) -> MachineSpec {
+    MachineSpec {
+        machine: MachineKind::Pc,
+        memory: Size::from_mib(64),
+        engine,
+        ..MachineSpec::default()
+    }
+}
+
+/// Waits until the screen has a text.
+fn wait_for(machine: &Machine, wanted: &str) -> String {
+    let screen = machine.screen().unwrap();
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let text = screen.text().unwrap_or_default();
+        if text.contains(wanted) {
+            return text;
+        }
+        assert!(Instant::now() < end, "no `{wanted}` on the screen:\n{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn seabios_writes_on_the_screen_and_the_picture_survives_a_restore() {
+    if !has_firmware() {
+        return;
+    }
+    for engine in [EngineKind::Interp, EngineKind::Jit] {
+        let machine = Machine::build(&pc(engine), Backends::default()).unwrap();
+        machine.start().unwrap();
+        let text = wait_for(&machine, "No bootable device.");
+        assert!(text.contains("SeaBIOS (version"), "{engine}:\n{text}");
+        let screen = machine.screen().unwrap();
+        assert_eq!((screen.scan_out().mode(), screen.picture().width()), (Mode::Text, 720));
+        machine.pause().unwrap();
+        let mut framebuffer = Framebuffer::new();
+        machine.screen().unwrap().refresh(&mut framebuffer);
+        assert_eq!(framebuffer.surface(), &screen.picture());
+        assert_ne!(&Surface::new(720, 400), framebuffer.surface(), "{engine}: all black");
+        let other = Machine::build(&pc(engine), Backends::default()).unwrap();
+        other.restore(machine.save().unwrap()).unwrap();
+        assert_eq!(other.screen().unwrap().text().unwrap(), text, "{engine}");
+        assert_eq!(&other.screen().unwrap().picture(), framebuffer.surface());
+    }
+}
+
+/// A boot sector that writes keystrokes to the screen: interrupt 16h, then 10h, over and over.
+fn typewriter(path: &Path) {
+    let mut disk = vec![0; 1440 << 10];
+    let code = [
+        0x30, 0xe4, 0xcd, 0x16, 0xb4, 0x0e, 0xbb, 0x07, 0x00, 0xcd, 0x10, 0xeb, 0xf3,
+    ];
+    disk[..code.len()].copy_from_slice(&code);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(path, disk).unwrap();
+}
+
+#[test]
+fn typed_text_appears_on_the_screen() {
+    if !has_firmware() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let image = dir.path().join("typewriter");
+    typewriter(&image);
+    let mut spec = pc(EngineKind::Jit);
+    spec.devices.floppies = vec![FloppyConfig {
+        image: Some(image),
+        read_only: true,
+    }];
+    let machine = Machine::build(&spec, Backends::default()).unwrap();
+    machine.start().unwrap();
+    wait_for(&machine, "Booting from Floppy");
+    let input = machine.input().unwrap();
+    let text = "Hello, World! 2+2=4 <{[|]}> ~`@#$%^&*()";
+    std::thread::sleep(Duration::from_millis(500));
+    for stroke in Layout::US.strokes(text).unwrap() {
+        while input.keystrokes_waiting() > 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        stroke.events().for_each(|event| input.input(event));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    wait_for(&machine, text);
+}
+
+#[test]
+fn machine_without_a_display_adapter_has_no_screen() {
+    let mut spec = pc(EngineKind::Interp);
+    spec.devices.vga = None;
+    if has_firmware() {
+        assert!(Machine::build(&spec, Backends::default()).unwrap().screen().is_none());
+    }
+}
