@@ -325,6 +325,7 @@ macro_rules! on_engines {
             loops_guest_passes("loops", 1),
             pcid_guest_passes("pcid", 1),
             groups_guest_passes("groups", 1),
+            crossing_guest_passes("crossing", 1),
         );)*
     };
 }

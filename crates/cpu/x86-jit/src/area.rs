@@ -29,9 +29,10 @@ pub(crate) struct JumpCache([Jump; JUMPS]);
 /// Pages of code that direct jumps from other pages are linked to.
 pub(crate) const PAGES: usize = 4096;
 
-/// By the number of a page of code: the virtual address at which it is known to be, negated.
+/// By the number of a page of code: the virtual address at which it is known to be, negated. Behind them a place for all
+/// pages that have none, which are not known to be anywhere.
 #[repr(C)]
-pub(crate) struct PageMap([u64; PAGES]);
+pub(crate) struct PageMap([u64; PAGES + 1]);
 
 /// An address that no jump goes to: not canonical.
 pub(crate) const NOWHERE: u64 = 1 << 62;

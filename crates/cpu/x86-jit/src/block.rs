@@ -188,6 +188,8 @@ pub(crate) struct Block {
     pub(crate) dead: AtomicBool,
     /// The page after, when the block's one instruction goes on there.
     pub(crate) second: Option<Second>,
+    /// Number of that.
+    pub(crate) second_page: Option<u32>,
 }
 
 /// The second page of an instruction that crosses pages.

@@ -148,11 +148,16 @@ impl Registry {
             let displacement = u32::from_le_bytes([place[0], place[1], place[2], place[3]]).wrapping_sub(apart);
             place.copy_from_slice(&displacement.to_le_bytes());
         }
+        let second_page = origin.second.map(|second| self.page_number(second.code));
+        if let (Some(at), Some(page)) = (draft.next_page, second_page) {
+            // Pages without a place in the map are never found there.
+            let place = area::page_map(origin.key.1 as u8 & 3, page.min(area::PAGES as u32));
+            draft.code[at..at + 4].copy_from_slice(&place.to_le_bytes());
+        }
         let host = self.memory.add(&draft.code[..draft.split])?;
         self.memory.add_cold(&draft.code[draft.split..]);
         let id = self.blocks.len() as u32;
-        let next_page = self.pages.len() as u32;
-        let page = *self.pages.entry(origin.code as usize).or_insert(next_page);
+        let page = self.page_number(origin.code);
         place.write(Block {
             id,
             page,
@@ -170,6 +175,7 @@ impl Registry {
             spins: AtomicU32::new(if draft.tried { HOT + 1 } else { 0 }),
             dead: AtomicBool::new(false),
             second: origin.second,
+            second_page,
         });
         // SAFETY: just written.
         let block = unsafe { place.assume_init() };
@@ -184,6 +190,12 @@ impl Registry {
             links: Vec::new(),
         });
         Some(pointer)
+    }
+
+    /// The number of a page of code.
+    fn page_number(&mut self, code: *const CodePage) -> u32 {
+        let next = self.pages.len() as u32;
+        *self.pages.entry(code as usize).or_insert(next)
     }
 
     /// Lets exit `exit` of `from` lead into `to` from now on.

@@ -138,6 +138,8 @@ pub(crate) struct Draft {
     pub(crate) hot: Option<Hot>,
     /// It was looked at whether it is a hot loop.
     pub(crate) tried: bool,
+    /// The displacement in the page map of the second page, of an instruction that crosses pages.
+    pub(crate) next_page: Option<usize>,
     /// Displacements that lead to thunks.
     pub(crate) thunks: Vec<(usize, Why)>,
     /// Places of records, and the number that each holds.
@@ -165,6 +167,9 @@ pub(crate) struct Translator {
     records: Vec<(Fix, u64)>,
     hot: Option<Hot>,
     tried: bool,
+    /// The one instruction goes on in the next page.
+    crossing: bool,
+    next_page: Option<usize>,
     groups: Vec<Group>,
     /// By group: what was looked up is in the vCPU's memory.
     stored: [bool; GROUPS],
@@ -221,6 +226,13 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
     items
 }
 
+/// Whether the instructions are one that goes on in the next page.
+fn cross(items: &[Item]) -> bool {
+    items
+        .first()
+        .is_some_and(|i| usize::from(i.offset) + i.ins.len() > 4096)
+}
+
 /// Instructions that are others on processors without a feature.
 fn renamed_by_model(vcpu: &InterpVcpu, ins: &Instruction) -> bool {
     use iced_x86::Mnemonic;
@@ -243,7 +255,6 @@ impl Translator {
             bank: mode.bank,
             single: key & SINGLE != 0,
             wide: mode.bits == 64,
-            items,
             cold: Vec::new(),
             exits: Vec::new(),
             hosts: Vec::new(),
@@ -252,6 +263,9 @@ impl Translator {
             records: Vec::new(),
             hot: None,
             tried: hot,
+            crossing: cross(&items),
+            items,
+            next_page: None,
             groups: Vec::new(),
             stored: [false; GROUPS],
             at: 0,
@@ -500,6 +514,7 @@ impl Translator {
             exits: self.exits,
             hot: self.hot,
             tried: self.tried,
+            next_page: self.next_page,
             thunks: self.thunks.iter().map(|(fix, why)| (fix.place(), *why)).collect(),
             records: places.into_iter().map(|(index, place)| (place, index)).collect(),
         }

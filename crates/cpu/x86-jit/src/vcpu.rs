@@ -336,7 +336,7 @@ impl Frame {
                 // SAFETY: found just now.
                 let to_block = unsafe { &*to };
                 // After a flush there is nothing left to link.
-                if to_block.second.is_none() && self.rest.flushes == flushes {
+                if self.rest.flushes == flushes {
                     self.rest.shared.registry.lock().link(block, exit, to_block);
                 }
                 self.go(to, target.leaves_page())
@@ -456,11 +456,15 @@ impl Frame {
         self.area.vectors = 0;
         self.rest.running = block;
         self.rest.counted = 0;
+        let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
+        let known = &mut self.rest.known[cache];
         if remember {
-            let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
-            let known = &mut self.rest.known[cache];
             known.set_jump(&mut self.area.jumps[cache], rip, found.host);
             known.set_page(&mut self.area.pages[cache], found.page, rip & !0xfff);
+            self.rest.low |= cache == 1 && rip >> 63 == 0;
+        }
+        if let Some(page) = found.second_page {
+            known.set_page(&mut self.area.pages[cache], page, find::next_page(rip));
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
         self.enter(found.host + u64::from(found.body), Holdings::START)

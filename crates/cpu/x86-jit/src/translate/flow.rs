@@ -24,8 +24,8 @@ use crate::translate::Cold;
 use crate::translate::Parked;
 use crate::translate::Translator;
 
-/// Targets in a page that are linked. An instruction that begins further on may cross into the next page, and then must be
-/// found anew when the code translations have changed.
+/// Targets in a page that are linked anyway. An instruction that begins further on may cross into the next page, and then
+/// looks whether that still is the same.
 const LINKED: u64 = 4096 - 14;
 
 impl Translator {
@@ -49,7 +49,30 @@ impl Translator {
         self.asm.store(area::PAGE, T1);
         let poll = self.asm.len() as u32;
         self.poll();
-        (poll, self.asm.len() as u32)
+        let body = self.asm.len() as u32;
+        if self.crossing {
+            self.check_next_page(offset);
+        }
+        (poll, body)
+    }
+
+    /// Leaves when the page behind the running one is not the one that the rest of the instruction was read from. The
+    /// number of that page is not known yet.
+    fn check_next_page(&mut self, offset: i32) {
+        self.asm.load(T0, area::PAGE);
+        self.asm.lea(T1, T0, 4096);
+        self.asm.load(T2, area::page_map(self.cpl, 0));
+        self.next_page = Some(self.asm.len() - 4);
+        self.asm.lea_sum(T2, T2, T1);
+        self.asm.xchg_rcx(T2);
+        let hit = self.asm.jrcxz();
+        self.asm.mov(RCX, T2);
+        self.asm.lea(T0, T0, offset);
+        self.asm.zero(T2);
+        let jump = self.asm.jmp();
+        self.thunks.push((jump, Why::Miss));
+        self.asm.here_short(hit);
+        self.asm.mov(RCX, T2);
     }
 
     /// Leaves when a signal is pending.
@@ -175,7 +198,8 @@ impl Translator {
     /// The distance of a target from the page, if jumps to it are linked.
     fn linked(&self, offset: i64) -> Option<i32> {
         let same_page = (offset as u64) < 4096;
-        let fits = (offset as u64) % 4096 < LINKED && (same_page || self.wide && !self.single);
+        let free = self.wide && !self.single;
+        let fits = (free || (offset as u64) % 4096 < LINKED) && (free || same_page);
         i32::try_from(offset).ok().filter(|_| fits)
     }
 

@@ -22,6 +22,9 @@ const ASIDE: usize = 8;
 /// Longest instruction.
 pub(super) const MAX_LEN: usize = 15;
 
+/// Bytes looked at beyond the page's end, for the flags that they want.
+const AHEAD: usize = 64;
+
 /// Where the next instruction is.
 pub(super) enum Found {
     Code(*const Block),
@@ -139,6 +142,14 @@ impl Frame {
         let found = self.find_slow(rip, &mode, key);
         self.rest.hot = false;
         if let Found::Code(block) = found {
+            // SAFETY: found just now.
+            if unsafe { &*block }
+                .second_page
+                .is_some_and(|page| page as usize >= area::PAGES)
+            {
+                // Its check would fail.
+                return Found::Interpret;
+            }
             // A flush on the way has changed nothing that the context tells: it was noted already.
             self.rest.found[slot] = Seen {
                 address: rip,
@@ -224,14 +235,14 @@ impl Frame {
         let first = 4096 - (rip & 0xfff) as usize;
         self.interp.hold(&source, rip & 0xfff, 4095);
         self.interp.hold(&source2, 0, MAX_LEN as u64 - 1);
-        let mut bytes = [0u8; 2 * MAX_LEN];
+        let mut bytes = [0u8; MAX_LEN + AHEAD];
         self.interp.fetch(&source, rip, &mut bytes[..first]);
-        self.interp.fetch(&source2, next, &mut bytes[first..first + MAX_LEN]);
+        self.interp.fetch(&source2, next, &mut bytes[first..first + AHEAD]);
         let items = translate::scan_one(&self.interp, mode, &bytes[..first + MAX_LEN], rip, key);
         if items.is_empty() {
             return Found::Interpret;
         }
-        let draft = Translator::translate(mode, key, items, &[], rip, false);
+        let draft = Translator::translate(mode, key, items, &bytes[..first + AHEAD], rip, false);
         let origin = Origin {
             key: (source.gpa | rip & 0xfff, key),
             code: source.code,
