@@ -161,8 +161,10 @@ pub(crate) struct Tlb {
     /// What is not global.
     local: Box<Space>,
     /// Other address spaces, the least recently used first.
+    #[expect(clippy::vec_box, reason = "they are large, and move with every switch")]
     spaces: Vec<Box<Space>>,
     /// Spaces whose memory is used again.
+    #[expect(clippy::vec_box, reason = "as above")]
     spare: Vec<Box<Space>>,
     /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64, of both halves.
     large: [u64; 2],
