@@ -199,7 +199,7 @@ impl Translator {
     fn linked(&self, offset: i64) -> Option<i32> {
         let same_page = (offset as u64) < 4096;
         let free = self.wide && !self.single;
-        let fits = (free || (offset as u64) % 4096 < LINKED) && (free || same_page);
+        let fits = free || (offset as u64) % 4096 < LINKED && same_page;
         i32::try_from(offset).ok().filter(|_| fits)
     }
 
