@@ -84,9 +84,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     if spec.machine == MachineKind::Microvm {
         demo::fill_in(&mut spec.boot, args.machine.append.as_deref())?;
     }
-    let mut backends = Backends::default();
-    backends.debugcon = create(args.debugcon.as_deref())?;
-    backends.printer = create(args.parallel.as_deref())?;
+    let mut backends = Backends {
+        debugcon: create(args.debugcon.as_deref())?,
+        printer: create(args.parallel.as_deref())?,
+        ..Backends::default()
+    };
     let lines = SerialLines::open(&args.machine.serial, &mut backends)?;
     let machine = Arc::new(Machine::build(&spec, backends)?);
 

@@ -137,7 +137,7 @@ struct Pm1Cnt {
 /// What differs between chipsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PmVariant {
-    /// SCI_EN is set at power-on.
+    /// SCI_EN is set at power-on, and only the SMI command port changes it; else it is the guest's to write too.
     pub acpi_mode: bool,
     /// Sleep type of suspend to RAM.
     pub s3: u8,
@@ -356,6 +356,9 @@ impl AcpiPm {
         let new = Pm1Cnt::from_bits(merge(self.pm1_cnt.into_bits(), offset == 1, byte));
         self.pm1_cnt.set_bm_rld(new.bm_rld());
         self.pm1_cnt.set_slp_typ(new.slp_typ());
+        if !self.variant.acpi_mode && offset == 0 {
+            self.pm1_cnt.set_sci_en(new.sci_en());
+        }
         if new.slp_en() {
             self.sleep(new.slp_typ());
         }

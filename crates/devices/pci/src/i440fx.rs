@@ -40,6 +40,7 @@ use crate::root::ConfigLatch;
 const DEVICE: u16 = 0x1237;
 /// First of the seven programmable attribute maps (RW).
 pub const PAM: u16 = 0x59;
+const MAPS: u16 = 7;
 /// System management RAM control (RW).
 const SMRAM: u16 = 0x72;
 /// SMRAM: locked, so that D_OPEN is zero for ever.
@@ -124,7 +125,7 @@ impl I440fx {
         let mut header = function.header();
         header.fix(device_model::pci::reg::COMMAND, &0x0006u16.to_le_bytes());
         header.fix(device_model::pci::reg::STATUS, &0x0280u16.to_le_bytes());
-        for at in PAM..PAM + 7 {
+        for at in PAM..PAM + MAPS {
             header.allow(at, &[0x33]);
         }
         // PMCCFG, DETURBO, DBC, DRAMC, DRAMT; DRAM row boundaries; the fixed hole and SMRAM are between them.
@@ -275,8 +276,13 @@ impl PciFunction for I440fx {
 }
 
 impl Device for I440fx {
-    fn reset(&mut self, _kind: Reset) {
+    fn reset(&mut self, kind: Reset) {
+        let maps: Vec<u8> = (PAM..PAM + MAPS).map(|at| self.header.byte(at)).collect();
         self.header.reset();
+        if kind == Reset::Resume {
+            // DEVIATION: hardware forgets the attribute maps too. SeaBIOS looks into its shadow RAM to see that it resumes.
+            self.header.put(PAM, &maps);
+        }
         self.latch.set(0);
         self.update_map();
     }

@@ -387,6 +387,9 @@ mod tests {
         assert!(probe.level(9));
         chip.write(at(PM, 0), Width::Word, 0x0100).unwrap();
         assert!(!probe.level(9));
+        assert_eq!(chip.read(at(PM, 5), Width::Byte), Ok(0));
+        chip.write(at(PM, 4), Width::Byte, 0).unwrap();
+        assert_eq!(chip.read(at(PM, 4), Width::Byte), Ok(0), "SCI_EN is written too");
         chip.write(at(PM, 4), Width::Word, 5 << 10 | 1 << 13).unwrap();
         assert_eq!(power.0.load(Ordering::Relaxed), 0);
         chip.write(at(PM, 4), Width::Word, 1 << 13).unwrap();

@@ -166,6 +166,10 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
     if let Err(error) = spec.cpu.parse::<Model>() {
         problems.push(format!("cpu: {error}"));
     }
+    if spec.engine == EngineKind::Lockstep && spec.machine.has_pci() {
+        // Its second engine works on a copy of memory that does not move.
+        problems.push(format!("engine: lockstep cannot run a {}", spec.machine));
+    }
     if !problems.is_empty() {
         return Err(PlanError(problems));
     }

@@ -28,7 +28,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 15] = [
+pub(super) const CASES: [Case; 17] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -40,6 +40,8 @@ pub(super) const CASES: [Case; 15] = [
         i386_kernel_boots_without_complaints,
     ),
     case("suspended_guest_wakes_by_its_alarm", suspended_guest_wakes_by_its_alarm),
+    case("suspended_pc_wakes_by_its_alarm", suspended_pc_wakes_by_its_alarm),
+    case("pc_shows_its_pci_devices", pc_shows_its_pci_devices),
     case(
         "two_processors_work_at_the_same_time",
         two_processors_work_at_the_same_time,
@@ -91,12 +93,45 @@ fn i386_kernel_boots_without_complaints(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn suspended_guest_wakes_by_its_alarm(lab: &Lab) -> anyhow::Result<()> {
+    wakes_by_its_alarm(lab, "microvm")
+}
+
+fn suspended_pc_wakes_by_its_alarm(lab: &Lab) -> anyhow::Result<()> {
+    wakes_by_its_alarm(lab, "pc")
+}
+
+fn pc_shows_its_pci_devices(lab: &Lab) -> anyhow::Result<()> {
+    // The memory has a hole, and goes on behind it.
+    let devices = "for i in /sys/bus/pci/devices/*; do echo ${i##*/} $(cat $i/vendor $i/device); done";
+    let commands = format!("{devices}; grep -c System /proc/iomem");
+    let options = ["--machine", "pc", "--cpus", "2", "--memory", "4G"];
+    let boot = lab.commands("full", &commands)?.with(&options);
+    lab.watch(&boot, |seen| {
+        ends_well(seen)?;
+        no_complaints(seen)?;
+        for part in [
+            "PCI: Using configuration type 1",
+            "PCI: Using ACPI for IRQ routing",
+            "Interrupt link LNKD configured for IRQ 11",
+            "quirk: [io  0x0600-0x063f] claimed by PIIX4 ACPI",
+            "0000:00:00.0 0x8086 0x1237",
+            "0000:00:01.0 0x8086 0x7000",
+            "0000:00:01.3 0x8086 0x7113",
+        ] {
+            says(seen, part)?;
+        }
+        ensure!(seen.line("PCI: Fatal").is_none(), "there is no configuration space");
+        Ok(())
+    })
+}
+
+fn wakes_by_its_alarm(lab: &Lab, machine: &str) -> anyhow::Result<()> {
     // Twice, so that the first sleep is seen to leave the machine fit for another. An alarm that goes off before the guest
     // is asleep is lost on it: it has ten seconds on a busy host.
     let sleep = "echo +10 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
     let boot = lab
         .commands("full", &format!("{sleep}; {sleep}"))?
-        .with(&["--cpus", "2"]);
+        .with(&["--cpus", "2", "--machine", machine]);
     lab.watch(&boot, |seen| {
         ends_well(seen)?;
         no_complaints(seen)?;

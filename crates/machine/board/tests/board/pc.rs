@@ -476,3 +476,116 @@ fn missing_and_odd_images_are_told_in_a_line() {
         assert!(message.contains(part) && message.lines().count() == 1, "{message}");
     }
 }
+
+/// A boot sector that reads the sector behind it to 7E00h, waits until the byte at 600h is set, and suspends to RAM.
+fn sleeper() -> Vec<u8> {
+    let mut bytes = vec![0; 1440 << 10];
+    let code = [
+        0x31, 0xc0, 0x8e, 0xc0, 0x8e, 0xd8, 0xbb, 0x00, 0x7e, 0xb8, 0x01, 0x02, 0xb9, 0x02, 0x00, 0x30, 0xf6, 0xcd,
+        0x13, // cmp byte [600h], 0; je back; mov dx, 604h; mov ax, 2400h; out dx, ax; jmp to itself
+        0x80, 0x3e, 0x00, 0x06, 0x00, 0x74, 0xf9, 0xba, 0x04, 0x06, 0xb8, 0x00, 0x24, 0xef, 0xeb, 0xfe,
+    ];
+    bytes[..code.len()].copy_from_slice(&code);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    bytes[512..519].copy_from_slice(&exit(0x53));
+    bytes
+}
+
+/// Where firmware has put the FACS.
+fn find_facs(machine: &Machine, end: u64) -> u64 {
+    let is_facs = |at: &u64| {
+        machine
+            .memory()
+            .read_obj::<[u8; 4]>(*at)
+            .is_ok_and(|bytes| bytes == *b"FACS")
+    };
+    (end - (1 << 20)..end).step_by(64).find(is_facs).expect("a FACS")
+}
+
+#[test]
+fn seabios_resumes_a_guest_that_suspended_to_ram() {
+    if !has_seabios() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let image = dir.path().join("disk");
+    std::fs::write(&image, sleeper()).unwrap();
+    let mut spec = MachineSpec {
+        machine: MachineKind::Pc,
+        memory: Size::from_mib(32),
+        ..MachineSpec::default()
+    };
+    spec.devices.debug_exit = Some(DebugExitConfig { port: 0xf4 });
+    spec.devices.floppies = vec![FloppyConfig {
+        image: Some(image),
+        read_only: true,
+    }];
+    let (machine, log) = seabios(&spec);
+    machine.start().unwrap();
+    log.wait("Booting from 0000:7c00");
+    let end = Instant::now() + Duration::from_secs(60);
+    while machine.memory().read_obj::<u8>(0x7e00).unwrap() == 0 {
+        assert!(Instant::now() < end, "{}", log.text());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let facs = find_facs(&machine, 32 << 20);
+    machine.memory().write(facs + 12, &0x7e00u32.to_le_bytes()).unwrap();
+    machine.memory().write(0x600, &[1]).unwrap();
+    while machine.state() != board::RunState::Suspended {
+        assert!(Instant::now() < end, "it does not sleep:\n{}", log.text());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(machine.press_power_button());
+    let outcome = machine.wait_timeout(Duration::from_secs(60));
+    assert_eq!(outcome, Some(Outcome::DebugExit(0x53)), "{}", log.text());
+}
+
+/// Whether the host has OVMF; says so if not.
+fn has_ovmf() -> bool {
+    let found = firmware::rom::find_uefi();
+    if let Err(error) = &found {
+        eprintln!("SKIPPED: {error}");
+    }
+    found.is_ok()
+}
+
+#[test]
+fn ovmf_starts_its_shell_and_keeps_its_variables() {
+    if !has_ovmf() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let variables = dir.path().join("variables");
+    let mut spec = MachineSpec {
+        machine: MachineKind::Pc,
+        memory: Size::from_mib(256),
+        ..MachineSpec::default()
+    };
+    spec.boot.uefi = Some(spec::UefiSpec {
+        variables: Some(variables.clone()),
+    });
+    let (port, host) = board::serial_wire();
+    let mut backends = Backends::default();
+    backends.serial.insert("com1".to_owned(), port);
+    let machine = Machine::build(&spec, backends).unwrap();
+    machine.start().unwrap();
+    let seen = Log::default();
+    let mut copy = seen.clone();
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        while host.read(&mut bytes) {
+            let _ = copy.write(&bytes);
+            bytes.clear();
+        }
+    });
+    seen.wait("UEFI Interactive Shell");
+    machine.stop().unwrap();
+    reader.join().unwrap();
+    let template = std::fs::read(firmware::rom::find_uefi().unwrap().1).unwrap();
+    let kept = std::fs::read(&variables).unwrap();
+    assert_eq!(kept.len(), template.len());
+    assert_ne!(kept, template, "the firmware has noted its boot options");
+    std::fs::write(&variables, b"short").unwrap();
+    let error = Machine::build(&spec, Backends::default()).err().unwrap().to_string();
+    assert!(error.contains("holds no variables"), "{error}");
+}

@@ -49,6 +49,16 @@ fn plan_of_a_pc_is_as_its_golden_file_says() {
 }
 
 #[test]
+fn lockstep_is_refused_for_a_pc() {
+    let spec = MachineSpec {
+        machine: MachineKind::Pc,
+        engine: spec::EngineKind::Lockstep,
+        ..MachineSpec::default()
+    };
+    assert_eq!(plan(&spec).unwrap_err().0, ["engine: lockstep cannot run a pc"]);
+}
+
+#[test]
 fn conflicts_are_all_reported_with_both_names() {
     let mut spec = MachineSpec::default();
     let com1 = SerialConfig::com(0).unwrap();
