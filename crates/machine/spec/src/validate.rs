@@ -5,6 +5,7 @@ use std::fmt;
 use crate::MachineKind;
 use crate::MachineSpec;
 use crate::Size;
+use crate::VgaConfig;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
@@ -114,20 +115,8 @@ impl MachineSpec {
                 format!("{floppies} drives are more than {FLOPPIES}"),
             );
         }
-        if let Some(vga) = &self.devices.vga {
-            let memory = vga.memory.bytes();
-            if !memory.is_power_of_two() || !VIDEO_MEMORY.contains(&memory) {
-                problems.add(
-                    "devices.vga.memory",
-                    format!("{} is not a power of two between 1M and 256M", vga.memory),
-                );
-            }
-            if !(640..=2560).contains(&vga.width) || !(480..=1600).contains(&vga.height) {
-                problems.add(
-                    "devices.vga",
-                    format!("{}x{} is not between 640x480 and 2560x1600", vga.width, vga.height),
-                );
-            }
+        for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
+            problems.add(field, message);
         }
         for (index, serial) in self.devices.serial.iter().enumerate() {
             let field = format!("devices.serial.{}", serial.name);
@@ -164,11 +153,24 @@ impl Problems {
     }
 }
 
+fn vga_problems(vga: &VgaConfig) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    let memory = vga.memory.bytes();
+    if !memory.is_power_of_two() || !VIDEO_MEMORY.contains(&memory) {
+        let message = format!("{} is not a power of two between 1M and 256M", vga.memory);
+        problems.push(("devices.vga.memory", message));
+    }
+    if !(640..=2560).contains(&vga.width) || !(480..=1600).contains(&vga.height) {
+        let message = format!("{}x{} is not between 640x480 and 2560x1600", vga.width, vga.height);
+        problems.push(("devices.vga", message));
+    }
+    problems
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::SerialConfig;
-    use crate::VgaConfig;
 
     #[test]
     fn default_spec_is_valid() {

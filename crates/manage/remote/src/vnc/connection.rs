@@ -43,6 +43,15 @@ enum Resizing {
     Extended,
 }
 
+/// A screen's size, to be told.
+#[derive(Clone, Copy, Debug)]
+struct TellSize {
+    resizing: Resizing,
+    /// Reason and status.
+    why: (u16, u16),
+    size: (u32, u32),
+}
+
 /// What a client has asked for.
 #[derive(Clone, Copy, Debug)]
 struct Request {
@@ -79,7 +88,7 @@ struct Update {
     encoding: Encoding,
     level: Option<u32>,
     tell_keys: bool,
-    size: Option<(Resizing, (u16, u16), (u32, u32))>,
+    size: Option<TellSize>,
     cursor: Option<Option<Arc<Cursor>>>,
     leds: Option<u8>,
     moved: Option<Move>,
@@ -159,7 +168,11 @@ impl ClientState {
                 self.seen = 0;
             }
             self.size = size;
-            update.size = Some((self.resizing, self.tell_size.take().unwrap_or((0, 0)), size));
+            update.size = Some(TellSize {
+                resizing: self.resizing,
+                why: self.tell_size.take().unwrap_or((0, 0)),
+                size,
+            });
             self.request = None;
             return Some(update);
         }
@@ -243,8 +256,8 @@ impl Update {
         if self.tell_keys {
             head(&Rect::default(), number::QEMU_EXTENDED_KEY, &mut out);
         }
-        if let Some((resizing, told, (width, height))) = self.size {
-            put_size(resizing, told, (width, height), &mut out);
+        if let Some(told) = self.size {
+            put_size(told, &mut out);
         }
         if let Some(cursor) = self.cursor {
             encoder.cursor(cursor.as_deref(), &mut out);
@@ -269,13 +282,13 @@ impl Update {
     }
 }
 
-fn put_size(resizing: Resizing, told: (u16, u16), size: (u32, u32), out: &mut Vec<u8>) {
-    let (width, height) = size;
-    if resizing == Resizing::Plain {
+fn put_size(told: TellSize, out: &mut Vec<u8>) {
+    let (width, height) = told.size;
+    if told.resizing == Resizing::Plain {
         return head(&Rect::new(0, 0, width, height), number::DESKTOP_SIZE, out);
     }
     // Reason and status are where other rectangles have their place; then one screen, the whole of it.
-    let (reason, status) = told;
+    let (reason, status) = told.why;
     head(
         &Rect::new(reason.into(), status.into(), width, height),
         number::EXTENDED_DESKTOP_SIZE,

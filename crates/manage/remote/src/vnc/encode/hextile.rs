@@ -110,9 +110,9 @@ fn rectangles(tile: &Surface, base: u32) -> Vec<(u32, u8, u8)> {
                 continue;
             }
             let same = |done: &[u16; 16], x: u32, y: u32| tile.pixel(x, y) == colour && !is_done(done, x, y);
-            let width = (x..tile.width()).take_while(|x| same(&done, *x, y)).count() as u32;
+            let width = (x..tile.width()).find(|x| !same(&done, *x, y)).unwrap_or(tile.width()) - x;
             let row_same = |y: &u32| (x..x + width).all(|x| same(&done, x, *y));
-            let height = (y..tile.height()).take_while(row_same).count() as u32;
+            let height = (y..tile.height()).find(|y| !row_same(y)).unwrap_or(tile.height()) - y;
             let covered = ((1u32 << width) - 1) << x;
             for row in done.iter_mut().skip(y as usize).take(height as usize) {
                 *row |= u16::try_from(covered).unwrap_or(u16::MAX);

@@ -57,22 +57,7 @@ fn tile(translator: &Translator, tile: &Surface, out: &mut Vec<u8>) {
         .min();
     match &palette {
         Some(palette) if packed == least => packed_tile(translator, tile, palette, out),
-        Some(palette) if palette_runs == least => {
-            out.push(RUNS | colours(palette));
-            palette
-                .colours
-                .iter()
-                .for_each(|colour| translator.cpixel(*colour, out));
-            for (colour, len) in runs {
-                let number = palette.number(colour);
-                if len == 1 {
-                    out.push(number);
-                } else {
-                    out.push(number | RUNS);
-                    put_len(len, out);
-                }
-            }
-        }
+        Some(palette) if palette_runs == least => palette_run_tile(translator, &runs, palette, out),
         _ if Some(plain_runs) == least => {
             out.push(RUNS);
             for (colour, len) in runs {
@@ -83,6 +68,22 @@ fn tile(translator: &Translator, tile: &Surface, out: &mut Vec<u8>) {
         _ => {
             out.push(0);
             pixels.iter().for_each(|pixel| translator.cpixel(*pixel, out));
+        }
+    }
+}
+
+fn palette_run_tile(translator: &Translator, runs: &[(u32, usize)], palette: &Palette, out: &mut Vec<u8>) {
+    out.push(RUNS | colours(palette));
+    for colour in &palette.colours {
+        translator.cpixel(*colour, out);
+    }
+    for (colour, len) in runs {
+        let number = palette.number(*colour);
+        if *len == 1 {
+            out.push(number);
+        } else {
+            out.push(number | RUNS);
+            put_len(*len, out);
         }
     }
 }
