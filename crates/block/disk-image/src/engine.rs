@@ -409,7 +409,15 @@ impl<T: Tables> Engine<T> {
         let unit = if place.whole { self.block } else { self.unit };
         // The block's tail beyond the end of the disk is zeros, should the disk grow.
         let units = offset - offset % unit..end.div_ceil(unit) * unit;
-        let result = self.fill(offset, end, &units, place, first, content);
+        let result = self.fill(
+            offset..end,
+            &units,
+            Place {
+                at: place.at + (units.start - first),
+                ..place
+            },
+            content,
+        );
         self.wrote();
         let State { tables, meta } = &mut *self.state();
         if let Err(error) = result {
@@ -422,18 +430,11 @@ impl<T: Tables> Engine<T> {
         Ok(end - offset)
     }
 
-    /// Writes the units of a place: the content, and around it what the disk has there now.
-    fn fill(
-        &self,
-        offset: u64,
-        end: u64,
-        units: &Range<u64>,
-        place: Place,
-        first: u64,
-        content: Content<'_>,
-    ) -> Result<()> {
+    /// Writes units to where the place begins: the content, and around it what the disk has there now.
+    fn fill(&self, range: Range<u64>, units: &Range<u64>, place: Place, content: Content<'_>) -> Result<()> {
         let size = self.size();
-        let at = |offset: u64| place.at + (offset - first);
+        let Range { start: offset, end } = range;
+        let at = |offset: u64| place.at + (offset - units.start);
         self.copy(units.start..offset, at(units.start), place.zeros)?;
         self.copy(end..units.end.min(size).max(end), at(end), place.zeros)?;
         let tail = size.max(end)..units.end.max(size.max(end));
@@ -517,7 +518,7 @@ impl<T: Tables> Engine<T> {
     fn zero_part(&self, offset: u64, len: u64, discard: bool) -> Result<u64> {
         let to_end = self.block - offset % self.block;
         let disk_end = offset + len == self.size();
-        let whole = offset % self.block == 0 && (len >= self.block || disk_end);
+        let whole = offset.is_multiple_of(self.block) && (len >= self.block || disk_end);
         let gate = self.gate();
         let run = self.lookup(offset, len)?;
         let run_len = run.len.clamp(1, len);

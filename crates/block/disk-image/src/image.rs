@@ -119,6 +119,8 @@ pub struct Report {
     pub repaired: u64,
     /// Blocks of the disk that have data in this file.
     pub allocated: u64,
+    /// Those of them that are compressed.
+    pub compressed: u64,
     /// Blocks of the disk.
     pub blocks: u64,
 }

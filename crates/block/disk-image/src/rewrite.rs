@@ -3,6 +3,7 @@
 //! Formats without a way to do that in place are written anew beside the old file, which is then replaced: whatever
 //! happens, one of the two is there, whole.
 
+use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,7 +49,14 @@ pub fn compact(
         punch(&*image, progress)?;
         return Ok((before, image.allocated()?));
     }
-    let after = rewrite(files, &image, path, kind, progress)?;
+    let rewriting = Rewriting {
+        files,
+        image: &*image,
+        path,
+        size: image.info().size,
+        zeros: 0..0,
+    };
+    let after = rewriting.run(kind, progress)?;
     Ok((before, after))
 }
 
@@ -110,112 +118,93 @@ pub fn resize(
         ..image.kind()
     };
     // What is behind the new end is not copied; what is behind the old one is zeros, whatever a parent has there.
-    let limited = Limited {
-        image: &*image,
-        size: size.min(old),
-        old,
-    };
     let parent_size = image.parent().map_or(0, |(_, parent)| parent.info().size);
-    rewrite_from(
+    let rewriting = Rewriting {
         files,
-        &image,
-        &limited,
+        image: &*image,
         path,
-        kind,
-        old..parent_size.min(size),
-        progress,
-    )
-    .map(drop)
-}
-
-fn rewrite(
-    files: &Arc<dyn Files>,
-    image: &Arc<dyn Image>,
-    path: &Path,
-    kind: CreateOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<u64> {
-    let size = image.info().size;
-    let all = Limited {
-        image: &**image,
-        size,
-        old: size,
+        size: size.min(old),
+        zeros: old..parent_size.min(size),
     };
-    rewrite_from(files, image, &all, path, kind, 0..0, progress)
+    rewriting.run(kind, progress).map(drop)
 }
 
-/// Writes `source`, which is `image` or a part of it, as a new file in place of the old one.
-fn rewrite_from(
-    files: &Arc<dyn Files>,
-    image: &Arc<dyn Image>,
-    source: &Limited<'_>,
-    path: &Path,
-    kind: CreateOptions,
-    zeros: std::ops::Range<u64>,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<u64> {
-    let name = path.display().to_string();
-    if let Some(why) = image.pinned() {
-        return Err(BlockError::Unsupported {
-            file: name,
-            what: format!("the image cannot be rewritten: {why}"),
+/// An image that is written as a new file in place of the old one.
+struct Rewriting<'a> {
+    files: &'a Arc<dyn Files>,
+    image: &'a dyn Image,
+    path: &'a Path,
+    /// How much of the disk is copied.
+    size: u64,
+    /// What has to be zeros besides.
+    zeros: Range<u64>,
+}
+
+impl Rewriting<'_> {
+    /// Returns the bytes that the new file occupies.
+    fn run(&self, kind: CreateOptions, progress: &mut dyn FnMut(Progress)) -> Result<u64> {
+        if let Some(why) = self.image.pinned() {
+            return Err(BlockError::Unsupported {
+                file: self.path.display().to_string(),
+                what: format!("the image cannot be rewritten: {why}"),
+            });
+        }
+        let parent = self.image.parent().map(|(path, parent)| ParentReference {
+            path,
+            format: Some(parent.info().format),
         });
+        let kind = CreateOptions {
+            parent,
+            identity: Some(self.image.identity()),
+            named: Some(self.path.to_owned()),
+            ..kind
+        };
+        let temporary = temporary(self.path);
+        let result = self.write(&temporary, &kind, progress).and_then(|after| {
+            self.files.rename(&temporary, self.path)?;
+            Ok(after)
+        });
+        if result.is_err() {
+            let _ = self.files.remove(&temporary);
+        }
+        result
     }
-    let parent = image.parent().map(|(path, parent)| ParentReference {
-        path,
-        format: Some(parent.info().format),
-    });
-    let over_parent = parent.is_some();
-    let kind = CreateOptions {
-        parent,
-        identity: Some(image.identity()),
-        named: Some(path.to_owned()),
-        ..kind
-    };
-    let temporary = temporary(path);
-    let options = CopyOptions {
-        compress: kind.format == Format::Qcow2 && source.size > 0 && has_packed(image),
-        layer: true,
-        over_parent,
-    };
-    let stream = kind.variant == Variant::StreamOptimized;
-    let result = if stream {
-        convert::copy(files, &**image, &temporary, &kind, false, progress)
-    } else {
-        create(files, &temporary, &kind).and_then(|()| {
-            let target = open_in(
-                files,
-                &temporary,
-                &OpenOptions {
-                    format: Some(kind.format),
-                    ..OpenOptions::writable()
-                },
-            )?;
-            convert::into_image(source, &*target, options, progress)?;
-            if !zeros.is_empty() {
-                target.discard(zeros.start, zeros.end - zeros.start)?;
-            }
-            target.set_identity(&image.identity())?;
-            target.flush()
-        })
-    };
-    let result = result.and_then(|()| {
-        let check = open_in(
-            files,
-            &temporary,
-            &OpenOptions {
+
+    /// Makes the new file.
+    fn write(&self, path: &Path, kind: &CreateOptions, progress: &mut dyn FnMut(Progress)) -> Result<u64> {
+        let open = |write| {
+            let options = OpenOptions {
+                write,
                 format: Some(kind.format),
-                ..OpenOptions::default()
-            },
-        )?;
-        let after = check.allocated()?;
-        files.rename(&temporary, path)?;
-        Ok(after)
-    });
-    if result.is_err() {
-        let _ = files.remove(&temporary);
+                share: false,
+            };
+            open_in(self.files, path, &options)
+        };
+        if kind.variant == Variant::StreamOptimized {
+            convert::copy(self.files, self.image, path, kind, false, progress)?;
+            return open(false)?.allocated();
+        }
+        let options = CopyOptions {
+            // Compressed clusters become compressed ones again.
+            compress: kind.format == Format::Qcow2 && self.image.check(false)?.compressed > 0,
+            layer: true,
+            over_parent: kind.parent.is_some(),
+        };
+        create(self.files, path, kind)?;
+        let target = open(true)?;
+        let source = Limited {
+            image: self.image,
+            size: self.size,
+        };
+        convert::into_image(&source, &*target, options, progress)?;
+        if !self.zeros.is_empty() {
+            target.discard(self.zeros.start, self.zeros.end - self.zeros.start)?;
+        }
+        target.set_identity(&self.image.identity())?;
+        target.flush()?;
+        drop(target);
+        open(false)?.allocated()
     }
-    result
 }
 
 /// A name beside `path` that nobody else uses.
@@ -224,16 +213,10 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}", crate::Uuid::random()))
 }
 
-/// Compressed clusters become compressed ones again.
-fn has_packed(image: &Arc<dyn Image>) -> bool {
-    image.details().iter().any(|(name, _)| *name == "compressed clusters")
-}
-
 /// The first bytes of an image.
 struct Limited<'a> {
     image: &'a dyn Image,
     size: u64,
-    old: u64,
 }
 
 impl device_model::Inspect for Limited<'_> {
@@ -271,7 +254,6 @@ impl crate::BlockBackend for Limited<'_> {
     }
 
     fn extent(&self, offset: u64) -> Result<crate::Extent> {
-        debug_assert!(offset < self.old, "copies stay within the image");
         self.image.extent(offset)
     }
 }

@@ -36,7 +36,7 @@ pub trait Store: Debug + Send + Sync {
     ///
     /// # Errors
     /// The host's.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// Cuts or grows the file. What is new reads as zeros.
     ///
@@ -185,7 +185,7 @@ impl File {
     }
 
     pub(crate) fn len(&self) -> Result<u64> {
-        self.store.len().map_err(self.io("find the length"))
+        self.store.length().map_err(self.io("find the length"))
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<()> {

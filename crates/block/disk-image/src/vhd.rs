@@ -9,18 +9,18 @@
 //!
 //! Spec: Microsoft, Virtual Hard Disk Image Format Specification, 1.0 ("VHD").
 
+mod fixed;
 mod format;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use device_model::Inspect;
-use device_model::Node;
 use rustc_hash::FxHashSet;
 
 pub(crate) use self::format::is_footer;
 
+use self::fixed::FixedVhd;
 use self::format::DIFFERENCING;
 use self::format::DYNAMIC;
 use self::format::DynamicHeader;
@@ -30,10 +30,8 @@ use self::format::MAX_SIZE;
 use self::format::SECTOR;
 use self::format::UNUSED;
 use self::format::windows_path;
-use crate::BlockBackend;
 use crate::BlockError;
 use crate::CreateOptions;
-use crate::Extent;
 use crate::Format;
 use crate::Identity;
 use crate::Image;
@@ -51,12 +49,10 @@ use crate::engine::Shape;
 use crate::engine::State;
 use crate::engine::Tables;
 use crate::engine::disk_of_engine;
-use crate::image;
 use crate::meta::Meta;
 use crate::meta::Stage;
 use crate::open::Opening;
 use crate::packed::Codec;
-use crate::raw::Window;
 use crate::store::File;
 
 const MIB: u64 = 1 << 20;
@@ -293,13 +289,7 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
                 footer.size
             )));
         }
-        let window = Window::new(file, 0, footer.size);
-        return Ok(Arc::new(FixedVhd {
-            window,
-            path: opening.path.clone(),
-            writable: opening.write(),
-            footer,
-        }));
+        return Ok(Arc::new(FixedVhd::new(opening, file, footer)));
     }
     if !matches!(footer.kind, DYNAMIC | DIFFERENCING) {
         return Err(file.unsupported(format!("VHD type {} is not supported", footer.kind)));
@@ -469,125 +459,6 @@ fn check(state: &mut State<VhdTables>, repair: bool) -> Result<Report> {
         }
     }
     Ok(report)
-}
-
-/// A fixed image: the disk's bytes, and a footer.
-struct FixedVhd {
-    window: Window,
-    path: PathBuf,
-    writable: bool,
-    footer: Footer,
-}
-
-impl FixedVhd {
-    fn writable(&self) -> Result<()> {
-        if self.writable {
-            return Ok(());
-        }
-        Err(BlockError::ReadOnly {
-            file: self.window.file().name().to_owned(),
-            what: "the image was opened for reading only".to_owned(),
-        })
-    }
-}
-
-impl BlockBackend for FixedVhd {
-    fn info(&self) -> ImageInfo {
-        ImageInfo {
-            format: Format::Vhd,
-            variant: "fixed".to_owned(),
-            size: self.window.size(),
-            sector_size: 512,
-            block_size: 1,
-            writable: self.writable,
-        }
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.window.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.writable()?;
-        self.window.write_at(offset, buf)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.writable()?;
-        self.window.zero_range(offset, len, false)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.writable()?;
-        self.window.zero_range(offset, len, true)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.window.flush()
-    }
-
-    fn extent(&self, offset: u64) -> Result<Extent> {
-        self.window.extent(offset)
-    }
-}
-
-impl Image for FixedVhd {
-    fn check(&self, _repair: bool) -> Result<Report> {
-        Ok(Report::default())
-    }
-
-    /// The new footer is there before the old one is given up.
-    fn resize(&self, size: u64) -> Result<bool> {
-        self.writable()?;
-        if size > MAX_SIZE {
-            return Err(BlockError::Usage(format!(
-                "a disk of {size} bytes is too large for VHD (2040 GiB)"
-            )));
-        }
-        let (file, old) = (self.window.file(), self.window.size());
-        let footer = Footer::make(size, FIXED, self.footer.uuid);
-        if size < old {
-            // The footer at the end counts as long as it is there.
-            file.write(size, &footer)?;
-            file.sync()?;
-            file.set_len(size + SECTOR)?;
-        } else {
-            file.write(size, &footer)?;
-            file.sync()?;
-            file.zero(old, (size - old).min(SECTOR), true)?;
-        }
-        self.window.set_size(size);
-        self.window.flush()?;
-        Ok(true)
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        vec![self.path.clone()]
-    }
-
-    fn allocated(&self) -> Result<u64> {
-        self.window.file().allocated()
-    }
-
-    fn identity(&self) -> Identity {
-        Identity {
-            uuid: self.footer.uuid,
-            ..Identity::default()
-        }
-    }
-
-    fn kind(&self) -> CreateOptions {
-        CreateOptions {
-            variant: Variant::Fixed,
-            ..CreateOptions::new(Format::Vhd, self.window.size())
-        }
-    }
-}
-
-impl Inspect for FixedVhd {
-    fn inspect(&self) -> Node {
-        image::inspect(self)
-    }
 }
 
 pub(crate) fn create(making: &Making<'_>, file: &File) -> Result<()> {

@@ -109,7 +109,7 @@ impl VhdxTables {
         let mut kind = None;
         let mut byte = 0;
         for sector in first..last {
-            if kind.is_none() || sector % 8 == 0 {
+            if kind.is_none() || sector.is_multiple_of(8) {
                 [byte] = meta.get(bitmap + sector / 8)?;
             }
             let own = byte >> (sector % 8) & 1 != 0;

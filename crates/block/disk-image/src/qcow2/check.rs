@@ -174,6 +174,7 @@ impl Check<'_> {
                 Ok(Entry::Zero(0)) => {}
                 Ok(Entry::Packed(packed)) => {
                     self.refer(packed.at, packed.len);
+                    self.report.compressed += u64::from(active);
                     self.report.allocated += u64::from(active);
                 }
                 Ok(Entry::Zero(data) | Entry::Data(data)) => {

@@ -20,7 +20,7 @@ const SEARCH: u64 = 1 << 22;
 impl Tables2 {
     /// Refcounts in a refcount block.
     pub(crate) fn counts(&self) -> u64 {
-        self.cluster * 8 >> self.header.refcount_order
+        (self.cluster * 8) >> self.header.refcount_order
     }
 
     fn max_count(&self) -> u64 {

@@ -164,7 +164,7 @@ impl Store for HostFile {
         self.file.write_all_at(buf, offset)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         // Block devices have no length other than where their end is.
         match self.file.metadata()? {
             data if data.is_file() => Ok(data.len()),
@@ -203,7 +203,7 @@ impl Store for HostFile {
     }
 
     fn data_run(&self, offset: u64) -> io::Result<(bool, u64)> {
-        let len = self.len()?;
+        let len = self.length()?;
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) if data > offset => Ok((false, data)),
             Ok(_) => match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {

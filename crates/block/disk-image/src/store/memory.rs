@@ -115,7 +115,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.content().len)
     }
 
@@ -200,7 +200,7 @@ impl MemoryFiles {
     pub fn bytes(&self, path: impl AsRef<Path>) -> Vec<u8> {
         let store = self.files().get(path.as_ref()).cloned();
         let Some(store) = store else { return Vec::new() };
-        let len = store.len().unwrap_or(0);
+        let len = store.length().unwrap_or(0);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0).min(Self::LIMIT * 4)];
         let _ = store.read_at(0, &mut bytes);
         bytes

@@ -99,8 +99,8 @@ impl Store for Recording {
         self.now.write_at(offset, buf)
     }
 
-    fn len(&self) -> io::Result<u64> {
-        self.now.len()
+    fn length(&self) -> io::Result<u64> {
+        self.now.length()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -29,7 +29,7 @@ const VARIABLE: &str = "DISK_IMAGE_TEST_WRITER";
 /// What write number `number` does: where, and with which bytes.
 fn operation(number: u64) -> (u64, Vec<u8>) {
     let block = Random::new(number + 1).below(SIZE / BLOCK);
-    let bytes = if number % 7 == 0 {
+    let bytes = if number.is_multiple_of(7) {
         vec![0; BLOCK as usize]
     } else {
         number.to_le_bytes().repeat(BLOCK as usize / 8)
@@ -46,12 +46,12 @@ fn writer() {
     let image = disk_image::open(Path::new(path), &OpenOptions::writable()).unwrap();
     for number in from.parse::<u64>().unwrap().. {
         let (at, bytes) = operation(number);
-        if number % 14 == 0 {
+        if number.is_multiple_of(14) {
             image.discard(at, BLOCK).unwrap();
         } else {
             image.write_at(at, &bytes).unwrap();
         }
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             image.flush().unwrap();
             println!("flushed {number}");
             std::io::stdout().flush().unwrap();

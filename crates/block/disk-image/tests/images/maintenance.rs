@@ -170,6 +170,30 @@ fn compacted_parents_keep_their_children() {
 }
 
 #[test]
+fn compacted_images_stay_compressed() {
+    let (memory, files) = memory();
+    let model: Vec<u8> = (0..MIB).map(|at| (at / 3000) as u8).collect();
+    parent(&files, "source", &CreateOptions::new(Format::Raw, 0), &model);
+    let source = disk_image::open_in(&files, Path::new("source"), &OpenOptions::default()).unwrap();
+    let stream = CreateOptions {
+        variant: Variant::StreamOptimized,
+        ..CreateOptions::new(Format::Vmdk, MIB)
+    };
+    for (name, kind) in [("a", CreateOptions::new(Format::Qcow2, MIB)), ("b", stream)] {
+        disk_image::copy(&files, &*source, Path::new(name), &kind, true, &mut |_| {}).unwrap();
+        let before = memory.bytes(name).len();
+        if kind.format == Format::Qcow2 {
+            disk_image::compact(&files, Path::new(name), &OpenOptions::default(), &mut |_| {}).unwrap();
+        }
+        assert!(
+            memory.bytes(name).len() <= before && before < MIB as usize / 2,
+            "{name}: {before}"
+        );
+        assert_same(name, &read_all(&*open(&files, name, &kind, false)), &model);
+    }
+}
+
+#[test]
 fn every_format_converts_to_every_other() {
     let (_, files) = memory();
     let model = pattern(&mut Random::new(12), SIZE);

@@ -90,17 +90,24 @@ fn record(
     (recording, moments)
 }
 
-/// Cuts the power and looks at what is left.
-fn cut(
-    name: &str,
-    files: &MemoryFiles,
-    dynamic: &Arc<dyn Files>,
-    kind: &CreateOptions,
-    recording: &Recording,
-    position: usize,
-    versions: &Versions,
-    random: &mut Random,
-) {
+/// A recorded run.
+struct Recorded<'a> {
+    name: &'a str,
+    files: &'a MemoryFiles,
+    dynamic: &'a Arc<dyn Files>,
+    kind: &'a CreateOptions,
+    recording: &'a Recording,
+}
+
+/// Cuts the power after `position` operations and looks at what is left.
+fn cut(run: &Recorded<'_>, position: usize, versions: &Versions, random: &mut Random) {
+    let Recorded {
+        name,
+        files,
+        dynamic,
+        kind,
+        recording,
+    } = *run;
     // Everything, nothing, or about half of what was not synced.
     let chance = [0, 2, 1][random.below(3) as usize];
     let left = recording.cut(position, || random.below(2) < chance);
@@ -152,6 +159,13 @@ fn all_cuts(name: &str, kind: &CreateOptions, over_parent: bool, seed: u64) {
     }
     create(&dynamic, "image", &kind);
     let (recording, moments) = record(&files, &dynamic, &kind, &start, &mut random);
+    let run = Recorded {
+        name,
+        files: &files,
+        dynamic: &dynamic,
+        kind: &kind,
+        recording: &recording,
+    };
     let mut before: Versions = start.chunks(SECTOR).map(|sector| vec![sector.to_vec()]).collect();
     let mut position = 0;
     for moment in &moments {
@@ -163,18 +177,9 @@ fn all_cuts(name: &str, kind: &CreateOptions, over_parent: bool, seed: u64) {
             .collect();
         let step = (moment.position - position).div_ceil(6).max(1);
         for at in (position + 1..moment.position).step_by(step) {
-            cut(name, &files, &dynamic, &kind, &recording, at, &between, &mut random);
+            cut(&run, at, &between, &mut random);
         }
-        cut(
-            name,
-            &files,
-            &dynamic,
-            &kind,
-            &recording,
-            moment.position,
-            &moment.versions,
-            &mut random,
-        );
+        cut(&run, moment.position, &moment.versions, &mut random);
         position = moment.position;
         before.clone_from(&moment.versions);
     }
