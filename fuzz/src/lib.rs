@@ -2,10 +2,11 @@
 //! when something is wrong. The targets themselves only call these, so that seeds and findings also run as plain tests.
 //!
 //! ```text
-//!   chipset, states     chips ──────► device-model, chipset
+//!   chipset, states     chips ──────► device-model, chipset, display
 //!   loaders             ────────────► firmware
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
+//!   vnc                 ────────────► remote
 //! ```
 #![forbid(unsafe_code)]
 
@@ -19,3 +20,4 @@ mod machine;
 mod registers;
 pub mod states;
 pub mod translator;
+pub mod vnc;

@@ -45,3 +45,8 @@ fn cpu_state_seeds_find_nothing() {
 fn translator_seeds_find_nothing() {
     replay("translator", oxbow_fuzz::translator::run);
 }
+
+#[test]
+fn vnc_seeds_find_nothing() {
+    replay("vnc", oxbow_fuzz::vnc::run);
+}
