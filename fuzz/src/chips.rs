@@ -27,6 +27,9 @@ use device_model::Clock;
 use device_model::Device;
 use device_model::SerialBackend;
 use device_model::TestClock;
+use display::Surface;
+use display::vga::Vga;
+use display::vga::VgaConfig;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
@@ -42,17 +45,18 @@ const MEMORY: u64 = 16 * guest_memory::PAGE_SIZE;
 pub(crate) enum Chip {
     Pit(Pit), Rtc(CmosRtc), Hpet(Hpet), I8042(I8042), Uart(Uart16550), AcpiPm(AcpiPm), Reset(ResetControl),
     FwCfg(FwCfg), DebugExit(DebugExit), Testdev(PcTestdev), Pic(DualPic), IoApic(IoApic), Lapic(Lapic), Port92(Port92),
+    Vga(Vga),
 }
 
 impl Chip {
-    /// The chip number `kind`, and from 14 on all over again.
+    /// The chip number `kind`, and from 15 on all over again.
     pub(crate) fn new(kind: u8, clock: &TestClock) -> Self {
         let probe = IrqProbe::new();
         let line = |pin| probe.line(pin);
         let lines = || (0..LINES).map(line).collect::<Vec<_>>();
         let time: Arc<dyn Clock> = Arc::new(clock.clone());
         let power = Arc::new(NoPower);
-        match kind % 14 {
+        match kind % 15 {
             0 => Self::Pit(Pit::new(time, line(0))),
             1 => Self::Rtc(CmosRtc::new(time, line(8), line(9), &RTC)),
             2 => Self::Hpet(Hpet::new(
@@ -71,7 +75,8 @@ impl Chip {
             10 => Self::Pic(DualPic::new(line(0))),
             11 => Self::IoApic(IoApic::new(kind, probe.clone())),
             12 => Self::Lapic(Lapic::new(LAPIC, time, Arc::new(Signals::new()))),
-            _ => Self::Port92(Port92::new(power)),
+            13 => Self::Port92(Port92::new(power)),
+            _ => Self::Vga(vga(time)),
         }
     }
 
@@ -91,6 +96,7 @@ impl Chip {
             Self::IoApic(chip) => chip,
             Self::Lapic(chip) => chip,
             Self::Port92(chip) => chip,
+            Self::Vga(chip) => chip,
         }
     }
 
@@ -117,6 +123,7 @@ impl Chip {
                 _ => chip.set_line(u32::from(low) % 30, high & 1 != 0),
             },
             Self::Lapic(chip) => lapic(chip, op, low, value),
+            Self::Vga(chip) => look(chip),
             _ => {}
         }
     }
@@ -147,6 +154,21 @@ fn lapic(chip: &mut Lapic, op: u8, low: u8, value: u64) {
         6 => drop(chip.write_msr(0x800 + u32::from(low & 0x3f), value)),
         _ => drop(chip.write_msr(0x1b, 0xfee0_0000 | value & 0xd00)),
     }
+}
+
+/// The smallest adapter.
+fn vga(time: Arc<dyn Clock>) -> Vga {
+    let vram = MemoryRegion::new("vram", Kind::Ram, display::vga::MIN_VRAM).expect("the host has a few pages");
+    Vga::new(time, Arc::new(vram), None, &VgaConfig::default()).expect("the size is one that there is")
+}
+
+/// Whatever the registers say must make a picture of the size that they say.
+fn look(chip: &Vga) {
+    let scan = chip.scan_out();
+    let mut surface = Surface::default();
+    scan.render(&mut surface);
+    assert_eq!((surface.width(), surface.height()), scan.size());
+    let _ = scan.text();
 }
 
 const RTC: RtcConfig = RtcConfig {

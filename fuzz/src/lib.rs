@@ -2,11 +2,12 @@
 //! when something is wrong. The targets themselves only call these, so that seeds and findings also run as plain tests.
 //!
 //! ```text
-//!   chipset, states     chips ──────► device-model, chipset
+//!   chipset, states     chips ──────► device-model, chipset, display
 //!   loaders             ────────────► firmware
 //!   images              ────────────► disk-image
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
+//!   vnc                 ────────────► remote
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,3 +22,4 @@ mod machine;
 mod registers;
 pub mod states;
 pub mod translator;
+pub mod vnc;

@@ -47,6 +47,11 @@ fn translator_seeds_find_nothing() {
 }
 
 #[test]
+<<<<<<< HEAD
 fn images_seeds_find_nothing() {
     replay("images", oxbow_fuzz::images::run);
+=======
+fn vnc_seeds_find_nothing() {
+    replay("vnc", oxbow_fuzz::vnc::run);
+>>>>>>> vga
 }

@@ -25,7 +25,7 @@ use crate::BlockError;
 use crate::Result;
 
 /// Zeros are written in pieces of this many bytes where the host cannot make holes.
-const ZEROS: [u8; 65536] = [0; 65536];
+static ZEROS: [u8; 65536] = [0; 65536];
 
 /// How often, and after what time, a lock that another process has is tried again.
 const LOCK_TRIES: u32 = 20;

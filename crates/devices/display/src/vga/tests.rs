@@ -238,6 +238,11 @@ proptest! {
             prop_assert_eq!(bytes.as_slice(), planes.concat());
         }
     }
+}
+
+proptest! {
+    // Pictures can be large, and are drawn without optimisation, too.
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn any_accesses_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..900)) {

@@ -22,6 +22,7 @@ use super::handshake::Offer;
 use super::input::Hands;
 use super::message;
 use super::message::ClientMessage;
+use super::message::MessageReader;
 use super::pixel::PixelFormat;
 use super::server::Shared;
 use super::server::State;
@@ -387,10 +388,8 @@ enum ClientError {
 
 fn read_messages(shared: &Shared, id: u64, socket: &mut Socket) -> Result<(), ClientError> {
     let mut hands = Hands::new(Arc::clone(&shared.sink), shared.config.layout);
-    let mut waiting: Vec<u8> = Vec::new();
+    let mut reader = MessageReader::new();
     let mut chunk = [0; 4096];
-    // Bytes of the clipboard that are still to come.
-    let mut skip = 0usize;
     loop {
         let count = match socket.read(&mut chunk) {
             Ok(0) => return Ok(()),
@@ -399,23 +398,8 @@ fn read_messages(shared: &Shared, id: u64, socket: &mut Socket) -> Result<(), Cl
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        waiting.extend(chunk.iter().take(count));
-        let mut done = skip.min(waiting.len());
-        skip -= done;
-        while skip == 0
-            && let Some((message, len)) = message::parse(waiting.get(done..).unwrap_or_default())?
-        {
-            done += len;
-            if let ClientMessage::CutText(text) = message {
-                skip = usize::try_from(text).unwrap_or(usize::MAX);
-                let here = skip.min(waiting.len() - done);
-                done += here;
-                skip -= here;
-            } else {
-                take(shared, id, &mut hands, message);
-            }
-        }
-        waiting.drain(..done);
+        let bytes = chunk.get(..count).unwrap_or_default();
+        reader.push(bytes, |message| take(shared, id, &mut hands, message))?;
     }
 }
 

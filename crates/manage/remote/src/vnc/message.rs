@@ -102,6 +102,55 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(ClientMessage, usize)>, ProtocolErr
     Ok(message.map(|message| (message, bytes.len() - fields.0.len())))
 }
 
+/// Takes messages out of a stream that comes in pieces. Keeps one incomplete message at most, and no clipboard text.
+#[derive(Debug, Default)]
+pub struct MessageReader {
+    waiting: Vec<u8>,
+    /// Bytes of the clipboard that are still to come.
+    skip: usize,
+}
+
+impl MessageReader {
+    /// A reader at the start of a stream.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes that are kept.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Takes the next bytes, and gives `take` the messages that they complete.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] for a message that is none; the stream makes no sense from there on.
+    pub fn push(&mut self, bytes: &[u8], mut take: impl FnMut(ClientMessage)) -> Result<(), ProtocolError> {
+        self.waiting.extend(bytes);
+        let mut done = 0;
+        loop {
+            let skipped = self.skip.min(self.waiting.len() - done);
+            self.skip -= skipped;
+            done += skipped;
+            if self.skip > 0 {
+                break;
+            }
+            let Some((message, len)) = parse(self.waiting.get(done..).unwrap_or_default())? else {
+                break;
+            };
+            done += len;
+            if let ClientMessage::CutText(text) = message {
+                self.skip = usize::try_from(text).unwrap_or(usize::MAX);
+            }
+            take(message);
+        }
+        self.waiting.drain(..done);
+        Ok(())
+    }
+}
+
 /// What is left of the bytes.
 struct Fields<'a>(&'a [u8]);
 
@@ -264,6 +313,24 @@ mod tests {
         assert_eq!(parse(&[255, 9]), Err(ProtocolError::UnknownMessage(255)));
         assert_eq!(parse(&[2, 0, 0xFF, 0xFF]), Err(ProtocolError::TooManyEncodings(65535)));
         assert!(parse(&[6, 0, 0, 0, 0xFF, 0, 0, 0]).is_err());
+    }
+
+    #[test]
+    fn stream_is_the_same_in_any_pieces() {
+        let mut stream = vec![6, 0, 0, 0, 0, 0, 0, 9];
+        stream.extend([2; 9]);
+        stream.extend([4, 1, 0, 0, 0, 0, 0, 97, 5, 1, 0, 2, 0, 3, 2, 0, 0, 1, 0, 0, 0, 16]);
+        let messages = |size: usize| {
+            let (mut reader, mut all) = (MessageReader::new(), Vec::new());
+            for piece in stream.chunks(size) {
+                reader.push(piece, |message| all.push(message)).unwrap();
+            }
+            assert_eq!(reader.kept(), 0);
+            all
+        };
+        let whole = messages(stream.len());
+        assert_eq!(whole.len(), 4);
+        assert!((1..stream.len()).all(|size| messages(size) == whole));
     }
 
     proptest! {

@@ -35,8 +35,8 @@ fn pictures() -> Vec<Surface> {
     };
     let mut all = Vec::new();
     for (width, height) in [(1, 1), (17, 5), (130, 67), (2, 70)] {
-        for colours in [1, 2, 3, 5, 17, 120, 200, 1 << 24] {
-            for run in [1, 40, 700] {
+        for colours in [1, 2, 3, 17, 120, 200, 1 << 24] {
+            for run in [1, 40] {
                 let mut surface = Surface::new(width, height);
                 let mut left = 0;
                 let mut colour = 0;
