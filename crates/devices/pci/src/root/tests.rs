@@ -97,7 +97,7 @@ fn registers_and_memory_move_with_their_base_addresses() {
     bench.set(ONE, reg::BAR0 + 4, 0xfeb0_0000);
     bench.set(ONE, reg::BAR0 + 8, 0xe000_0000);
     assert_eq!(bench.pio.read(0xc000, Width::Dword), 0xffff_ffff);
-    bench.set(ONE, reg::COMMAND.into(), 3);
+    bench.set(ONE, reg::COMMAND, 3);
     bench.pio.write(0xc000, Width::Dword, 0x1234_5678);
     assert_eq!(bench.mmio.read(0xfeb0_0000, Width::Dword), 0x1234_5678);
     bench.memory.write(0xe000_0000, b"frame").unwrap();
@@ -107,7 +107,7 @@ fn registers_and_memory_move_with_their_base_addresses() {
     bench.set(ONE, reg::BAR0 + 8, 0xd000_0000);
     assert!(bench.memory.page(0xe000_0000).is_none());
     assert_eq!(bench.memory.read_obj::<[u8; 5]>(0xd000_0000).unwrap(), *b"frame");
-    bench.set(ONE, reg::COMMAND.into(), 0);
+    bench.set(ONE, reg::COMMAND, 0);
     assert!(bench.memory.page(0xd000_0000).is_none());
     assert_eq!(bench.mmio.read(0xfeb0_0000, Width::Dword), 0xffff_ffff);
 }
@@ -119,7 +119,7 @@ fn of_two_at_one_place_one_answers_until_it_moves() {
     bench.add(OTHER);
     for bdf in [ONE, OTHER] {
         bench.set(bdf, reg::BAR0, 0xc000);
-        bench.set(bdf, reg::COMMAND.into(), 1);
+        bench.set(bdf, reg::COMMAND, 1);
     }
     bench.pio.write(0xc000, Width::Dword, 7);
     bench.set(ONE, reg::BAR0, 0xc100);
