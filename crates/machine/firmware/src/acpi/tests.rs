@@ -250,7 +250,7 @@ fn load(linked: &Linked, base: u64, rsdp: u64) -> (Vec<u8>, Vec<u8>) {
             1 => {
                 allocated |= 1 << file;
                 let (align, zone) = (dword(command, 60), command[64]);
-                assert!(bases[file] % u64::from(align) == 0 && zone == [1, 2][file]);
+                assert!(bases[file].is_multiple_of(u64::from(align)) && zone == [1, 2][file]);
             }
             2 => {
                 let (from, at, len) = (
