@@ -47,11 +47,11 @@ fn translator_seeds_find_nothing() {
 }
 
 #[test]
-<<<<<<< HEAD
 fn images_seeds_find_nothing() {
     replay("images", oxbow_fuzz::images::run);
-=======
+}
+
+#[test]
 fn vnc_seeds_find_nothing() {
     replay("vnc", oxbow_fuzz::vnc::run);
->>>>>>> vga
 }
