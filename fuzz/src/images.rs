@@ -11,7 +11,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use disk_image::BlockBackend;
 use disk_image::Compression;
 use disk_image::CreateOptions;
 use disk_image::Files;
