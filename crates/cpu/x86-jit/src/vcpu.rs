@@ -37,6 +37,9 @@ use crate::thunk::Why;
 use crate::translate::EXACT_STACK;
 use decoded::Decoded;
 use find::Found;
+use find::NOT_PLACED;
+use find::PLACED;
+use find::Placed;
 use find::SEEN;
 use find::Seen;
 use find::UNSEEN;
@@ -54,6 +57,8 @@ pub(crate) struct Rest {
     modes: [u32; 2],
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
+    /// By a hash of their physical address.
+    placed: Box<[Placed]>,
     decoded: Decoded,
     /// What the jump caches and the page maps hold.
     known: [Known; 2],
@@ -123,6 +128,7 @@ impl JitVcpu {
             flushes: 0,
             modes: [u32::MAX; 2],
             found: vec![UNSEEN; SEEN].into(),
+            placed: vec![NOT_PLACED; PLACED].into(),
             decoded: Decoded::new(),
             known: [Known::new(), Known::new()],
             aside: VecDeque::new(),

@@ -8,6 +8,7 @@ use x86_interp::seam::Mode;
 use crate::area;
 use crate::area::Frame;
 use crate::block::Block;
+use crate::block::Key;
 use crate::block::Second;
 use crate::known::Known;
 use crate::registry::Origin;
@@ -49,6 +50,25 @@ pub(super) const UNSEEN: Seen = Seen {
     block: std::ptr::null(),
 };
 
+/// The block at a physical address.
+#[derive(Clone, Copy)]
+pub(super) struct Placed {
+    key: Key,
+    block: *const Block,
+}
+
+pub(super) const NOT_PLACED: Placed = Placed {
+    key: (u64::MAX, 0),
+    block: std::ptr::null(),
+};
+
+/// Slots for blocks by their physical address: new address spaces find here what others have executed.
+pub(super) const PLACED: usize = 1 << 14;
+
+fn placed_slot((gpa, key): Key) -> usize {
+    (gpa ^ gpa >> 14 ^ u64::from(key) << 4) as usize & (PLACED - 1)
+}
+
 /// Slots for blocks that were found.
 pub(super) const SEEN: usize = 1 << 15;
 
@@ -89,6 +109,7 @@ impl Frame {
     fn start_over(&mut self) {
         let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
         self.rest.found.fill(UNSEEN);
+        self.rest.placed.fill(NOT_PLACED);
         self.rest.decoded.clear();
         self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
         self.area.pages.iter_mut().for_each(area::PageMap::init);
@@ -169,11 +190,21 @@ impl Frame {
         if source.host.is_null() {
             return Found::Interpret;
         }
-        let found = self.rest.shared.registry.lock().find((source.gpa | rip & 0xfff, key));
+        let at = (source.gpa | rip & 0xfff, key);
+        let slot = placed_slot(at);
+        let placed = self.rest.placed[slot];
+        // SAFETY: the table is emptied by flushes.
+        if placed.key == at && !unsafe { &*placed.block }.dead.load(Ordering::Relaxed) {
+            return Found::Code(placed.block);
+        }
+        let found = self.rest.shared.registry.lock().find(at);
         if let Some(block) = found {
             // SAFETY: found just now.
             match unsafe { &*block }.second {
-                None => return Found::Code(block),
+                None => {
+                    self.rest.placed[slot] = Placed { key: at, block };
+                    return Found::Code(block);
+                }
                 Some(second) => match self.interp.source(next_page(rip)) {
                     Some(next) if next.gpa == second.gpa => return Found::Code(block),
                     Some(_) => return Found::Interpret,
