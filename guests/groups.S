@@ -29,6 +29,7 @@ everything:
     call bits
     call bits32
     call images
+    call strings
     dec r15d
     jnz everything
     DONE("groups ok\n")
@@ -389,6 +390,127 @@ images:
     CHECK(word ptr [rdi], CODE64)
     mov [rdi - 4], ds
     CHECK(dword ptr [rdi - 4], KDATA)
+    ret
+
+/* REP STOS and REP MOVS: inside a page, over its end, downwards, of nothing, overlapping; what lives in other registers and
+ * the flags stay. */
+strings:
+    mov r8, 0x88
+    mov r9, 0x99
+    mov r10, 0xaa
+    mov r11, 0xbb
+    mov r14d, AREA + 0xf00
+1:  mov rax, 0x1122334455667788
+    mov rdi, r14
+    mov ecx, 5
+    push rdi
+    stc
+    rep stosq
+    setc bl
+    pop rdx
+    CHECK(bl, 1)
+    CHECK(ecx, 0)
+    lea rsi, [r14 + 40]
+    CHECK(rdi, rsi)
+    CHECK(rdx, r14)
+    mov eax, 0x21
+    rep stosb
+    CHECK(rdi, rsi)
+    mov ecx, 3
+    rep stosb
+    mov ecx, 2
+    rep stosd
+    mov rcx, [r14 + 40]
+    mov rbx, 0x2100000021212121
+    CHECK(rcx, rbx)
+    /* Each byte from the one before. */
+    mov byte ptr [r14], 0x42
+    mov rsi, r14
+    lea rdi, [r14 + 1]
+    mov ecx, 39
+    cmp ecx, 40
+    rep movsb
+    setc bl
+    CHECK(bl, 1)
+    mov rax, 0x4242424242424242
+    CHECK([r14], rax)
+    CHECK([r14 + 32], rax)
+    lea rdx, [r14 + 39]
+    CHECK(rsi, rdx)
+    mov dword ptr [r14 + 36], 7
+    std
+    lea rsi, [r14 + 32]
+    lea rdi, [r14 + 16]
+    mov ecx, 2
+    rep movsq
+    cld
+    lea rdx, [r14 + 16]
+    CHECK(rsi, rdx)
+    CHECK(rdi, r14)
+    CHECK(dword ptr [r14 + 20], 7)
+    mov rsi, r14
+    lea rdi, [r14 + 0x2000]
+    mov ecx, 3
+    rep movsq
+    mov rax, [r14 + 0x2010]
+    CHECK([r14 + 16], rax)
+    inc r14d
+    cmp r14d, NEXT + 8
+    jb 1b
+    CHECK(r8, 0x88)
+    CHECK(r9, 0x99)
+    CHECK(r10, 0xaa)
+    CHECK(r11, 0xbb)
+    /* A whole page, and more than one. */
+    mov edi, AREA + 0x3000
+    mov ecx, 4096
+    mov eax, 9
+    rep stosb
+    CHECK(edi, AREA + 0x4000)
+    mov edi, AREA + 0x3000
+    mov ecx, 513
+    rep stosq
+    CHECK(edi, AREA + 0x4008)
+    /* What is absent is told where it is. */
+    mov dword ptr [PAGE_AT(NEXT)], 0
+    invlpg [NEXT]
+    TRY(2f)
+    mov edi, NEXT - 8
+    mov ecx, 16
+3:  rep stosb
+    FAIL(__LINE__)
+2:  CAUGHT(14, 2)
+    CHECK(dword ptr [ex_eip], offset 3b)
+    CHECK(ecx, 8)
+    CHECK(edi, NEXT)
+    mov dword ptr [PAGE_AT(NEXT)], FRAME + 3
+    /* Code is overwritten. */
+    mov edi, AREA + 0x5000
+    mov al, 0x90
+    mov ecx, 8
+    rep stosb
+    mov byte ptr [rdi], 0xc3
+    mov r14d, 5
+4:  mov r13d, AREA + 0x5000
+    mov ebx, 1
+    call r13
+    CHECK(ebx, 1)
+    mov edi, AREA + 0x5000
+    mov ax, 0xc3ff
+    mov ecx, 1
+    rep stosw
+    mov edi, AREA + 0x5002
+    mov al, 0xc3
+    mov ecx, 2
+    rep stosb
+    call r13
+    CHECK(ebx, 2)
+    mov edi, AREA + 0x5000
+    mov al, 0x90
+    mov ecx, 8
+    rep stosb
+    dec r14d
+    jnz 4b
     ret
 
 .data

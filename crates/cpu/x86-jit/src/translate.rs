@@ -22,6 +22,7 @@ mod group;
 mod hot;
 mod memory;
 mod stack;
+mod string;
 mod system;
 
 use iced_x86::Decoder;
@@ -377,6 +378,7 @@ impl Translator {
                 Class::Selector => self.selector(index),
                 Class::Base => self.base(index),
                 Class::BitString => self.bit_string(index),
+                Class::String => self.string(index),
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
             if hot.is_some_and(|l| l.last == index) {

@@ -37,6 +37,8 @@ pub(crate) enum Class {
     Base,
     /// BT and its kin, with a string of bits in memory.
     BitString,
+    /// REP STOS, REP MOVS.
+    String,
     /// By the interpreter; what follows may be translated.
     Interpret,
     /// By the interpreter, and the block ends.
@@ -81,6 +83,7 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Push if stack_operand(ins, mode) => Class::Push,
         Mnemonic::Pop if stack_operand(ins, mode) && ins.op0_kind() == OpKind::Register => Class::Pop,
         Mnemonic::Leave if matches!((ins.code(), mode.bits), (Code::Leaveq, 64) | (Code::Leaved, 32)) => Class::Leave,
+        _ if mode.bits == 64 && !single && super::string::element(ins).is_some() => Class::String,
         _ if mode.bits == 64 && ins.code() == Code::Pushfq => Class::PushFlags,
         _ if mode.bits == 64 && from_selector(ins) && operand_ok(ins, mode) => Class::Selector,
         _ if mode.bits == 64 && bit_string(ins) && plain_address(ins) && operand_ok(ins, mode) => Class::BitString,

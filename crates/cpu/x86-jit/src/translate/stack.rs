@@ -92,7 +92,7 @@ fn effect(item: &Item, slot: i32) -> Effect {
         by: by - slot,
     };
     match item.class {
-        Class::Nothing | Class::System | Class::BitString | Class::Jcc | Class::Jmp => Effect::None,
+        Class::Nothing | Class::System | Class::BitString | Class::String | Class::Jcc | Class::Jmp => Effect::None,
         Class::Push | Class::PushFlags | Class::Call | Class::CallIndirect => push(0),
         Class::Pop | Class::Ret => Effect::Access {
             low: 0,

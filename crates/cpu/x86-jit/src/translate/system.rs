@@ -28,7 +28,7 @@ const FS: u8 = 4;
 const RAX: Reg = 0;
 
 /// A place relative to GS, as instructions of the encoder have it.
-fn at(offset: u32) -> MemoryOperand {
+pub(super) fn at(offset: u32) -> MemoryOperand {
     MemoryOperand::new(
         Register::None,
         Register::None,
