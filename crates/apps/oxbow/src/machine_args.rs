@@ -81,7 +81,9 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub(crate) cpu: String,
 
-    /// What executes the guest's instructions: auto, jit or interp
+    /// What executes the guest's instructions: auto, kvm, jit or interp
+    ///
+    /// auto takes KVM where the host's processor executes guests, else the translator (jit), else the interpreter.
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: EngineKind,
 

@@ -173,6 +173,25 @@ impl CpuPolicy {
         self
     }
 
+    /// The policy without what `cpuid` does not tell of, a host's CPUID instruction or the like: leaf and subleaf to EAX, EBX,
+    /// ECX and EDX. What engines and boards provide whatever the processor has, stays.
+    #[must_use]
+    pub fn within(mut self, cpuid: &dyn Fn(u32, u32) -> [u32; 4]) -> Self {
+        let lacks = |feature: &Feature| {
+            let (word, bit) = feature.place();
+            word.leaf()
+                .is_some_and(|(leaf, subleaf, register)| cpuid(leaf, subleaf)[register] >> bit & 1 == 0)
+        };
+        let missing: Vec<Feature> = self
+            .features()
+            .filter(|f| !PROVIDED.contains(f))
+            .filter(lacks)
+            .collect();
+        self.features = self.features.without(FeatureSet::of(&missing)).closed();
+        self.words = self.features.words();
+        self
+    }
+
     /// The model.
     #[must_use]
     pub const fn model(&self) -> Model {
@@ -247,6 +266,17 @@ impl CpuPolicy {
         .with_cpus(1))
     }
 }
+
+/// What is no unit of a processor that executes the guest: the board's local APIC, the shape of the package, and what
+/// engines answer themselves.
+const PROVIDED: [Feature; 6] = [
+    Feature::Apic,
+    Feature::X2apic,
+    Feature::TscDeadline,
+    Feature::TscAdjust,
+    Feature::Ht,
+    Feature::Hypervisor,
+];
 
 /// Bits of IA32_ARCH_CAPABILITIES (RO), SDM vol. 4 table 2-2.
 mod arch_cap {

@@ -57,7 +57,15 @@ pub trait Engine: Send + Sync + Inspect {
     ///
     /// # Errors
     /// [`EngineError::Host`] when the host refuses.
-    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError>;
+    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+        self.new_vcpu_on(id, Arc::default())
+    }
+
+    /// The same, with inputs that exist already: those of the vCPU whose place it takes when a machine changes its engine.
+    ///
+    /// # Errors
+    /// As [`Self::new_vcpu`].
+    fn new_vcpu_on(&self, id: u32, signals: Arc<Signals>) -> Result<Box<dyn Vcpu>, EngineError>;
 }
 
 /// A virtual CPU. It lives on one thread at a time.

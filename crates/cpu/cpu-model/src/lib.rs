@@ -33,6 +33,7 @@ pub use engine::Stop;
 pub use engine::Vcpu;
 pub use signals::Signal;
 pub use signals::Signals;
+pub use signals::Waker;
 pub use state::Activity;
 pub use state::CpuState;
 pub use state::DescriptorTable;

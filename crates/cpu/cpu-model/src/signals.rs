@@ -1,5 +1,7 @@
 //! The inputs of a vCPU that other threads raise, and its bed to sleep in.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -26,12 +28,39 @@ pub enum Signal {
     Engine = 32,
 }
 
+/// Who gets a vCPU out of guest code that does not look at [`Signals::pending`] by itself: code that the host's processor
+/// executes directly.
+///
+/// Called on whatever thread raises a signal, perhaps the vCPU's own, perhaps under the lock of a device. It neither waits
+/// nor raises signals.
+pub trait Waker: Send + Sync {
+    /// A signal was raised.
+    fn wake(&self);
+}
+
+/// Where a vCPU is that does not look at its signals.
+#[derive(Default)]
+struct Bed {
+    sleeping: bool,
+    waker: Option<Arc<dyn Waker>>,
+}
+
+impl fmt::Debug for Bed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sleeping, waker } = self;
+        f.debug_struct("Bed")
+            .field("sleeping", sleeping)
+            .field("waker", &waker.is_some())
+            .finish()
+    }
+}
+
 /// Pending inputs of one vCPU.
 #[derive(Debug, Default)]
 pub struct Signals {
     pending: AtomicU32,
     sipi_vector: AtomicU8,
-    sleeping: Mutex<bool>,
+    bed: Mutex<Bed>,
     woken: Condvar,
 }
 
@@ -45,10 +74,18 @@ impl Signals {
     /// Raises `signal`, and wakes the vCPU if it sleeps.
     pub fn raise(&self, signal: Signal) {
         self.pending.fetch_or(signal as u32, Ordering::SeqCst);
-        let sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
-        if *sleeping {
+        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        if bed.sleeping {
             self.woken.notify_all();
         }
+        if let Some(waker) = &bed.waker {
+            waker.wake();
+        }
+    }
+
+    /// Calls `waker` whenever a signal is raised, from now on. When this returns, the one before is not called any more.
+    pub fn set_waker(&self, waker: Option<Arc<dyn Waker>>) {
+        self.bed.lock().unwrap_or_else(PoisonError::into_inner).waker = waker;
     }
 
     /// Raises SIPI with its vector: execution starts at physical `vector << 12`.
@@ -83,29 +120,27 @@ impl Signals {
 
     /// Sleeps until any signal of `mask` is pending or `timeout` has passed. True when one is pending.
     pub fn wait(&self, mask: u32, timeout: Option<Duration>) -> bool {
-        let mut sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
-        *sleeping = true;
+        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        bed.sleeping = true;
         while self.pending.load(Ordering::SeqCst) & mask == 0 {
             match timeout {
-                None => sleeping = self.woken.wait(sleeping).unwrap_or_else(PoisonError::into_inner),
+                None => bed = self.woken.wait(bed).unwrap_or_else(PoisonError::into_inner),
                 Some(time) => {
-                    (sleeping, _) = self
+                    (bed, _) = self
                         .woken
-                        .wait_timeout(sleeping, time)
+                        .wait_timeout(bed, time)
                         .unwrap_or_else(PoisonError::into_inner);
                     break;
                 }
             }
         }
-        *sleeping = false;
+        bed.sleeping = false;
         self.pending.load(Ordering::SeqCst) & mask != 0
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -119,5 +154,22 @@ mod tests {
         assert!(thread.join().unwrap());
         assert!(signals.take(Signal::Nmi));
         assert!(!signals.take(Signal::Nmi));
+    }
+
+    #[test]
+    fn raise_calls_the_waker_until_it_is_taken_back() {
+        #[derive(Default)]
+        struct Count(AtomicU32);
+        impl Waker for Count {
+            fn wake(&self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let (signals, count) = (Signals::new(), Arc::new(Count::default()));
+        signals.set_waker(Some(Arc::clone(&count) as _));
+        signals.raise(Signal::Kick);
+        signals.set_waker(None);
+        signals.raise(Signal::Kick);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 use serde::Serialize;
+use x86_isa::cr0;
+use x86_isa::flags;
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +153,9 @@ pub struct PendingEvent {
     pub mov_ss_shadow: bool,
     /// DR6 bits of a debug trap that has arisen and is not yet delivered.
     pub debug_trap: u64,
+    /// Vector of a maskable interrupt that was acknowledged and is not yet delivered. RFLAGS.IF is set then, and nothing
+    /// inhibits interrupts.
+    pub interrupt: Option<u8>,
 }
 
 /// The architectural state of a vCPU at an instruction boundary.
@@ -199,6 +204,53 @@ pub struct CpuState {
 }
 
 impl CpuState {
+    /// The state after power-on (SDM vol. 3 table 9-1), of the boot processor or another, which waits for its SIPI. EDX
+    /// holds the processor's signature.
+    #[must_use]
+    pub fn after_reset(bsp: bool, signature: u32) -> Self {
+        let mut state = Self::default();
+        state.gpr[2] = u64::from(signature);
+        state.rip = 0xfff0;
+        state.rflags = flags::FIXED;
+        for segment in &mut state.segments {
+            *segment = SegmentState {
+                selector: 0,
+                base: 0,
+                limit: 0xffff,
+                attr: 0x93,
+            };
+        }
+        state.segments[1] = SegmentState {
+            selector: 0xf000,
+            base: 0xffff_0000,
+            limit: 0xffff,
+            attr: 0x9b,
+        };
+        state.ldtr = SegmentState {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            attr: 0x82,
+        };
+        state.tr = SegmentState {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            attr: 0x8b,
+        };
+        state.gdtr.limit = 0xffff;
+        state.idtr.limit = 0xffff;
+        state.cr0 = cr0::CD | cr0::NW | cr0::ET;
+        state.xcr0 = 1;
+        state.dr[4] = 0xffff_0ff0;
+        state.dr[5] = 0x400;
+        state.fpu.fcw = 0x40;
+        state.msrs.pat = 0x0007_0406_0007_0406;
+        state.msrs.misc_enable = 1;
+        state.activity = if bsp { Activity::Active } else { Activity::WaitSipi };
+        state
+    }
+
     /// What differs from `other`, one line per register: `name: ours theirs`.
     #[must_use]
     pub fn diff(&self, other: &Self) -> Vec<String> {

@@ -91,7 +91,7 @@ impl Engine for LockstepEngine {
         &self.caps
     }
 
-    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+    fn new_vcpu_on(&self, id: u32, signals: Arc<Signals>) -> Result<Box<dyn Vcpu>, EngineError> {
         if id != 0 {
             return Err(EngineError::Host {
                 engine: "lockstep",
@@ -103,7 +103,7 @@ impl Engine for LockstepEngine {
             model: self.model.new_vcpu(id)?,
             memory: Arc::clone(&self.memory),
             copy: Arc::clone(self.model.memory()),
-            inputs: Arc::new(Signals::new()),
+            inputs: signals,
             journal: Mutex::default(),
             fresh: false,
             executed: 0,

@@ -30,6 +30,7 @@ use device_model::Width;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
+use kvm::KvmEngine;
 use lockstep::LockstepEngine;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
@@ -212,6 +213,8 @@ enum On {
     /// The same with the least memory for code.
     JitSmall,
     Lockstep,
+    /// The host's processor.
+    Kvm,
 }
 
 impl On {
@@ -221,13 +224,14 @@ impl On {
             Self::JitSingle | Self::Jit => Box::new(JitEngine::new(memory, policy).unwrap()),
             Self::JitSmall => Box::new(JitEngine::with_code_memory(memory, policy, 0).unwrap()),
             Self::Lockstep => Box::new(LockstepEngine::new(memory, policy).unwrap()),
+            Self::Kvm => Box::new(KvmEngine::new(memory, &policy).unwrap()),
         }
     }
 }
 
 fn drive(on: On, board: &Board, index: usize, vcpu: &mut dyn Vcpu) {
     // Without a budget the watchdog ends a guest that is stuck.
-    let budget = (!matches!(on, On::Jit | On::JitSmall)).then_some(BUDGET);
+    let budget = (!matches!(on, On::Jit | On::JitSmall | On::Kvm)).then_some(BUDGET);
     while board.result.get().is_none() {
         match vcpu.run(board, budget).unwrap() {
             Stop::Halted => {
@@ -252,6 +256,13 @@ fn watch(board: &Board) {
 }
 
 fn run(name: &str, cpus: u32, on: On) {
+    if on == On::Kvm {
+        let found = kvm::availability();
+        if !found.usable {
+            eprintln!("SKIPPED: {found}");
+            return;
+        }
+    }
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../../guests")
         .join(format!("{name}.S"));
@@ -336,13 +347,16 @@ on_engines! {
     Jit, jit;
     JitSmall, jit_small;
     Lockstep, lock_step;
+    Kvm, kvm_engine;
 }
 
 guests!(Interp, interp_irq: irq_guest_passes("irq", 1));
 guests!(JitSingle, jit_block_by_block_irq: irq_guest_passes("irq", 1));
 guests!(Jit, jit_irq: irq_guest_passes("irq", 1));
+guests!(Kvm, kvm_irq: irq_guest_passes("irq", 1));
 
 guests!(Interp, interp_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
 guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
 guests!(Jit, jit_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
 guests!(JitSmall, jit_small_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
+guests!(Kvm, kvm_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));

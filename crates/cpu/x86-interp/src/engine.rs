@@ -148,13 +148,12 @@ impl InterpEngine {
 }
 
 impl InterpEngine {
-    /// As [`Engine::new_vcpu`], as what it is.
+    /// As [`Engine::new_vcpu_on`], as what it is.
     ///
     /// # Errors
     /// [`EngineError::Host`] when the host refuses.
-    pub fn vcpu(&self, id: u32) -> Result<InterpVcpu, EngineError> {
-        let signals = Arc::new(Signals::new());
-        let peer = self.shared.join(Arc::clone(&signals));
+    pub fn vcpu(&self, id: u32, signals: Arc<Signals>) -> Result<InterpVcpu, EngineError> {
+        let peer = self.shared.join(signals);
         let (memory, policy, shared) = (self.memory.clone(), self.policy.clone(), self.shared.clone());
         InterpVcpu::new(id, memory, policy, shared, peer)
     }
@@ -171,8 +170,8 @@ impl Engine for InterpEngine {
         &self.caps
     }
 
-    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(self.vcpu(id)?))
+    fn new_vcpu_on(&self, id: u32, signals: Arc<Signals>) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(self.vcpu(id, signals)?))
     }
 }
 

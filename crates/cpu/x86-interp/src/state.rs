@@ -15,51 +15,6 @@ use crate::cpu::Cpu;
 /// DR6 bits of traps: data and I/O breakpoints, single step, task switch.
 const DR6_TRAPS: u64 = 0xc00f;
 
-/// The state after power-on (SDM vol. 3 table 9-1). EDX holds the processor's signature.
-pub(crate) fn reset_state(bsp: bool, signature: u32) -> CpuState {
-    let mut state = CpuState::default();
-    state.gpr[2] = u64::from(signature);
-    state.rip = 0xfff0;
-    state.rflags = flags::FIXED;
-    for segment in &mut state.segments {
-        *segment = cpu_model::SegmentState {
-            selector: 0,
-            base: 0,
-            limit: 0xffff,
-            attr: 0x93,
-        };
-    }
-    state.segments[1] = cpu_model::SegmentState {
-        selector: 0xf000,
-        base: 0xffff_0000,
-        limit: 0xffff,
-        attr: 0x9b,
-    };
-    state.ldtr = cpu_model::SegmentState {
-        selector: 0,
-        base: 0,
-        limit: 0xffff,
-        attr: 0x82,
-    };
-    state.tr = cpu_model::SegmentState {
-        selector: 0,
-        base: 0,
-        limit: 0xffff,
-        attr: 0x8b,
-    };
-    state.gdtr.limit = 0xffff;
-    state.idtr.limit = 0xffff;
-    state.cr0 = cr0::CD | cr0::NW | cr0::ET;
-    state.xcr0 = 1;
-    state.dr[4] = 0xffff_0ff0;
-    state.dr[5] = 0x400;
-    state.fpu.fcw = 0x40;
-    state.msrs.pat = 0x0007_0406_0007_0406;
-    state.msrs.misc_enable = 1;
-    state.activity = if bsp { Activity::Active } else { Activity::WaitSipi };
-    state
-}
-
 impl Cpu {
     pub(crate) fn save_state(&mut self) -> CpuState {
         self.sync_x87();
@@ -128,7 +83,7 @@ impl Cpu {
     /// INIT: as after reset, but for the state that survives (SDM vol. 3 table 9-1).
     pub(crate) fn init(&mut self, bsp: bool) {
         let old = self.save_state();
-        let mut state = reset_state(bsp, self.policy.signature());
+        let mut state = CpuState::after_reset(bsp, self.policy.signature());
         state.cr0 |= old.cr0 & (cr0::CD | cr0::NW);
         state.fpu = old.fpu;
         state.xcr0 = old.xcr0;

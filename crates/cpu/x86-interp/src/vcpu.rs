@@ -111,7 +111,7 @@ impl InterpVcpu {
             board: None,
             executed: 0,
         };
-        let state = crate::state::reset_state(id == 0, cpu.policy.signature());
+        let state = CpuState::after_reset(id == 0, cpu.policy.signature());
         cpu.load_state(&state)?;
         Ok(Self {
             cpu,
@@ -259,7 +259,8 @@ impl InterpVcpu {
         if !self.interrupt || !(open || halted && self.cpu.flag(flags::IF)) {
             return false;
         }
-        let Some(vector) = self.cpu.board().take_interrupt(self.cpu.id) else {
+        let acknowledged = self.cpu.boundary.event.interrupt.take();
+        let Some(vector) = acknowledged.or_else(|| self.cpu.board().take_interrupt(self.cpu.id)) else {
             self.interrupt = false;
             return false;
         };

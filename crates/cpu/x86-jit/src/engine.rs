@@ -142,8 +142,8 @@ impl Engine for JitEngine {
         &self.caps
     }
 
-    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
-        let interp = self.interp.vcpu(id)?;
+    fn new_vcpu_on(&self, id: u32, signals: Arc<Signals>) -> Result<Box<dyn Vcpu>, EngineError> {
+        let interp = self.interp.vcpu(id, signals)?;
         let mut peers = self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
         peers.push(interp.signals());
         Ok(Box::new(JitVcpu::new(interp, Arc::clone(&self.shared))))

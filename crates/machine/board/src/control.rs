@@ -25,10 +25,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use chipset::reset_control::PowerControl;
+use cpu_model::EngineError;
 use device_model::Node;
 use device_model::Reset;
 use device_model::RestoreError;
 use serde::Serialize;
+use spec::EngineKind;
 use spec::OnReset;
 use spec::OnTripleFault;
 
@@ -128,6 +130,9 @@ pub enum StateError {
     /// A saved state does not fit the machine.
     #[error("cannot restore the machine")]
     Restore(#[source] RestoreError),
+    /// The machine cannot go on with another engine.
+    #[error("cannot change the engine")]
+    Engine(#[source] EngineError),
     /// Guest memory could not be copied.
     #[error("cannot copy guest memory")]
     Memory(#[source] guest_memory::MemoryError),
@@ -147,6 +152,7 @@ pub(crate) enum Request {
     Inspect(Reply<Node>),
     Save(Reply<MachineState>),
     Restore(Box<MachineState>, Reply<()>),
+    SwitchEngine(EngineKind, Reply<()>),
     Guest(GuestEvent),
     Quit,
 }
@@ -279,6 +285,7 @@ impl Controller {
                 Request::Inspect(reply) => drop(reply.send(Ok(self.standing(Parts::inspect)))),
                 Request::Save(reply) => drop(reply.send(self.save())),
                 Request::Restore(state, reply) => drop(reply.send(self.restore(&state))),
+                Request::SwitchEngine(kind, reply) => drop(reply.send(self.switch_engine(kind))),
                 Request::Guest(event) => self.guest_event(event),
                 Request::Quit => break,
             }
@@ -394,6 +401,15 @@ impl Controller {
     fn restore(&mut self, state: &MachineState) -> Result<(), StateError> {
         self.expect("restore", &[RunState::Created, RunState::Paused])?;
         self.parts.restore(state)
+    }
+
+    fn switch_engine(&mut self, kind: EngineKind) -> Result<(), StateError> {
+        self.expect(
+            "change the engine of",
+            &[RunState::Created, RunState::Running, RunState::Paused],
+        )?;
+        self.standing(|parts| parts.switch_engine(kind))
+            .map_err(StateError::Engine)
     }
 
     fn reset_by_host(&mut self) -> Result<(), StateError> {

@@ -7,6 +7,7 @@ use cpu_model::Engine;
 use cpu_model::EngineError;
 use cpu_model::Feature;
 use guest_memory::GuestMemory;
+use kvm::KvmEngine;
 use lockstep::LockstepEngine;
 use spec::EngineKind;
 use x86_interp::InterpEngine;
@@ -20,13 +21,14 @@ fn for_translator(policy: &CpuPolicy) -> Arc<CpuPolicy> {
     Arc::new(policy.clone().without(Feature::Smap))
 }
 
-/// Makes an engine of `kind`.
+/// Makes an engine of `kind`, which tells the guest what suits it best of `policy`.
 pub(crate) fn make(
     kind: EngineKind,
     memory: Arc<GuestMemory>,
     policy: Arc<CpuPolicy>,
 ) -> Result<Arc<dyn Engine>, EngineError> {
-    match kind {
+    match choose(kind) {
+        EngineKind::Kvm => Ok(Arc::new(KvmEngine::new(memory, &policy)?)),
         EngineKind::Jit => Ok(Arc::new(JitEngine::new(memory, for_translator(&policy))?)),
         EngineKind::Lockstep => Ok(Arc::new(LockstepEngine::new(memory, policy)?)),
         EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
@@ -34,5 +36,63 @@ pub(crate) fn make(
             Ok(engine) => Ok(Arc::new(engine)),
             Err(_) => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
         },
+    }
+}
+
+/// KVM in the place of `Auto`, where the host's processor executes guests.
+fn choose(kind: EngineKind) -> EngineKind {
+    if kind != EngineKind::Auto {
+        return kind;
+    }
+    let found = kvm::availability();
+    tracing::info!(hardware = found.hardware, "{found}");
+    if found.hardware { EngineKind::Kvm } else { kind }
+}
+
+/// What the guest of an engine by this name is told of `policy`: see [`make`]. An engine of the caller's tells all of it.
+pub(crate) fn told(engine: &str, policy: &CpuPolicy) -> Result<CpuPolicy, EngineError> {
+    match engine {
+        "jit" => Ok((*for_translator(policy)).clone()),
+        "kvm" => kvm::supported_policy(policy),
+        _ => Ok(policy.clone()),
+    }
+}
+
+/// The kind that a machine on the engine `present` is to change to when `kind` is asked for; none when it has it.
+pub(crate) fn other(kind: EngineKind, present: &str) -> Option<EngineKind> {
+    let kind = match choose(kind) {
+        EngineKind::Auto => EngineKind::Jit,
+        kind => kind,
+    };
+    (kind.to_string() != present).then_some(kind)
+}
+
+/// Makes an engine of `kind` for a guest that has been told `policy` and goes on with it.
+///
+/// # Errors
+/// [`EngineError::State`] with the names of the features that the engine does not have.
+pub(crate) fn take_over(
+    kind: EngineKind,
+    memory: Arc<GuestMemory>,
+    policy: &Arc<CpuPolicy>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    match kind {
+        EngineKind::Kvm => {
+            let narrowed = kvm::supported_policy(policy)?;
+            let lost = policy.features().filter(|feature| !narrowed.has(*feature));
+            let lost: Vec<&str> = lost.map(Feature::name).collect();
+            if !lost.is_empty() {
+                return Err(EngineError::State(format!(
+                    "the guest was told of features that KVM does not have on this host: {}",
+                    lost.join(" ")
+                )));
+            }
+            Ok(Arc::new(KvmEngine::new(memory, policy)?))
+        }
+        EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, Arc::clone(policy))?)),
+        EngineKind::Jit => Ok(Arc::new(JitEngine::new(memory, Arc::clone(policy))?)),
+        EngineKind::Lockstep | EngineKind::Auto => Err(EngineError::State(format!(
+            "a machine that runs cannot go on with the engine `{kind}`"
+        ))),
     }
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -19,6 +21,7 @@ use cpu_model::Engine;
 use cpu_model::EngineError;
 use cpu_model::Model;
 use cpu_model::PolicyError;
+use cpu_model::Signal;
 use device_model::BusConflict;
 use device_model::Clock;
 use device_model::Inspect;
@@ -35,6 +38,7 @@ use guest_memory::MemoryError;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
+use spec::EngineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::OnTripleFault;
@@ -169,7 +173,9 @@ pub(crate) struct Parts {
     pub(crate) on_reset: OnReset,
     pub(crate) on_triple_fault: OnTripleFault,
     pub(crate) memory: Arc<GuestMemory>,
-    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) engine: Mutex<Arc<dyn Engine>>,
+    /// What the guest was told of its processors.
+    pub(crate) policy: Arc<CpuPolicy>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) events: Arc<Events>,
     pub(crate) gate: Arc<Gate>,
@@ -245,6 +251,37 @@ impl Parts {
         self.serial_ends.iter().for_each(SerialEnd::close);
     }
 
+    /// What executes the guest.
+    pub(crate) fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets the guest go on with another engine. The machine stands still. After an error it is as it was.
+    pub(crate) fn switch_engine(&self, kind: EngineKind) -> Result<(), EngineError> {
+        let Some(kind) = engines::other(kind, self.engine().caps().name) else {
+            return Ok(());
+        };
+        let engine = engines::take_over(kind, Arc::clone(&self.memory), &self.policy)?;
+        let mut vcpus = Vec::new();
+        for cell in &self.vcpus {
+            let mut vcpu = engine.new_vcpu_on(cell.id, Arc::clone(&cell.signals))?;
+            vcpu.set_state(&cell.lock().state())?;
+            vcpus.push(vcpu);
+        }
+        for (cell, vcpu) in self.vcpus.iter().zip(vcpus) {
+            *cell.lock() = vcpu;
+            // Whether there is an interrupt, the interrupt controllers know.
+            cell.signals.raise(Signal::Interrupt);
+        }
+        if kind != EngineKind::Jit {
+            // Nobody holds code any more.
+            self.memory.unwatch_code();
+        }
+        tracing::info!(engine = engine.caps().name, "engine changed");
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = engine;
+        Ok(())
+    }
+
     /// Everything live as a tree. The machine stands still.
     pub(crate) fn inspect(&self) -> Node {
         let vcpus = self.vcpus.iter().fold(Node::tree(), |tree, cell| {
@@ -256,7 +293,7 @@ impl Parts {
         let machine = Node::tree()
             .with("time_ns", self.clock.now().as_ns())
             .with("memory", self.memory.ram_bytes())
-            .with("engine", self.engine.inspect())
+            .with("engine", self.engine().inspect())
             .with("cpus", vcpus)
             .with("devices", devices);
         Node::tree().with(self.plan.board, machine)
@@ -404,6 +441,22 @@ impl Machine {
         self.outcome.wait(Some(timeout))
     }
 
+    /// The name of the engine that executes the guest.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        self.parts.engine().caps().name
+    }
+
+    /// Lets the guest go on with another engine: it is held, its processors' states are carried over, and it goes on if it
+    /// ran. `Auto` is what a new machine would get.
+    ///
+    /// # Errors
+    /// [`StateError::Engine`] where the engine does not work on this host, or lacks something that the guest has been told
+    /// of; the machine goes on as before.
+    pub fn switch_engine(&self, kind: EngineKind) -> Result<(), StateError> {
+        self.ask(|reply| Request::SwitchEngine(kind, reply))
+    }
+
     /// Everything live as a tree, such as `microvm/devices/pit/counter0/mode`. A running machine is held meanwhile.
     ///
     /// # Errors
@@ -478,6 +531,7 @@ fn assemble(
     let (rom, variables) = (boot.rom()?, boot.variables()?);
     let memory = make_memory(&plan, rom.as_ref())?;
     let engine = engine(Arc::clone(&memory), Arc::clone(&policy))?;
+    let told = Arc::new(engines::told(engine.caps().name, &policy)?);
     let mut vcpus = Vec::new();
     for id in 0..plan.cpus {
         vcpus.push(VcpuCell::new(id, engine.new_vcpu(id)?, Arc::clone(&memory)));
@@ -556,7 +610,8 @@ fn assemble(
         boot,
         plan,
         memory,
-        engine,
+        engine: Mutex::new(engine),
+        policy: told,
         clock,
         events,
         gate,

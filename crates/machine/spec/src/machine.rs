@@ -21,13 +21,15 @@ pub enum EngineKind {
     Interp,
     /// The translator.
     Jit,
+    /// The host's processor, by way of its kernel.
+    Kvm,
     /// The translator, checked against the interpreter every few instructions.
     Lockstep,
 }
 
 impl EngineKind {
     /// What may be written.
-    pub const NAMES: [&str; 4] = ["auto", "jit", "interp", "lockstep"];
+    pub const NAMES: [&str; 5] = ["auto", "kvm", "jit", "interp", "lockstep"];
 }
 
 impl FromStr for EngineKind {
@@ -38,6 +40,7 @@ impl FromStr for EngineKind {
             "auto" => Ok(Self::Auto),
             "interp" => Ok(Self::Interp),
             "jit" => Ok(Self::Jit),
+            "kvm" => Ok(Self::Kvm),
             "lockstep" => Ok(Self::Lockstep),
             _ => Err(format!("unknown engine `{text}`; there are {}", Self::NAMES.join(", "))),
         }
@@ -50,6 +53,7 @@ impl fmt::Display for EngineKind {
             Self::Auto => "auto",
             Self::Interp => "interp",
             Self::Jit => "jit",
+            Self::Kvm => "kvm",
             Self::Lockstep => "lockstep",
         })
     }

@@ -9,7 +9,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -80,7 +81,7 @@ pub trait CodeWatch: Send + Sync {
 /// The code state of every page of a region.
 pub struct CodeMap {
     pages: Box<[CodePage]>,
-    watch: OnceLock<Arc<dyn CodeWatch>>,
+    watch: RwLock<Option<Arc<dyn CodeWatch>>>,
 }
 
 impl fmt::Debug for CodeMap {
@@ -95,14 +96,13 @@ impl CodeMap {
     pub fn new(pages: usize) -> Self {
         Self {
             pages: (0..pages).map(|_| CodePage::default()).collect(),
-            watch: OnceLock::new(),
+            watch: RwLock::default(),
         }
     }
 
-    /// Tells `watch` of all overwritten code from now on. The first watch stays.
-    pub fn set_watch(&self, watch: Arc<dyn CodeWatch>) {
-        // A region serves one machine, and a machine has one engine.
-        let _ = self.watch.set(watch);
+    /// Tells `watch` of all overwritten code from now on, in the place of the one before.
+    pub fn set_watch(&self, watch: Option<Arc<dyn CodeWatch>>) {
+        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = watch;
     }
 
     /// The state of page number `index` of the region.
@@ -121,8 +121,9 @@ impl CodeMap {
             if let Some(page) = self.pages.get(index as usize) {
                 let start = index * 4096;
                 let hit = page.note_write(offset.max(start) - start, last.min(start + 4095) - start);
-                if hit && let Some(watch) = self.watch.get() {
-                    watch.overwritten(page);
+                if hit {
+                    let watch = self.watch.read().unwrap_or_else(PoisonError::into_inner).clone();
+                    watch.inspect(|watch| watch.overwritten(page));
                 }
             }
         }

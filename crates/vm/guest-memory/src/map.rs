@@ -2,7 +2,8 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::sync::RwLock;
 
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
@@ -62,7 +63,7 @@ pub struct PageRef<'a> {
 pub struct GuestMemory {
     slots: Vec<(u64, Arc<MemoryRegion>)>,
     overlay: Overlay,
-    watch: OnceLock<Arc<dyn CodeWatch>>,
+    watch: RwLock<Option<Arc<dyn CodeWatch>>>,
 }
 
 impl std::fmt::Debug for GuestMemory {
@@ -95,19 +96,32 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Tells `watch` of all overwritten code from now on, whoever writes. The first watch stays.
+    /// Tells `watch` of all overwritten code from now on, whoever writes. The engine that was told before, if any, has no
+    /// use for it any more: it belongs to the same machine, which has one engine at a time.
     pub fn watch_code(&self, watch: &Arc<dyn CodeWatch>) {
+        self.set_watch(Some(watch));
+    }
+
+    /// Tells nobody any more: the machine goes on with an engine that makes nothing of code.
+    pub fn unwatch_code(&self) {
+        self.set_watch(None);
+    }
+
+    fn set_watch(&self, watch: Option<&Arc<dyn CodeWatch>>) {
         for (_, region) in &self.slots {
-            region.code().set_watch(Arc::clone(watch));
+            region.code().set_watch(watch.cloned());
         }
         self.overlay.watch_code(watch);
-        // A map serves one machine, and a machine has one engine.
-        let _ = self.watch.set(Arc::clone(watch));
+        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = watch.cloned();
+    }
+
+    fn watch(&self) -> Option<Arc<dyn CodeWatch>> {
+        self.watch.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A CPU engine has noted a write of its own, which hit held code of `page`.
     pub fn code_overwritten(&self, page: &CodePage) {
-        if let Some(watch) = self.watch.get() {
+        if let Some(watch) = self.watch() {
             watch.overwritten(page);
         }
     }
@@ -138,7 +152,7 @@ impl GuestMemory {
     /// that meet another owner's are left out until that one's are gone.
     pub fn remap(&self, owner: &str, pieces: Vec<Piece>) {
         let changed = self.overlay.replace(owner, pieces);
-        self.overlay.changed(&changed, self.watch.get());
+        self.overlay.changed(&changed, self.watch().as_ref());
     }
 
     /// Opens or closes address line 20: while it is closed, odd mebibytes show what the even ones below them hold.
@@ -161,7 +175,7 @@ impl GuestMemory {
         for piece in self.overlay.pieces().iter() {
             changed.push((Arc::clone(&piece.region), piece.offset, piece.len));
         }
-        self.overlay.changed(&changed, self.watch.get());
+        self.overlay.changed(&changed, self.watch().as_ref());
     }
 
     /// Whether address line 20 is open.

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
@@ -87,7 +88,7 @@ pub struct Overlay {
     generation: AtomicU64,
     used: AtomicBool,
     watch: OnceLock<Arc<dyn MapWatch>>,
-    code_watch: OnceLock<Arc<dyn CodeWatch>>,
+    code_watch: Mutex<Option<Arc<dyn CodeWatch>>>,
 }
 
 impl Default for Overlay {
@@ -100,7 +101,7 @@ impl Default for Overlay {
             generation: AtomicU64::new(0),
             used: AtomicBool::new(false),
             watch: OnceLock::new(),
-            code_watch: OnceLock::new(),
+            code_watch: Mutex::default(),
         }
     }
 }
@@ -142,12 +143,16 @@ impl Overlay {
         self.a20_mask.swap(mask, Ordering::SeqCst) != mask
     }
 
-    pub(crate) fn watch_code(&self, watch: &Arc<dyn CodeWatch>) {
+    pub(crate) fn watch_code(&self, watch: Option<&Arc<dyn CodeWatch>>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.code_watch.set(Arc::clone(watch));
+        *self.code_watch() = watch.cloned();
         for region in kept.iter() {
-            region.code().set_watch(Arc::clone(watch));
+            region.code().set_watch(watch.cloned());
         }
+    }
+
+    fn code_watch(&self) -> MutexGuard<'_, Option<Arc<dyn CodeWatch>>> {
+        self.code_watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See [`crate::GuestMemory::remap`]. Returns the parts that are seen no more where they were.
@@ -186,9 +191,7 @@ impl Overlay {
         if kept.iter().any(|other| Arc::ptr_eq(other, region)) {
             return;
         }
-        if let Some(watch) = self.code_watch.get() {
-            region.code().set_watch(Arc::clone(watch));
-        }
+        region.code().set_watch(self.code_watch().clone());
         kept.push(Arc::clone(region));
     }
 

@@ -26,6 +26,24 @@ pub(super) enum Word {
 
 impl Word {
     pub(super) const COUNT: usize = 12;
+
+    /// Leaf, subleaf and number of the register (EAX 0, EBX 1, ECX 2, EDX 3); none for what is a hypervisor's.
+    pub(super) const fn leaf(self) -> Option<(u32, u32, usize)> {
+        Some(match self {
+            Self::Leaf1Ecx => (1, 0, 2),
+            Self::Leaf1Edx => (1, 0, 3),
+            Self::Leaf7Ebx => (7, 0, 1),
+            Self::Leaf7Ecx => (7, 0, 2),
+            Self::Leaf7Edx => (7, 0, 3),
+            Self::Leaf7Sub2Edx => (7, 2, 3),
+            Self::LeafD1Eax => (0xd, 1, 0),
+            Self::Ext1Ecx => (0x8000_0001, 0, 2),
+            Self::Ext1Edx => (0x8000_0001, 0, 3),
+            Self::Ext7Edx => (0x8000_0007, 0, 3),
+            Self::Ext8Ebx => (0x8000_0008, 0, 1),
+            Self::KvmEax => return None,
+        })
+    }
 }
 
 macro_rules! features {

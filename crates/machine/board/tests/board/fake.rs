@@ -75,7 +75,7 @@ impl Engine for FakeEngine {
         &self.caps
     }
 
-    fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>, EngineError> {
+    fn new_vcpu_on(&self, id: u32, signals: Arc<Signals>) -> Result<Box<dyn Vcpu>, EngineError> {
         let activity = if id == 0 { Activity::Active } else { Activity::WaitSipi };
         Ok(Box::new(FakeVcpu {
             id,
@@ -84,7 +84,7 @@ impl Engine for FakeEngine {
                 ..CpuState::default()
             },
             program: Arc::clone(&self.program),
-            signals: Arc::default(),
+            signals,
         }))
     }
 }

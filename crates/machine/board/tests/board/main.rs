@@ -1,6 +1,7 @@
 //! The board as a whole, on a processor that runs test programs written in Rust.
 
 mod contract;
+mod engines;
 mod fake;
 mod machine;
 mod pc;

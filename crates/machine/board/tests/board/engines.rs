@@ -1,0 +1,172 @@
+//! A machine that changes its engine while its guest runs.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
+
+use board::Backends;
+use board::Machine;
+use board::Outcome;
+use spec::DebugExitConfig;
+use spec::EngineKind;
+use spec::MachineSpec;
+use spec::Size;
+
+/// As in `guests/hash.S`.
+const ROUNDS: u64 = 0x20_0000;
+const STOP: u64 = 0x20_0004;
+const HASH: u64 = 0x20_0008;
+const SUM: u64 = 0x20_000c;
+const COUNT: u64 = 0x20_0010;
+const BACK: u64 = 0x20_0014;
+const WORDS: usize = 4096;
+
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn tool(command: &mut Command) {
+    let output = command
+        .output()
+        .expect("compiler and binutils, as for linking Rust programs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Assembles and links the guest `name`: a 32-bit ELF file.
+fn build(name: &str, tag: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../../guests/{name}.S"));
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let linked = directory.join(format!("{name}-{tag}.elf64"));
+    let target = directory.join(format!("{name}-{tag}.elf"));
+    tool(
+        Command::new("cc")
+            .args([
+                "-m64",
+                "-nostdlib",
+                "-static",
+                "-no-pie",
+                "-Wl,-N",
+                "-Wl,-Ttext=0x100000",
+            ])
+            .args(["-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments", "-o"])
+            .args([linked.as_path(), source.as_path()]),
+    );
+    tool(
+        Command::new("objcopy")
+            .args(["-O", "elf32-i386"])
+            .args([&linked, &target]),
+    );
+    target
+}
+
+/// What the guest works out in so many rounds: its hash and its sum.
+fn expected(rounds: u32) -> (u32, u32) {
+    let mut x = 1u32;
+    let mut words = [0u32; WORDS];
+    for word in &mut words {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *word = x;
+    }
+    let (mut hash, mut sum) = (0x811c_9dc5u32, 0u32);
+    for _ in 0..rounds {
+        for word in &mut words {
+            hash = (hash ^ *word).wrapping_mul(16_777_619);
+            *word = word.wrapping_add(hash);
+            sum = sum.wrapping_add(hash);
+        }
+    }
+    (hash, sum)
+}
+
+fn read(machine: &Machine, at: u64) -> u32 {
+    machine.memory().read_obj(at).unwrap()
+}
+
+/// Waits until the guest has done some rounds more.
+fn some_rounds(machine: &Machine, on: EngineKind) {
+    let (start, end) = (read(machine, ROUNDS), Instant::now() + PATIENCE);
+    while read(machine, ROUNDS).wrapping_sub(start) < 5 {
+        assert!(Instant::now() < end, "{on}: the guest stands still");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Begins with the first of `engines`, which decides what the guest is told of its processor.
+fn goes_through(engines: &[EngineKind], tag: &str) {
+    let mut spec = MachineSpec {
+        kernel: Some(build("hash", tag)),
+        memory: Size::from_mib(16),
+        engine: engines[0],
+        ..MachineSpec::default()
+    };
+    spec.cpu = "x86-64-v2".to_owned();
+    spec.devices.debug_exit = Some(DebugExitConfig { port: 0xf4 });
+    let machine = Machine::build(&spec, Backends::default()).unwrap();
+    machine.start().unwrap();
+    for kind in engines {
+        machine.switch_engine(*kind).unwrap();
+        assert_eq!(machine.engine(), kind.to_string());
+        some_rounds(&machine, *kind);
+    }
+    machine.memory().write_obj(STOP, &1u32).unwrap();
+    assert_eq!(machine.wait_timeout(PATIENCE), Some(Outcome::DebugExit(0)));
+    let rounds = read(&machine, ROUNDS);
+    assert_eq!(
+        (read(&machine, HASH), read(&machine, SUM)),
+        expected(rounds),
+        "{rounds} rounds"
+    );
+    assert_eq!(read(&machine, COUNT), rounds, "x87");
+    assert_eq!(read(&machine, BACK), 0, "the TSC advances always");
+}
+
+#[test]
+fn guest_goes_through_interpreter_and_translator_with_the_right_hash() {
+    use EngineKind::*;
+    goes_through(&[Interp, Jit, Interp, Jit, Jit, Interp], "software");
+}
+
+#[test]
+fn guest_goes_through_all_engines_with_the_right_hash() {
+    use EngineKind::*;
+    let found = kvm::availability();
+    if !found.usable {
+        eprintln!("SKIPPED: {found}");
+        return;
+    }
+    goes_through(&[Kvm, Interp, Jit, Kvm, Interp, Kvm, Jit], "all");
+    let policy = cpu_model::CpuPolicy::new(cpu_model::Model::V2).unwrap();
+    if kvm::supported_policy(&policy).unwrap() != policy {
+        eprintln!("SKIPPED: this host's KVM does not have all of x86-64-v2, which other engines offer");
+        return;
+    }
+    goes_through(&[Interp, Jit, Kvm, Interp], "begun");
+}
+
+#[test]
+fn guest_stays_where_it_is_when_an_engine_does_not_work() {
+    let found = kvm::availability();
+    if found.usable {
+        eprintln!("SKIPPED: {found}");
+        return;
+    }
+    let spec = MachineSpec {
+        kernel: Some(build("hash", "refused")),
+        memory: Size::from_mib(16),
+        engine: EngineKind::Jit,
+        ..MachineSpec::default()
+    };
+    let machine = Machine::build(&spec, Backends::default()).unwrap();
+    machine.start().unwrap();
+    some_rounds(&machine, EngineKind::Jit);
+    let error = machine.switch_engine(EngineKind::Kvm).unwrap_err();
+    let source = std::error::Error::source(&error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    assert!(source.contains(&found.reason), "{error}: {source}");
+    assert_eq!(machine.engine(), "jit");
+    some_rounds(&machine, EngineKind::Jit);
+    machine.stop().unwrap();
+    let rounds = read(&machine, ROUNDS);
+    assert!(rounds >= 10);
+}
