@@ -8,6 +8,7 @@ mod outbox;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Shutdown;
+use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::path::PathBuf;
@@ -88,6 +89,8 @@ impl Shared {
 pub struct ControlServer {
     shared: Arc<Shared>,
     path: PathBuf,
+    /// Another descriptor of the socket that the thread waits at.
+    listening: UnixListener,
     accepting: Option<JoinHandle<()>>,
 }
 
@@ -97,7 +100,12 @@ impl ControlServer {
     /// # Errors
     /// [`ControlError`] when the place is taken or the host refuses.
     pub fn start(path: &Path, machine: Arc<dyn Controlled>, publisher: Publisher) -> Result<Self, ControlError> {
+        let failed = |source| ControlError::Listen {
+            path: path.to_owned(),
+            source,
+        };
         let listener = Listener::bind(path)?;
+        let listening = listener.try_clone().map_err(failed)?;
         let shared = Arc::new(Shared {
             machine,
             publisher,
@@ -108,13 +116,11 @@ impl ControlServer {
         let accepting = std::thread::Builder::new()
             .name("control-accept".to_owned())
             .spawn(move || accept(&theirs, &listener))
-            .map_err(|source| ControlError::Listen {
-                path: path.to_owned(),
-                source,
-            })?;
+            .map_err(failed)?;
         Ok(Self {
             shared,
             path: path.to_owned(),
+            listening,
             accepting: Some(accepting),
         })
     }
@@ -143,11 +149,9 @@ impl Drop for ControlServer {
             // One that has ended already has nothing to be told.
             let _ = client.socket.shutdown(Shutdown::Both);
         }
-        // The thread that accepts sees the end when somebody comes. Where nobody can, the process's end is near anyway.
-        let awake = UnixStream::connect(&self.path).is_ok();
-        if let Some(thread) = self.accepting.take()
-            && awake
-        {
+        // A listening socket that is shut down accepts no more, and says so to whoever waits.
+        let _ = rustix::net::shutdown(&self.listening, rustix::net::Shutdown::Both);
+        if let Some(thread) = self.accepting.take() {
             let _ = thread.join();
         }
     }
@@ -189,6 +193,9 @@ fn accept(shared: &Arc<Shared>, listener: &Listener) {
 /// Starts a connection's thread.
 fn connect(shared: &Arc<Shared>, id: u64, socket: UnixStream) -> io::Result<JoinHandle<()>> {
     let mut state = shared.lock();
+    if state.stopping {
+        return Err(io::Error::other("the machine ends"));
+    }
     if state.clients.len() >= MOST_CLIENTS {
         drop(state);
         return Err(turn_away(&socket));

@@ -49,6 +49,11 @@ impl Listener {
         })
     }
 
+    /// Another descriptor of the same socket.
+    pub(super) fn try_clone(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
     /// The next client; none when it may not connect.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         let (stream, _) = self.listener.accept()?;
