@@ -6,7 +6,9 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::completions::CompletionsArgs;
+use crate::ctl::CtlArgs;
 use crate::disk::DiskArgs;
+use crate::doctor::DoctorArgs;
 use crate::end;
 use crate::man::ManArgs;
 use crate::plan::PlanArgs;
@@ -20,6 +22,9 @@ Examples:
   oxbow run --kernel realmode.flat --debug-exit 0xf4 --timeout 60
   oxbow plan --cpus 4 --memory 8G               show what such a machine consists of
   oxbow disk create system.qcow2 20G            make a disk image
+  oxbow run --machine pc --control vm.sock      a machine that `oxbow ctl` controls
+  oxbow ctl vm.sock screenshot screen.png       what it shows
+  oxbow doctor                                  what works on this host
 
 `oxbow <command> --help` says more, `oxbow run --help` also what the exit status means.";
 
@@ -39,6 +44,10 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Make, convert, check and change disk images
     Disk(DiskArgs),
+    /// Control a machine that runs: its screen, keyboard, buttons, media
+    Ctl(CtlArgs),
+    /// Say what works on this host, and what would make more of it work
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page, or write all pages into a directory

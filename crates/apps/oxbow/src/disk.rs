@@ -6,7 +6,7 @@ mod compare;
 mod convert;
 mod create;
 mod info;
-mod output;
+pub(crate) mod output;
 mod resize;
 mod target;
 

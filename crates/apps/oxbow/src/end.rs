@@ -26,6 +26,8 @@ pub(crate) enum End {
     Guest(Outcome),
     /// Ctrl-A x.
     Escape,
+    /// A client of the control socket asked for it.
+    Quit,
     /// A signal of this number.
     Signal(u8),
     /// Time is up.
@@ -46,7 +48,7 @@ impl End {
                 Outcome::TripleFault(_) => TRIPLE_FAULT,
                 Outcome::Failed(_) => FAILED,
             },
-            Self::Escape => 0,
+            Self::Escape | Self::Quit => 0,
             Self::Signal(number) => SIGNAL.saturating_add(*number),
             Self::Timeout => TIMEOUT,
             Self::OutputClosed => SIGNAL + SIGPIPE,
@@ -76,6 +78,7 @@ mod tests {
         assert_eq!(End::Guest(Outcome::DebugExit(0)).status(), 1);
         assert_eq!(End::Guest(Outcome::DebugExit(77)).status(), 155);
         assert_eq!(End::Guest(Outcome::DebugExit(0xff)).status(), 255);
+        assert_eq!(End::Quit.status(), 0);
         assert_eq!(End::Timeout.status(), 124);
         assert_eq!(End::Signal(2).status(), 130);
         assert_eq!(End::Signal(15).status(), 143);

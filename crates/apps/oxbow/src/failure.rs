@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use board::BuildError;
+use control::ClientError;
+use control::ErrorKind;
 use disk_image::BlockError;
 
 use crate::end;
@@ -23,6 +25,14 @@ impl Failure {
         }
     }
 
+    /// An error with a status of its own.
+    pub(crate) fn with_status(error: impl Into<anyhow::Error>, status: u8) -> Self {
+        Self {
+            error: error.into(),
+            status,
+        }
+    }
+
     /// Prints the one line, and gives the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         eprintln!("oxbow: {}", self.line());
@@ -31,9 +41,14 @@ impl Failure {
 
     /// The error with its causes.
     fn line(&self) -> String {
-        let causes: Vec<String> = self.error.chain().map(|cause| plain(&cause.to_string())).collect();
-        causes.join(": ").replace('\n', " ")
+        one_line(&self.error)
     }
+}
+
+/// An error with its causes.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error.chain().map(|cause| plain(&cause.to_string())).collect();
+    causes.join(": ").replace('\n', " ")
 }
 
 /// The system's messages without their numbers.
@@ -65,6 +80,22 @@ impl From<BuildError> for Failure {
             | BuildError::Floppy { .. } => anyhow::Error::from(error).into(),
             _ => Self::host(error),
         }
+    }
+}
+
+impl From<ClientError> for Failure {
+    /// Nobody there, and requests that make no sense, are wrong input; others are what the machine says.
+    fn from(error: ClientError) -> Self {
+        let status = match &error {
+            ClientError::Connect { .. } | ClientError::Protocol { .. } => end::WRONG_INPUT,
+            ClientError::Broken(_) | ClientError::Ended => end::FAILED,
+            ClientError::Refused(refusal) => match refusal.kind {
+                ErrorKind::Invalid | ErrorKind::Absent | ErrorKind::Malformed | ErrorKind::TooLong => end::WRONG_INPUT,
+                ErrorKind::Timeout => end::TIMEOUT,
+                ErrorKind::State | ErrorKind::Failed | ErrorKind::Busy | ErrorKind::Other => end::FAILED,
+            },
+        };
+        Self::with_status(error, status)
     }
 }
 

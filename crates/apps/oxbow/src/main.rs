@@ -4,8 +4,11 @@
 mod cli;
 mod completions;
 mod console;
+mod control;
+mod ctl;
 mod demo;
 mod disk;
+mod doctor;
 mod end;
 mod escape;
 mod failure;
@@ -14,6 +17,7 @@ mod man;
 mod plan;
 mod pseudo_terminal;
 mod run;
+mod screen;
 mod serial;
 mod signals;
 mod terminal;
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
         cli::Command::Run(args) => run::run(&args),
         cli::Command::Plan(args) => plan::run(&args),
         cli::Command::Disk(args) => disk::run(&args),
+        cli::Command::Ctl(args) => ctl::run(&args),
+        cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Completions(args) => completions::run(&args),
         cli::Command::Man(args) => man::run(&args),
     };

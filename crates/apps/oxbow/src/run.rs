@@ -17,12 +17,18 @@ use anyhow::Context;
 use board::Backends;
 use board::Machine;
 use clap::Args;
+use control::ControlServer;
+use control::Publisher;
+use remote::vnc::VncServer;
 use spec::MachineKind;
 
+use crate::control::Controls;
 use crate::demo;
 use crate::end::End;
 use crate::failure::Failure;
 use crate::machine_args::MachineArgs;
+use crate::screen;
+use crate::screen::ScreenTarget;
 use crate::serial::SerialLines;
 use crate::signals;
 use crate::terminal::RawMode;
@@ -35,7 +41,7 @@ The guest's first serial port is the terminal. Keys go to the guest, Ctrl-C too,
 With input from a file or pipe every byte goes to the guest, and the end of input changes nothing.
 
 Exit status:
-  0    the guest turned its power off, or reset under --no-reboot, or Ctrl-A x
+  0    the guest turned its power off, or reset under --no-reboot, or Ctrl-A x, or `oxbow ctl quit`
   1    the host could not go on; also: 0 was written to the debug-exit port
   2    wrong usage or input: no such file, not a kernel, too little memory, unknown CPU model
   3    triple fault: the processor shut down; one line says where
@@ -49,6 +55,7 @@ Examples:
   oxbow run --kernel vmlinux --memory 2G --cpus 2 --append 'console=ttyS0 panic=-1' --no-reboot
   oxbow run --kernel apic.flat --cpus 2 --debug-exit 0xf4 --timeout 60
   oxbow run --kernel vmlinuz --append 'console=ttyS1' --serial none --serial file:log.txt
+  oxbow run --machine pc --floppy disk.img --screen vnc --control vm.sock
 
 OXBOW_LOG=info says on standard error what the machine does.";
 
@@ -66,13 +73,23 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     parallel: Option<PathBuf>,
 
+    /// Show the screen: none, or vnc[=ADDRESS[:PORT]][,password=FILE]
+    ///
+    /// `vnc` alone listens at 127.0.0.1, at the first display that is free; where that is gets printed.
+    #[arg(long, value_name = "SCREEN", default_value = "none")]
+    screen: ScreenTarget,
+
+    /// Listen here for `oxbow ctl`: screenshots, keys, pause, reset, media
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+
     /// End the machine after this many seconds, with status 124
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = parse_seconds)]
     timeout: Option<Duration>,
 }
 
 /// Seconds with or without a fraction.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let what = || "not a number of seconds".to_owned();
     let seconds: f64 = text.parse().map_err(|_| what())?;
     Duration::try_from_secs_f64(seconds).map_err(|_| what())
@@ -104,6 +121,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         .connect(&ends, &output_done)
         .map_err(host("cannot start a thread"))?;
     drop(output_done);
+    let screen = screen::open(&args.screen, &machine)?;
+    let control = match &args.control {
+        Some(path) => Some(open_control(path, &machine, screen.as_ref(), &ends)?),
+        None => None,
+    };
     watch_guest(&machine, ends).map_err(host("cannot start a thread"))?;
     machine
         .start()
@@ -113,6 +135,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let end = wait(&ended, args.timeout);
     // Asking a machine that has ended already changes nothing.
     let _ = machine.stop();
+    // Clients are told of the end before it comes.
+    drop(control);
+    drop(screen);
     wait_flushed(&flushed, &ended);
     drop(raw);
     if let Some(message) = end.message() {
@@ -128,6 +153,19 @@ fn create(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> 
     };
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     Ok(Some(Box::new(file)))
+}
+
+/// Listens for clients that control the machine.
+fn open_control(
+    path: &Path,
+    machine: &Arc<Machine>,
+    screen: Option<&VncServer>,
+    ends: &Sender<End>,
+) -> anyhow::Result<ControlServer> {
+    let publisher = Publisher::default();
+    let vnc = screen.map(|server| server.address().to_string());
+    let controls = Controls::new(machine, vnc, ends.clone(), &publisher);
+    Ok(ControlServer::start(path, Arc::new(controls), publisher)?)
 }
 
 /// Reports the machine's own end.

@@ -113,6 +113,23 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// Something that happened to a machine, for those who watch it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// It does something else now.
+    State(RunState),
+    /// It was reset, and the guest boots again.
+    Reset {
+        /// The guest did that itself; else it was the button.
+        by_guest: bool,
+    },
+    /// It came to its end.
+    Ended(Outcome),
+}
+
+/// Told of events. Called on the machine's control thread: must return soon, and must not ask the machine anything.
+pub type Watcher = Box<dyn Fn(&MachineEvent) + Send>;
+
 /// A request that does not fit the run state, or that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -153,6 +170,7 @@ pub(crate) enum Request {
     Save(Reply<MachineState>),
     Restore(Box<MachineState>, Reply<()>),
     SwitchEngine(EngineKind, Reply<()>),
+    Watch(Watcher),
     Guest(GuestEvent),
     Quit,
 }
@@ -161,6 +179,7 @@ pub(crate) enum Request {
 pub(crate) enum GuestEvent {
     PowerOff,
     Reset,
+    Sleep,
     Wake,
     DebugExit(u8),
     Vcpu(VcpuEvent),
@@ -201,6 +220,7 @@ impl PowerControl for PowerPort {
     fn suspend(&self) {
         tracing::info!("guest asleep");
         self.gate.sleep();
+        self.tell(GuestEvent::Sleep);
     }
 
     fn wake(&self) {
@@ -255,6 +275,7 @@ pub(crate) struct Controller {
     outcome: Arc<OutcomeCell>,
     state: RunState,
     threads: Vec<JoinHandle<()>>,
+    watchers: Vec<Watcher>,
 }
 
 impl Controller {
@@ -265,6 +286,7 @@ impl Controller {
             outcome,
             state: RunState::Created,
             threads: Vec::new(),
+            watchers: Vec::new(),
         }
     }
 
@@ -286,11 +308,20 @@ impl Controller {
                 Request::Save(reply) => drop(reply.send(self.save())),
                 Request::Restore(state, reply) => drop(reply.send(self.restore(&state))),
                 Request::SwitchEngine(kind, reply) => drop(reply.send(self.switch_engine(kind))),
+                Request::Watch(watcher) => self.watchers.push(watcher),
                 Request::Guest(event) => self.guest_event(event),
                 Request::Quit => break,
             }
         }
         self.stop(Outcome::Stopped);
+    }
+
+    fn tell(&self, event: &MachineEvent) {
+        self.watchers.iter().for_each(|watcher| watcher(event));
+    }
+
+    fn tell_state(&self) {
+        self.tell(&MachineEvent::State(self.visible_state()));
     }
 
     fn visible_state(&self) -> RunState {
@@ -317,6 +348,7 @@ impl Controller {
             return Err(StateError::Thread(error));
         }
         self.go();
+        self.tell_state();
         Ok(())
     }
 
@@ -368,6 +400,7 @@ impl Controller {
         if self.state == RunState::Running {
             self.halt();
             self.state = RunState::Paused;
+            self.tell_state();
         }
         Ok(())
     }
@@ -376,6 +409,7 @@ impl Controller {
         self.expect("resume", &[RunState::Running, RunState::Paused])?;
         if self.state == RunState::Paused {
             self.go();
+            self.tell_state();
         }
         Ok(())
     }
@@ -414,15 +448,19 @@ impl Controller {
 
     fn reset_by_host(&mut self) -> Result<(), StateError> {
         self.expect("reset", &[RunState::Running, RunState::Paused])?;
-        self.reset();
+        self.reset(false);
         Ok(())
     }
 
     /// Boots again; a paused machine stays paused.
-    fn reset(&mut self) {
-        let result = self.standing(|parts| parts.reset(Reset::Warm));
-        if let Err(error) = result {
-            self.stop(Outcome::Failed(format!("cannot boot again: {error}")));
+    fn reset(&mut self, by_guest: bool) {
+        let slept = self.visible_state();
+        match self.standing(|parts| parts.reset(Reset::Warm)) {
+            Ok(()) => self.tell(&MachineEvent::Reset { by_guest }),
+            Err(error) => self.stop(Outcome::Failed(format!("cannot boot again: {error}"))),
+        }
+        if slept == RunState::Suspended {
+            self.tell_state();
         }
     }
 
@@ -440,8 +478,9 @@ impl Controller {
         let Some(vector) = vector else {
             return self.guest_event(GuestEvent::Reset);
         };
-        if let Err(error) = self.standing(|parts| parts.wake(vector)) {
-            self.stop(Outcome::Failed(format!("cannot wake: {error}")));
+        match self.standing(|parts| parts.wake(vector)) {
+            Ok(()) => self.tell_state(),
+            Err(error) => self.stop(Outcome::Failed(format!("cannot wake: {error}"))),
         }
     }
 
@@ -459,6 +498,8 @@ impl Controller {
         }
         self.parts.end_serial();
         self.state = RunState::Stopped;
+        self.tell_state();
+        self.tell(&MachineEvent::Ended(outcome.clone()));
         self.outcome.set(outcome);
     }
 
@@ -471,13 +512,14 @@ impl Controller {
             GuestEvent::PowerOff => self.stop(Outcome::PowerOff),
             GuestEvent::DebugExit(code) => self.stop(Outcome::DebugExit(code)),
             GuestEvent::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
-            GuestEvent::Reset => self.reset(),
+            GuestEvent::Reset => self.reset(true),
+            GuestEvent::Sleep => self.tell_state(),
             GuestEvent::Wake => self.wake(),
             GuestEvent::Vcpu(VcpuEvent::Failed(error)) => self.stop(Outcome::Failed(error)),
             GuestEvent::Vcpu(VcpuEvent::TripleFault(fault)) => match self.parts.on_triple_fault {
                 OnTripleFault::Stop => self.stop(Outcome::TripleFault(fault)),
                 OnTripleFault::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
-                OnTripleFault::Reset => self.reset(),
+                OnTripleFault::Reset => self.reset(true),
             },
         }
     }

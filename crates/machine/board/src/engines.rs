@@ -6,6 +6,7 @@ use cpu_model::CpuPolicy;
 use cpu_model::Engine;
 use cpu_model::EngineError;
 use cpu_model::Feature;
+use cpu_model::Model;
 use guest_memory::GuestMemory;
 use kvm::KvmEngine;
 use lockstep::LockstepEngine;
@@ -94,5 +95,29 @@ pub(crate) fn take_over(
         EngineKind::Lockstep | EngineKind::Auto => Err(EngineError::State(format!(
             "a machine that runs cannot go on with the engine `{kind}`"
         ))),
+    }
+}
+
+/// Tries an engine of `kind` on this host with a processor model, as a machine would: its name, or why there is none.
+///
+/// # Errors
+/// What a machine that asked for it would end with, in one line.
+pub fn try_engine(kind: EngineKind, cpu: &str) -> Result<&'static str, String> {
+    let model: Model = cpu.parse().map_err(|error| format!("{error}"))?;
+    let policy = CpuPolicy::new(model).map_err(|error| error.to_string())?;
+    let engine = make(kind, Arc::new(GuestMemory::new()), Arc::new(policy));
+    let engine = engine.map_err(|error| error.to_string())?;
+    Ok(engine.caps().name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpreter_works_everywhere_and_auto_finds_something() {
+        assert_eq!(try_engine(EngineKind::Interp, "x86-64-v2"), Ok("interp"));
+        assert!(try_engine(EngineKind::Auto, "host").is_ok());
+        assert!(try_engine(EngineKind::Auto, "z80").unwrap_err().contains("z80"));
     }
 }

@@ -1,15 +1,24 @@
-//! A file as the medium of a floppy drive.
+//! Floppy drives, and files as their media.
 
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use chipset::fdc;
+use chipset::fdc::Fdc;
 use chipset::fdc::FloppyMedium;
+use device_model::Slot;
 
 use crate::BuildError;
+use crate::drives::DriveError;
+use crate::drives::DriveKind;
+use crate::drives::Medium;
+use crate::drives::RemovableDrive;
 
 /// The file.
 pub(crate) struct FloppyFile {
@@ -41,6 +50,68 @@ impl FloppyFile {
             return Err(BuildError::Floppy { path, len });
         }
         Ok(Self { file, len, read_only })
+    }
+
+    /// What users are told of it.
+    pub(crate) fn describe(&self, path: &Path) -> Medium {
+        Medium {
+            path: path.to_owned(),
+            read_only: self.read_only,
+        }
+    }
+}
+
+/// A drive as users see it.
+pub(crate) struct FloppyDrive {
+    controller: Arc<Slot<Fdc>>,
+    number: usize,
+    name: String,
+    /// What is in it. Held while the medium changes, so that two changes never mix.
+    medium: Mutex<Option<Medium>>,
+}
+
+impl FloppyDrive {
+    /// Drive `number`, with what is in it already.
+    pub(crate) fn new(controller: Arc<Slot<Fdc>>, number: usize, medium: Option<Medium>) -> Self {
+        Self {
+            controller,
+            number,
+            name: format!("floppy{number}"),
+            medium: Mutex::new(medium),
+        }
+    }
+
+    fn change(&self, medium: Option<(Medium, FloppyFile)>) {
+        let (described, file) = medium.unzip();
+        let mut now = self.medium.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = file.map(|file| Box::new(file) as Box<dyn FloppyMedium>);
+        self.controller.with(|chip| chip.insert(self.number, file));
+        *now = described;
+    }
+}
+
+impl RemovableDrive for FloppyDrive {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> DriveKind {
+        DriveKind::Floppy
+    }
+
+    fn medium(&self) -> Option<Medium> {
+        self.medium.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn insert(&self, path: &Path, read_only: bool) -> Result<(), DriveError> {
+        let file = FloppyFile::open(path, read_only)?;
+        self.change(Some((file.describe(path), file)));
+        Ok(())
+    }
+
+    fn eject(&self) -> Result<(), DriveError> {
+        self.change(None);
+        Ok(())
     }
 }
 

@@ -31,6 +31,7 @@ use device_model::Region;
 use device_model::Reset;
 use device_model::SharedDevice;
 use device_model::Space;
+use device_model::VmTime;
 use firmware::layout::HOLE_END;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
@@ -60,7 +61,9 @@ use crate::control::Reply;
 use crate::control::Request;
 use crate::control::RunState;
 use crate::control::StateError;
+use crate::control::Watcher;
 use crate::cpu_board::Board;
+use crate::drives::RemovableDrive;
 use crate::engines;
 use crate::events::Events;
 use crate::events::PollRequest;
@@ -189,6 +192,7 @@ pub(crate) struct Parts {
     screen: Option<Screen>,
     input: Option<UserInput>,
     buttons: Option<Buttons>,
+    drives: Vec<Arc<dyn RemovableDrive>>,
     /// Each vCPU as the engine made it.
     reset_states: Vec<CpuState>,
     boot: BootSource,
@@ -415,6 +419,24 @@ impl Machine {
         self.parts.input.clone()
     }
 
+    /// Drives whose media change while the machine runs, in the order of the plan.
+    #[must_use]
+    pub fn drives(&self) -> &[Arc<dyn RemovableDrive>] {
+        &self.parts.drives
+    }
+
+    /// Guest time: it stands still while the machine is paused.
+    #[must_use]
+    pub fn now(&self) -> VmTime {
+        self.parts.clock.now()
+    }
+
+    /// Tells `watcher` what happens from now on.
+    pub fn watch(&self, watcher: Watcher) {
+        // The control thread is gone only when the machine is.
+        let _ = self.requests.send(Request::Watch(watcher));
+    }
+
     /// Ends the machine; returns when no guest instruction runs any more.
     ///
     /// # Errors
@@ -564,6 +586,7 @@ fn assemble(
         vga: None,
         keyboard: None,
         buttons: None,
+        drives: Vec::new(),
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
         events: Arc::clone(&events),
@@ -585,6 +608,7 @@ fn assemble(
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
         buttons,
+        drives,
         serial_ends,
         mut poll_requests,
         vga,
@@ -603,6 +627,7 @@ fn assemble(
         screen,
         input,
         buttons,
+        drives,
         on_reset: spec.on_reset,
         on_triple_fault: spec.on_triple_fault,
         watched,

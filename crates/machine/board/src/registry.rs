@@ -42,6 +42,7 @@ use crate::Plan;
 use crate::SerialPort;
 use crate::boot::FirmwareTables;
 use crate::boot::Variables;
+use crate::drives::RemovableDrive;
 use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
@@ -132,6 +133,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
+    /// Drives whose media users change.
+    pub(crate) drives: Vec<Arc<dyn RemovableDrive>>,
     /// What firmware hands on, until it is with `fw_cfg`.
     pub(crate) tables: Option<FirmwareTables>,
     pub(crate) clock: Arc<dyn Clock>,

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
 
 /// `20 GiB`, `1.5 MiB`, `512 bytes`.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let shift = (1..=UNITS.len()).rev().find(|&unit| bytes >> (10 * unit) > 0);
     let Some(unit) = shift else {
         return format!("{bytes} bytes");

@@ -1,5 +1,6 @@
 //! The command line as its users see it: exit statuses, messages, streams, and the terminal.
 
+mod control;
 mod disk;
 mod guest;
 mod misuse;

@@ -148,6 +148,9 @@ fn plan_completions_and_manual_print_something_of_use() {
         (&["completions", "bash"], "_oxbow"),
         (&["man"], ".TH oxbow"),
         (&["run", "--help"], "Exit status"),
+        (&["ctl", "--help"], "screen-text"),
+        (&["ctl", "x", "type", "--help"], "--layout"),
+        (&["completions", "zsh"], "power-button"),
         (&["--help"], "Examples"),
         (&["--version"], env!("CARGO_PKG_VERSION")),
     ] {
@@ -164,4 +167,6 @@ fn manual_pages_of_all_commands_are_written() {
     check(&oxbow(&["man"]).arg(&path).output().unwrap(), 0, "");
     assert!(path.join("oxbow.1").is_file());
     assert!(path.join("oxbow-run.1").is_file());
+    assert!(path.join("oxbow-ctl-screenshot.1").is_file());
+    assert!(path.join("oxbow-doctor.1").is_file());
 }

@@ -30,6 +30,7 @@ use super::irq;
 use crate::BuildError;
 use crate::Placement;
 use crate::Window;
+use crate::floppy::FloppyDrive;
 use crate::floppy::FloppyFile;
 
 /// DMA channel of the floppy controller.
@@ -131,13 +132,22 @@ pub(super) fn build_fdc(builder: &mut Builder<'_>, place: &Placement) -> Result<
     let dma = builder.floppy_dma.take().ok_or_else(missing)?;
     let drives = &builder.spec.devices.floppies;
     let mut chip = Fdc::new(builder.clock.clone(), line, dma, drives.len());
+    let mut media = Vec::new();
     for (number, drive) in drives.iter().enumerate() {
+        let mut medium = None;
         if let Some(path) = &drive.image {
             let disk = FloppyFile::open(path, drive.read_only)?;
+            medium = Some(disk.describe(path));
             chip.insert(number, Some(Box::new(disk)));
         }
+        media.push(medium);
     }
-    Ok(builder.slot(place, chip))
+    let slot = builder.slot(place, chip);
+    for (number, medium) in media.into_iter().enumerate() {
+        let drive = FloppyDrive::new(Arc::clone(&slot), number, medium);
+        builder.drives.push(Arc::new(drive));
+    }
+    Ok(slot)
 }
 
 pub(super) fn place_parallel(spec: &MachineSpec) -> Vec<Placement> {

@@ -9,6 +9,7 @@ use std::time::Instant;
 use board::Backends;
 use board::Machine;
 use board::Outcome;
+use spec::BootSpec;
 use spec::DebugExitConfig;
 use spec::EngineKind;
 use spec::MachineSpec;
@@ -94,7 +95,10 @@ fn some_rounds(machine: &Machine, on: EngineKind) {
 /// Begins with the first of `engines`, which decides what the guest is told of its processor.
 fn goes_through(engines: &[EngineKind], tag: &str) {
     let mut spec = MachineSpec {
-        kernel: Some(build("hash", tag)),
+        boot: BootSpec {
+            kernel: Some(build("hash", tag)),
+            ..BootSpec::default()
+        },
         memory: Size::from_mib(16),
         engine: engines[0],
         ..MachineSpec::default()
@@ -151,7 +155,10 @@ fn guest_stays_where_it_is_when_an_engine_does_not_work() {
         return;
     }
     let spec = MachineSpec {
-        kernel: Some(build("hash", "refused")),
+        boot: BootSpec {
+            kernel: Some(build("hash", "refused")),
+            ..BootSpec::default()
+        },
         memory: Size::from_mib(16),
         engine: EngineKind::Jit,
         ..MachineSpec::default()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use board::Backends;
 use board::Machine;
+use board::MachineEvent;
 use board::Outcome;
 use board::RunState;
 use board::StateError;
@@ -151,6 +152,36 @@ fn paused_machine_executes_nothing_and_its_time_stands() {
     }
     machine.stop().unwrap();
     assert_eq!(machine.wait(), Outcome::Stopped);
+}
+
+#[test]
+fn watchers_are_told_of_every_change_and_of_the_end() {
+    let machine = build(&small(), Backends::default(), |_| {
+        std::thread::yield_now();
+        Next::Go
+    });
+    let (told, events) = mpsc::channel();
+    machine.watch(Box::new(move |event| drop(told.send(event.clone()))));
+    machine.start().unwrap();
+    machine.pause().unwrap();
+    machine.pause().unwrap();
+    // Those that only hold the machine for a moment change nothing.
+    machine.inspect().unwrap();
+    machine.resume().unwrap();
+    machine.inspect().unwrap();
+    machine.reset().unwrap();
+    machine.stop().unwrap();
+    drop(machine);
+    let state = MachineEvent::State;
+    let expected = [
+        state(RunState::Running),
+        state(RunState::Paused),
+        state(RunState::Running),
+        MachineEvent::Reset { by_guest: false },
+        state(RunState::Stopped),
+        MachineEvent::Ended(Outcome::Stopped),
+    ];
+    assert_eq!(events.iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]

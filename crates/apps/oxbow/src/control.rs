@@ -1,0 +1,222 @@
+//! `--control`: the machine at the other end of the control socket.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use board::DriveError;
+use board::Machine;
+use board::MachineEvent;
+use board::Outcome;
+use board::RemovableDrive;
+use board::RunState;
+use board::Screen;
+use board::StateError;
+use board::UserInput;
+use control::Controlled;
+use control::DriveStatus;
+use control::ErrorKind;
+use control::Event;
+use control::MediumStatus;
+use control::Publisher;
+use control::Refusal;
+use control::ScreenStatus;
+use control::Status;
+use display::Surface;
+use input::InputSink;
+
+use crate::end::End;
+use crate::failure;
+
+/// A machine as clients control it.
+pub(crate) struct Controls {
+    machine: Arc<Machine>,
+    screen: Option<Screen>,
+    input: Option<UserInput>,
+    /// Where VNC clients find the screen.
+    vnc: Option<String>,
+    ends: Sender<End>,
+    publisher: Publisher,
+}
+
+impl Controls {
+    /// The machine, which tells `publisher` what happens to it from now on.
+    pub(crate) fn new(machine: &Arc<Machine>, vnc: Option<String>, ends: Sender<End>, publisher: &Publisher) -> Self {
+        let told = publisher.clone();
+        machine.watch(Box::new(move |event| told.publish(&describe(event))));
+        Self {
+            screen: machine.screen(),
+            input: machine.input(),
+            machine: Arc::clone(machine),
+            vnc,
+            ends,
+            publisher: publisher.clone(),
+        }
+    }
+
+    fn drive(&self, name: &str) -> Result<&dyn RemovableDrive, Refusal> {
+        let drives = self.machine.drives();
+        if let Some(drive) = drives.iter().find(|drive| drive.name() == name) {
+            return Ok(&**drive);
+        }
+        let names: Vec<&str> = drives.iter().map(|drive| drive.name()).collect();
+        let there = match names.as_slice() {
+            [] => "the machine has none whose media change".to_owned(),
+            names => format!("there are {}", names.join(", ")),
+        };
+        Err(Refusal::new(
+            ErrorKind::Absent,
+            format!("no drive is called `{name}`; {there}"),
+        ))
+    }
+
+    fn tell_medium(&self, drive: &dyn RemovableDrive) {
+        self.publisher.publish(&Event::Medium {
+            drive: drive.name().to_owned(),
+            file: drive.medium().map(|medium| medium.path),
+        });
+    }
+}
+
+/// What clients are told of an event.
+fn describe(event: &MachineEvent) -> Event {
+    match event {
+        MachineEvent::State(state) => Event::State {
+            state: state.to_string(),
+        },
+        MachineEvent::Reset { by_guest } => Event::Reset {
+            by: if *by_guest { "guest" } else { "host" }.to_owned(),
+        },
+        MachineEvent::Ended(outcome) => {
+            let (reason, detail) = match outcome {
+                Outcome::PowerOff => ("power-off", None),
+                Outcome::Reset => ("reset", None),
+                Outcome::DebugExit(code) => ("debug-exit", Some(code.to_string())),
+                Outcome::TripleFault(fault) => ("triple-fault", Some(fault.to_string())),
+                Outcome::Stopped => ("stopped", None),
+                Outcome::Failed(error) => ("failed", Some(error.clone())),
+            };
+            Event::End {
+                reason: reason.to_owned(),
+                detail,
+            }
+        }
+    }
+}
+
+fn refuse(error: StateError) -> Refusal {
+    let kind = match error {
+        StateError::Transition { .. } => ErrorKind::State,
+        _ => ErrorKind::Failed,
+    };
+    Refusal::new(kind, failure::one_line(&error.into()))
+}
+
+fn refuse_medium(error: DriveError) -> Refusal {
+    let kind = match error {
+        DriveError::Locked(_) => ErrorKind::State,
+        DriveError::Medium(_) => ErrorKind::Invalid,
+    };
+    Refusal::new(kind, failure::one_line(&error.into()))
+}
+
+impl Controlled for Controls {
+    fn status(&self) -> Status {
+        let plan = self.machine.plan();
+        let screen = self.screen.as_ref().map(|screen| {
+            let scan = screen.scan_out();
+            let (width, height) = scan.size();
+            ScreenStatus {
+                mode: scan.mode().name().to_owned(),
+                width,
+                height,
+                vnc: self.vnc.clone(),
+            }
+        });
+        let drive = |drive: &Arc<dyn RemovableDrive>| DriveStatus {
+            name: drive.name().to_owned(),
+            kind: drive.kind().name().to_owned(),
+            medium: drive.medium().map(|medium| MediumStatus {
+                file: medium.path,
+                read_only: medium.read_only,
+            }),
+        };
+        Status {
+            state: self.machine.state().to_string(),
+            machine: plan.board.to_owned(),
+            engine: self.machine.engine().to_owned(),
+            cpus: plan.cpus,
+            memory: plan.ram.iter().map(|(_, len)| len).sum(),
+            time_ns: self.machine.now().as_ns(),
+            pid: std::process::id(),
+            screen,
+            drives: self.machine.drives().iter().map(drive).collect(),
+        }
+    }
+
+    fn picture(&self) -> Option<Surface> {
+        self.screen.as_ref().map(Screen::picture)
+    }
+
+    fn text(&self) -> Result<Option<String>, Refusal> {
+        let none = || Refusal::new(ErrorKind::Absent, "the machine has no screen");
+        self.screen.as_ref().map(Screen::text).ok_or_else(none)
+    }
+
+    fn input(&self) -> Option<&dyn InputSink> {
+        self.input.as_ref().map(|input| input as &dyn InputSink)
+    }
+
+    fn keystrokes_waiting(&self) -> usize {
+        self.input.as_ref().map_or(0, UserInput::keystrokes_waiting)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.machine.state() == RunState::Stopped
+    }
+
+    fn press_power_button(&self) -> bool {
+        self.machine.press_power_button()
+    }
+
+    fn press_sleep_button(&self) -> bool {
+        self.machine.press_sleep_button()
+    }
+
+    fn reset(&self) -> Result<(), Refusal> {
+        self.machine.reset().map_err(refuse)
+    }
+
+    fn pause(&self) -> Result<(), Refusal> {
+        self.machine.pause().map_err(refuse)
+    }
+
+    fn resume(&self) -> Result<(), Refusal> {
+        self.machine.resume().map_err(refuse)
+    }
+
+    fn quit(&self) {
+        // A run that ends already does not listen any more.
+        let _ = self.ends.send(End::Quit);
+    }
+
+    fn inspect(&self, path: &str) -> Result<Option<serde_json::Value>, Refusal> {
+        let tree = self.machine.inspect().map_err(refuse)?;
+        let failed = |error: serde_json::Error| Refusal::new(ErrorKind::Failed, error.to_string());
+        tree.at(path).map(serde_json::to_value).transpose().map_err(failed)
+    }
+
+    fn eject(&self, drive: &str) -> Result<(), Refusal> {
+        let drive = self.drive(drive)?;
+        drive.eject().map_err(refuse_medium)?;
+        self.tell_medium(drive);
+        Ok(())
+    }
+
+    fn insert(&self, drive: &str, file: &Path, read_only: bool) -> Result<(), Refusal> {
+        let drive = self.drive(drive)?;
+        drive.insert(file, read_only).map_err(refuse_medium)?;
+        self.tell_medium(drive);
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! What the control socket needs of a machine.
+
+use std::path::Path;
+
+use display::Surface;
+use input::InputSink;
+
+use crate::Refusal;
+use crate::Status;
+
+/// A machine that clients control. Called from the threads of connections, several at a time, with no lock held; a call may take
+/// as long as the machine takes to stand still. Must not wait for a client.
+pub trait Controlled: Send + Sync {
+    /// What it is and does.
+    fn status(&self) -> Status;
+
+    /// A picture of its screen; none without one.
+    fn picture(&self) -> Option<Surface>;
+
+    /// Whether it has a screen, and the text on it; none in graphics modes.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no screen.
+    fn text(&self) -> Result<Option<String>, Refusal>;
+
+    /// Keyboard and mouse; none without them.
+    fn input(&self) -> Option<&dyn InputSink>;
+
+    /// Bytes of keystrokes that the guest has not taken.
+    fn keystrokes_waiting(&self) -> usize;
+
+    /// Whether it has come to its end.
+    fn has_ended(&self) -> bool;
+
+    /// Presses the power button; false when there is none.
+    fn press_power_button(&self) -> bool;
+
+    /// Presses the sleep button; false when there is none.
+    fn press_sleep_button(&self) -> bool;
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// [`Refusal`] in a state that knows none.
+    fn reset(&self) -> Result<(), Refusal>;
+
+    /// Lets guest and time stand still; returns when they do.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    fn pause(&self) -> Result<(), Refusal>;
+
+    /// Lets a paused machine go on.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    fn resume(&self) -> Result<(), Refusal>;
+
+    /// Asks for the machine's end. The reply is on its way by then.
+    fn quit(&self);
+
+    /// Part of the live state; none when there is no such part.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    fn inspect(&self, path: &str) -> Result<Option<serde_json::Value>, Refusal>;
+
+    /// Takes the medium out of a drive.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such drive, or the guest holds the medium.
+    fn eject(&self, drive: &str) -> Result<(), Refusal>;
+
+    /// Puts a medium into a drive.
+    ///
+    /// # Errors
+    /// As [`Self::eject`], and when the image does not fit.
+    fn insert(&self, drive: &str, file: &Path, read_only: bool) -> Result<(), Refusal>;
+}
