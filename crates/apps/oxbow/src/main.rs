@@ -6,6 +6,7 @@ mod completions;
 mod console;
 mod demo;
 mod disk;
+mod drives;
 mod end;
 mod escape;
 mod failure;

@@ -19,7 +19,6 @@ mod cpu_board;
 mod engines;
 mod events;
 mod fabric;
-mod floppy;
 mod gate;
 mod machine;
 mod plan;
@@ -27,6 +26,7 @@ mod registry;
 mod screen;
 mod serial;
 mod state;
+mod storage;
 mod vcpu;
 
 pub use clock::HostClock;

@@ -30,7 +30,8 @@ use super::irq;
 use crate::BuildError;
 use crate::Placement;
 use crate::Window;
-use crate::floppy::FloppyFile;
+use crate::storage::FloppyDisk;
+use crate::storage::ImageMedium;
 
 /// DMA channel of the floppy controller.
 const FLOPPY_CHANNEL: u8 = 2;
@@ -133,8 +134,9 @@ pub(super) fn build_fdc(builder: &mut Builder<'_>, place: &Placement) -> Result<
     let mut chip = Fdc::new(builder.clock.clone(), line, dma, drives.len());
     for (number, drive) in drives.iter().enumerate() {
         if let Some(path) = &drive.image {
-            let disk = FloppyFile::open(path, drive.read_only)?;
-            chip.insert(number, Some(Box::new(disk)));
+            let disk = Arc::new(ImageMedium::floppy(path, drive.read_only)?);
+            builder.media.push(Arc::clone(&disk));
+            chip.insert(number, Some(Box::new(FloppyDisk(disk))));
         }
     }
     Ok(builder.slot(place, chip))

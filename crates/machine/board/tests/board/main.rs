@@ -8,3 +8,4 @@ mod plan;
 mod screen;
 mod serial;
 mod sleep;
+mod storage;
