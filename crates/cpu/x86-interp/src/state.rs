@@ -1,6 +1,5 @@
 //! Between the interpreter's own state and the engine-neutral [`CpuState`].
 
-use cpu_model::Activity;
 use cpu_model::CpuState;
 use cpu_model::EngineError;
 use cpu_model::PendingEvent;
