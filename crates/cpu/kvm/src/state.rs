@@ -459,7 +459,7 @@ impl KvmVcpu {
         self.kept = msrs.clone();
         for (number, value) in numbered(&mut msrs.clone()) {
             // What the host does not have, a guest with this policy does not use; it is kept.
-            if !self.put_msr(number, *value) && *value != 0 {
+            if self.get_msr(number) != Some(*value) && !self.put_msr(number, *value) && *value != 0 {
                 tracing::debug!(msr = number, value, "the kernel does not take the value of an MSR");
             }
         }

@@ -60,6 +60,13 @@ fn build(name: &str, tag: &str) -> PathBuf {
     target
 }
 
+fn boot(tag: &str) -> BootSpec {
+    BootSpec {
+        kernel: Some(build("hash", tag)),
+        ..BootSpec::default()
+    }
+}
+
 /// What the guest works out in so many rounds: its hash and its sum.
 fn expected(rounds: u32) -> (u32, u32) {
     let mut x = 1u32;
@@ -95,10 +102,7 @@ fn some_rounds(machine: &Machine, on: EngineKind) {
 /// Begins with the first of `engines`, which decides what the guest is told of its processor.
 fn goes_through(engines: &[EngineKind], tag: &str) {
     let mut spec = MachineSpec {
-        boot: BootSpec {
-            kernel: Some(build("hash", tag)),
-            ..BootSpec::default()
-        },
+        boot: boot(tag),
         memory: Size::from_mib(16),
         engine: engines[0],
         ..MachineSpec::default()
@@ -155,10 +159,7 @@ fn guest_stays_where_it_is_when_an_engine_does_not_work() {
         return;
     }
     let spec = MachineSpec {
-        boot: BootSpec {
-            kernel: Some(build("hash", "refused")),
-            ..BootSpec::default()
-        },
+        boot: boot("refused"),
         memory: Size::from_mib(16),
         engine: EngineKind::Jit,
         ..MachineSpec::default()
