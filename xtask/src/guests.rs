@@ -49,7 +49,7 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         what: "the kernel for everything, amd64",
         architecture: "amd64",
         kernel: "linux-image-amd64",
-        modules: &["test_bpf"],
+        modules: &["test_bpf", "button", "evdev"],
     },
     Recipe {
         name: "i386",
