@@ -9,7 +9,6 @@ mod ctl;
 mod demo;
 mod disk;
 mod doctor;
-mod drives;
 mod end;
 mod escape;
 mod failure;

@@ -28,7 +28,6 @@ mod registry;
 mod screen;
 mod serial;
 mod state;
-mod storage;
 mod vcpu;
 
 pub use clock::HostClock;

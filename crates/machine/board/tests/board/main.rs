@@ -9,4 +9,3 @@ mod plan;
 mod screen;
 mod serial;
 mod sleep;
-mod storage;
