@@ -94,7 +94,7 @@ impl KvmVcpu {
         Some(match number {
             n::TSC_DEADLINE => {
                 allow(self.has(Feature::TscDeadline))?;
-                self.tsc.from_apic(board.apic_read_msr(self.id, number).ok()?)
+                self.tsc.of_apic_deadline(board.apic_read_msr(self.id, number).ok()?)
             }
             n::APIC_BASE | n::X2APIC_FIRST..=n::X2APIC_LAST => board.apic_read_msr(self.id, number).ok()?,
             n::KVM_WALL_CLOCK_OLD | n::KVM_WALL_CLOCK => {
@@ -155,7 +155,7 @@ impl KvmVcpu {
     /// The TSC and IA32_TSC_ADJUST move together. An armed deadline stays where it is in the guest's count.
     fn move_tsc_and_deadline(&mut self, board: &dyn CpuBoard, by: u64) -> Result<(), EngineError> {
         let armed = board.apic_read_msr(self.id, n::TSC_DEADLINE).unwrap_or(0);
-        let deadline = self.tsc.from_apic(armed);
+        let deadline = self.tsc.of_apic_deadline(armed);
         self.move_tsc(board, by)?;
         if armed != 0 {
             // Reading has just shown that the register is there, and any value is a deadline.

@@ -168,7 +168,7 @@ impl Tsc {
     }
 
     /// IA32_TSC_DEADLINE as the guest has it.
-    pub(crate) fn from_apic(self, deadline: u64) -> u64 {
+    pub(crate) fn of_apic_deadline(self, deadline: u64) -> u64 {
         if deadline == 0 {
             return 0;
         }
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(tsc.at(VmTime::from_ns(100)), 207);
         assert_eq!(tsc.offset_at(VmTime::from_ns(123_456)), 7);
         assert_eq!(tsc.to_apic(2007), 2000);
-        assert_eq!(tsc.from_apic(2000), 2007);
+        assert_eq!(tsc.of_apic_deadline(2000), 2007);
         assert_eq!((tsc.to_apic(0), tsc.to_apic(3)), (0, 1));
     }
 
@@ -224,6 +224,6 @@ mod tests {
         let again = Tsc::new(2 * GHZ, 2 * GHZ, later, tsc.offset_at(later));
         assert_eq!(again.at(later), 2_000_300);
         assert_eq!(tsc.to_apic(2_000_300), 2_000_200);
-        assert_eq!(tsc.from_apic(2_000_200), 2_000_300);
+        assert_eq!(tsc.of_apic_deadline(2_000_200), 2_000_300);
     }
 }
