@@ -13,17 +13,14 @@ use iced_x86::OpKind;
 use iced_x86::Register;
 
 use crate::area;
-use crate::asm::BE;
 use crate::asm::RSP;
 use crate::asm::Reg;
-use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
 use crate::block::Base;
 use crate::block::GROUPS;
 use crate::block::Group;
-use crate::block::Held;
 use crate::block::Holdings;
 use crate::translate::Class;
 use crate::translate::Item;
@@ -320,17 +317,7 @@ impl Translator {
         if let Some(n) = group.segment {
             self.asm.add(T0, area::segment_base(n));
         }
-        self.asm.and32(T0, 0xfff);
-        self.asm.cmp_imm(T0, (4096 - (group.high - group.low)) as u32);
-        let on_one = self.asm.jcc(BE);
-        self.restore_flags(parked);
-        if held.get(STK) != Held::Stack {
-            self.asm.load(STK, area::stack(self.bank) + 8);
-        }
-        let fix = self.asm.jmp_aligned();
-        let exit = self.new_exit(self.items[index].offset.into(), fix, false, true);
-        self.exit_stub(exit);
-        self.asm.here(on_one);
+        self.exit_across_pages(index, group.high - group.low, parked, held);
     }
 
     /// The value of a guest register while RAX may be put away, in `temporary` if need be.

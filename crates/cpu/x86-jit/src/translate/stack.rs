@@ -264,8 +264,13 @@ impl Translator {
     pub(crate) fn stack_across_pages(&mut self, index: usize, parked: Parked, held: Holdings) {
         let Some(span) = self.items[index].check else { return };
         self.asm.lea(T0, span.register, span.low);
+        self.exit_across_pages(index, span.high - span.low, parked, held);
+    }
+
+    /// If the `len` bytes at T0 lie on two pages, goes on with the translation that checks each access for itself.
+    pub(crate) fn exit_across_pages(&mut self, index: usize, len: i32, parked: Parked, held: Holdings) {
         self.asm.and32(T0, 0xfff);
-        self.asm.cmp_imm(T0, (4096 - (span.high - span.low)) as u32);
+        self.asm.cmp_imm(T0, (4096 - (len)) as u32);
         let on_one = self.asm.jcc(BE);
         self.restore_flags(parked);
         if held.get(STK) != Held::Stack {
