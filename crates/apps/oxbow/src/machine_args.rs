@@ -6,8 +6,10 @@ use anyhow::bail;
 use clap::Args;
 use spec::BootDevice;
 use spec::BootSpec;
+use spec::CdromConfig;
 use spec::DebugExitConfig;
 use spec::DevicesSpec;
+use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
 use spec::MachineKind;
@@ -18,6 +20,7 @@ use spec::Size;
 use spec::TestdevConfig;
 use spec::UefiSpec;
 
+use crate::drives;
 use crate::serial::SerialTarget;
 
 /// Options of `run` and `plan`.
@@ -51,6 +54,16 @@ pub(crate) struct MachineArgs {
     /// Image of a floppy disk, for drive A of a pc and then B; `none` for an empty drive, `FILE,ro` for a protected disk
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
+
+    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|unsafe][,serial=S][,ro]
+    ///
+    /// The format is found by the file's contents if it is not given. `cache=unsafe` lets the guest's flushes do nothing.
+    #[arg(long, value_name = "FILE", value_parser = drives::parse_disk)]
+    pub(crate) disk: Vec<DiskConfig>,
+
+    /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
+    #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
+    pub(crate) cdrom: Vec<CdromConfig>,
 
     /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
     ///
@@ -141,6 +154,8 @@ impl MachineArgs {
                 debug_exit: self.debug_exit.map(|port| DebugExitConfig { port }),
                 testdev: testdev.then(TestdevConfig::default),
                 floppies: self.floppy.clone(),
+                disks: self.disk.clone(),
+                cdroms: self.cdrom.clone(),
                 ..DevicesSpec::default()
             },
             ..MachineSpec::default()
@@ -151,7 +166,8 @@ impl MachineArgs {
 impl MachineArgs {
     /// The kind that is named, or that which the other options need.
     fn machine_kind(&self) -> MachineKind {
-        let wants_pc = self.firmware.is_some() || self.uefi.is_some() || !self.floppy.is_empty();
+        let has_drives = !(self.floppy.is_empty() && self.disk.is_empty() && self.cdrom.is_empty());
+        let wants_pc = self.firmware.is_some() || self.uefi.is_some() || has_drives;
         let kind = if wants_pc {
             MachineKind::Pc
         } else {

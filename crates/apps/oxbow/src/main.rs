@@ -9,6 +9,7 @@ mod ctl;
 mod demo;
 mod disk;
 mod doctor;
+mod drives;
 mod end;
 mod escape;
 mod failure;

@@ -35,6 +35,7 @@ use pci::piix4_pm;
 use spec::BootSpec;
 use spec::MachineKind;
 use spec::MachineSpec;
+use storage::ide;
 
 use crate::BuildError;
 use crate::Plan;
@@ -267,7 +268,10 @@ fn pci_writes() -> Vec<(Bdf, u16, u8)> {
         (piix4_pm::SMBHSTCFG, 9),
     ];
     let pm = pm.into_iter().map(|(at, value)| (bdf::PM, at, value));
-    maps.chain(routes).chain(pm).collect()
+    // Both channels decode their ports.
+    let ide = [(0x04, 0x01), (ide::IDETIM + 1, 0x80), (ide::IDETIM + 3, 0x80)];
+    let ide = ide.into_iter().map(|(at, value)| (bdf::IDE, at, value));
+    maps.chain(routes).chain(pm).chain(ide).collect()
 }
 
 /// Lets the 8259 pair and NMI through to the boot processor.

@@ -496,6 +496,7 @@ impl Controller {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
+        self.parts.end_disks();
         self.parts.end_serial();
         self.state = RunState::Stopped;
         self.tell_state();

@@ -73,4 +73,7 @@ pub trait RemovableDrive: Send + Sync {
     /// # Errors
     /// [`DriveError::Locked`] when the guest holds it.
     fn eject(&self) -> Result<(), DriveError>;
+
+    /// Saves what was written, as when the guest flushes.
+    fn settle(&self) {}
 }

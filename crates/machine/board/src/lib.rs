@@ -28,6 +28,7 @@ mod registry;
 mod screen;
 mod serial;
 mod state;
+mod storage;
 mod vcpu;
 
 pub use clock::HostClock;

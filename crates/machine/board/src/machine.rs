@@ -79,8 +79,13 @@ use crate::screen::UserInput;
 use crate::serial::SerialEnd;
 use crate::state;
 use crate::state::MachineState;
+use crate::storage::ImageMedium;
+use crate::storage::Workers;
 use crate::vcpu::Remapped;
 use crate::vcpu::VcpuCell;
+
+/// How long the machine's end waits for images that hang.
+const DISKS_LIMIT: Duration = Duration::from_secs(10);
 
 /// Host ends that devices are connected to.
 #[derive(Default)]
@@ -139,6 +144,9 @@ pub enum BuildError {
         /// Its length.
         len: u64,
     },
+    /// A disk image cannot be opened.
+    #[error(transparent)]
+    Image(#[from] disk_image::BlockError),
     /// The kernel cannot be booted.
     #[error("cannot boot `{}`", .path.display())]
     Boot {
@@ -187,6 +195,9 @@ pub(crate) struct Parts {
     pub(crate) devices: Vec<SharedDevice>,
     pub(crate) watched: Vec<Watched>,
     pub(crate) serial_ends: Vec<SerialEnd>,
+    pub(crate) workers: Arc<Workers>,
+    /// Images of disks.
+    pub(crate) media: Vec<Arc<ImageMedium>>,
     /// Video memory, which is nowhere while its base address is not set.
     pub(crate) video: Option<Arc<MemoryRegion>>,
     screen: Option<Screen>,
@@ -242,6 +253,13 @@ impl Parts {
         }
         boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
         boot::wake(&self.vcpus, vector)
+    }
+
+    /// Ends what disks are asked for, and saves what was written. No vCPU runs any more.
+    pub(crate) fn end_disks(&self) {
+        self.workers.settle(DISKS_LIMIT);
+        self.media.iter().for_each(|medium| medium.settle());
+        self.drives.iter().for_each(|drive| drive.settle());
     }
 
     /// Sends out what serial ports still hold, and ends their wires. No vCPU runs any more.
@@ -596,6 +614,8 @@ fn assemble(
         policy,
         signals,
         serial: backends.serial,
+        workers: Arc::default(),
+        media: Vec::new(),
         serial_ends: Vec::new(),
         poll_requests: BTreeMap::new(),
         legacy_gate,
@@ -613,6 +633,8 @@ fn assemble(
         mut poll_requests,
         vga,
         keyboard,
+        workers,
+        media,
         ..
     } = builder;
     let screen = vga.map(Screen::new);
@@ -623,6 +645,8 @@ fn assemble(
     });
     let watched = watched.collect();
     Ok(Parts {
+        workers,
+        media,
         video,
         screen,
         input,

@@ -9,6 +9,7 @@ mod legacy;
 mod pc;
 mod platform;
 mod screen;
+mod storage;
 mod timers;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
+use spec::BootDevice;
 use spec::MachineSpec;
 
 use crate::BuildError;
@@ -47,6 +49,8 @@ use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
 use crate::serial::SerialEnd;
+use crate::storage::ImageMedium;
+use crate::storage::Workers;
 
 /// A kind of device.
 pub(crate) struct Entry {
@@ -67,6 +71,9 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "uart16550",     place: legacy::place_uarts,         build: legacy::build_uart },
     Entry { chip: "i440fx",        place: pc::place_i440fx,            build: pc::build_i440fx },
     Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
+    Entry { chip: "ide",           place: storage::place_ide,          build: storage::build_ide },
+    Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
+    Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
     Entry { chip: "vga",           place: screen::place_vga,           build: screen::build_vga },
@@ -93,11 +100,20 @@ pub(crate) mod bdf {
     pub(crate) const HOST_BRIDGE: Bdf = Bdf::new(0, 0, 0);
     /// The ISA bridge.
     pub(crate) const ISA_BRIDGE: Bdf = Bdf::new(0, 1, 0);
+    /// The IDE channels.
+    pub(crate) const IDE: Bdf = Bdf::new(0, 1, 1);
     /// Power management.
     pub(crate) const PM: Bdf = Bdf::new(0, 1, 3);
     /// The display adapter.
     pub(crate) const VGA: Bdf = Bdf::new(0, 2, 0);
+    /// The SATA controller.
+    pub(crate) const AHCI: Bdf = Bdf::new(0, 3, 0);
+    /// The NVMe controller.
+    pub(crate) const NVME: Bdf = Bdf::new(0, 4, 0);
 }
+
+/// What firmware boots from if nothing else is said.
+pub(crate) const DEFAULT_ORDER: [BootDevice; 3] = [BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy];
 
 /// A button of the machine's case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +160,9 @@ pub(crate) struct Builder<'a> {
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) policy: Arc<CpuPolicy>,
     pub(crate) signals: Vec<Arc<Signals>>,
+    /// Threads of disks, and the images that were opened.
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) media: Vec<Arc<ImageMedium>>,
     /// Serial wires that no port has taken yet.
     pub(crate) serial: BTreeMap<String, SerialPort>,
     /// The wires that ports have taken.

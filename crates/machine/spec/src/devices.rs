@@ -1,6 +1,7 @@
 //! Configuration of the devices: one struct each, with the defaults of a plain PC.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -95,6 +96,96 @@ pub struct FloppyConfig {
     pub read_only: bool,
 }
 
+/// What a disk or CD drive is attached to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageBus {
+    /// The IDE channels of the chipset: four drives at most.
+    #[default]
+    Ide,
+    /// A SATA controller: six drives at most.
+    Ahci,
+    /// NVM Express: each disk is a namespace of one controller. No CD drives.
+    Nvme,
+}
+
+impl StorageBus {
+    /// What may be written.
+    pub const NAMES: [&str; 3] = ["ide", "ahci", "nvme"];
+}
+
+impl FromStr for StorageBus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "ide" => Ok(Self::Ide),
+            "ahci" => Ok(Self::Ahci),
+            "nvme" => Ok(Self::Nvme),
+            _ => Err(format!("unknown bus `{text}`; there are {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// What becomes of a disk's writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// They are safe once the guest has flushed them.
+    #[default]
+    Writeback,
+    /// Flushes do nothing: a crash of the host loses or damages data.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// What may be written.
+    pub const NAMES: [&str; 2] = ["writeback", "unsafe"];
+}
+
+impl FromStr for CacheMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "writeback" => Ok(Self::Writeback),
+            "unsafe" => Ok(Self::Unsafe),
+            _ => Err(format!(
+                "unknown cache mode `{text}`; there are {}",
+                Self::NAMES.join(", ")
+            )),
+        }
+    }
+}
+
+/// A hard disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskConfig {
+    /// Its image.
+    pub image: PathBuf,
+    /// Format of the image; none: what it looks like.
+    pub format: Option<String>,
+    /// What it is attached to.
+    pub bus: StorageBus,
+    /// What becomes of its writes.
+    pub cache: CacheMode,
+    /// It is write-protected.
+    pub read_only: bool,
+    /// Serial number, at most 20 printable characters; none: one by its place.
+    pub serial: Option<String>,
+}
+
+/// A CD or DVD drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CdromConfig {
+    /// Image of the disc in it; none when it is empty.
+    pub image: Option<PathBuf>,
+    /// What it is attached to.
+    pub bus: StorageBus,
+}
+
 /// The devices that may be there or not, or that have a choice. What every PC has is not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -115,6 +206,10 @@ pub struct DevicesSpec {
     pub vga: Option<VgaConfig>,
     /// Floppy drives A and B of a PC.
     pub floppies: Vec<FloppyConfig>,
+    /// Hard disks of a PC, in the order in which they are numbered and booted from.
+    pub disks: Vec<DiskConfig>,
+    /// CD and DVD drives of a PC.
+    pub cdroms: Vec<CdromConfig>,
 }
 
 impl Default for DevicesSpec {
@@ -128,6 +223,8 @@ impl Default for DevicesSpec {
             i8042: Some(I8042Config {}),
             vga: Some(VgaConfig::default()),
             floppies: Vec::new(),
+            disks: Vec::new(),
+            cdroms: Vec::new(),
         }
     }
 }

@@ -8,13 +8,17 @@ mod machine;
 mod size;
 mod validate;
 
+pub use devices::CacheMode;
+pub use devices::CdromConfig;
 pub use devices::DebugExitConfig;
 pub use devices::DevicesSpec;
+pub use devices::DiskConfig;
 pub use devices::FloppyConfig;
 pub use devices::HpetConfig;
 pub use devices::I8042Config;
 pub use devices::RtcConfig;
 pub use devices::SerialConfig;
+pub use devices::StorageBus;
 pub use devices::TestdevConfig;
 pub use devices::VgaConfig;
 pub use machine::BootDevice;

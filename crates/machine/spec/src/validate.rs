@@ -5,6 +5,7 @@ use std::fmt;
 use crate::MachineKind;
 use crate::MachineSpec;
 use crate::Size;
+use crate::StorageBus;
 use crate::VgaConfig;
 
 /// Memory that holds the low megabyte and something above it.
@@ -15,6 +16,14 @@ const BOOT_DEVICES: usize = 3;
 const VIDEO_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
 /// Drives of the floppy controller.
 const FLOPPIES: usize = 2;
+/// Drives of each bus.
+const BUSES: [(StorageBus, &str, usize); 3] = [
+    (StorageBus::Ide, "ide", 4),
+    (StorageBus::Ahci, "ahci", 6),
+    (StorageBus::Nvme, "nvme", 16),
+];
+/// Characters of a serial number.
+const SERIAL: usize = 20;
 /// Memory that a PC's firmware can start with.
 const MIN_PC_MEMORY: Size = Size::from_mib(4);
 /// Physical addresses have 40 bits; half of them may be RAM.
@@ -115,6 +124,7 @@ impl MachineSpec {
                 format!("{floppies} drives are more than {FLOPPIES}"),
             );
         }
+        self.check_storage(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
         }
@@ -139,6 +149,38 @@ impl MachineSpec {
             && exit.port > 0xfffc
         {
             problems.add("devices.debug_exit", format!("4 ports do not fit at {:#x}", exit.port));
+        }
+    }
+}
+
+impl MachineSpec {
+    fn check_storage(&self, problems: &mut Problems) {
+        let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
+        if !self.machine.has_pci() && !(disks.is_empty() && cdroms.is_empty()) {
+            let field = if disks.is_empty() { "cdroms" } else { "disks" };
+            let what = format!("a {} has no storage controllers; machine pc has", self.machine);
+            problems.add(&format!("devices.{field}"), what);
+        }
+        for (bus, name, most) in BUSES {
+            let on_bus = disks.iter().filter(|disk| disk.bus == bus).count();
+            let drives = on_bus + cdroms.iter().filter(|cdrom| cdrom.bus == bus).count();
+            if drives > most {
+                problems.add(
+                    "devices.disks",
+                    format!("{drives} drives on {name} are more than {most}"),
+                );
+            }
+        }
+        if cdroms.iter().any(|cdrom| cdrom.bus == StorageBus::Nvme) {
+            problems.add("devices.cdroms", "there are no CD drives on nvme".to_owned());
+        }
+        for (index, disk) in disks.iter().enumerate() {
+            let serial = disk.serial.as_deref().unwrap_or("none");
+            let printable = serial.bytes().all(|byte| (0x21..0x7f).contains(&byte));
+            if serial.is_empty() || serial.len() > SERIAL || !printable {
+                let what = format!("serial `{serial}` is not 1 to {SERIAL} printable characters");
+                problems.add(&format!("devices.disks[{index}]"), what);
+            }
         }
     }
 }

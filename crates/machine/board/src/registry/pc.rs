@@ -31,7 +31,8 @@ use crate::BuildError;
 use crate::Placement;
 use crate::Window;
 use crate::floppy::FloppyDrive;
-use crate::floppy::FloppyFile;
+use crate::storage::FloppyDisk;
+use crate::storage::ImageMedium;
 
 /// DMA channel of the floppy controller.
 const FLOPPY_CHANNEL: u8 = 2;
@@ -136,9 +137,10 @@ pub(super) fn build_fdc(builder: &mut Builder<'_>, place: &Placement) -> Result<
     for (number, drive) in drives.iter().enumerate() {
         let mut medium = None;
         if let Some(path) = &drive.image {
-            let disk = FloppyFile::open(path, drive.read_only)?;
-            medium = Some(disk.describe(path));
-            chip.insert(number, Some(Box::new(disk)));
+            let disk = Arc::new(ImageMedium::floppy(path, drive.read_only)?);
+            builder.media.push(Arc::clone(&disk));
+            medium = Some((disk.describe(path), Arc::clone(&disk)));
+            chip.insert(number, Some(Box::new(FloppyDisk(disk))));
         }
         media.push(medium);
     }

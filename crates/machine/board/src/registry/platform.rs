@@ -112,6 +112,10 @@ fn add_firmware_files(chip: &mut FwCfg, spec: &MachineSpec, tables: &FirmwareTab
     for (name, bytes) in files {
         chip.add_file(name, bytes)?;
     }
+    let order = super::storage::boot_paths(spec);
+    if !order.is_empty() {
+        chip.add_file("bootorder", order)?;
+    }
     if let Some(wait) = spec.boot.menu {
         chip.add_item(fw_cfg::key::BOOT_MENU, 1u16.to_le_bytes());
         chip.add_file("etc/boot-menu-wait", wait.to_le_bytes())?;

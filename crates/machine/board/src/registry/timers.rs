@@ -14,6 +14,7 @@ use spec::BootDevice;
 use spec::MachineSpec;
 
 use super::Builder;
+use super::DEFAULT_ORDER;
 use crate::BuildError;
 use crate::Placement;
 use crate::Window;
@@ -99,9 +100,6 @@ fn set_up(spec: &MachineSpec) -> Vec<(u8, u8)> {
         (BOOT_THIRD, given(2) << 4),
     ]
 }
-
-/// What firmware boots from if nothing else is said.
-const DEFAULT_ORDER: [BootDevice; 3] = [BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy];
 
 /// Seconds since 1970 on the host, and nanoseconds.
 fn host_time() -> (i64, u32) {

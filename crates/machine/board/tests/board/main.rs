@@ -9,3 +9,4 @@ mod plan;
 mod screen;
 mod serial;
 mod sleep;
+mod storage;

@@ -13,12 +13,15 @@ use board::Backends;
 use board::Machine;
 use board::Outcome;
 use device_model::Width;
+use spec::CdromConfig;
 use spec::DebugExitConfig;
+use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::Size;
+use spec::StorageBus;
 use tempfile::TempDir;
 
 use crate::fake::Next;
@@ -70,6 +73,13 @@ impl Rom {
     }
 }
 
+/// An image of a disk for a bus.
+fn hard_disk(dir: &TempDir, bus: StorageBus) -> PathBuf {
+    let path = dir.path().join(format!("disk.{bus:?}"));
+    std::fs::write(&path, vec![0x5a; 1 << 20]).unwrap();
+    path
+}
+
 /// Everything that a PC can have.
 pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
     let rom = dir.path().join("rom");
@@ -85,9 +95,20 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
     spec.boot.menu = Some(100);
     let floppy = |image| FloppyConfig {
         image,
-        read_only: false,
+        // Machines of a pair share it.
+        read_only: true,
     };
     spec.devices.floppies = vec![floppy(Some(disk)), floppy(None)];
+    // One image for each drive, since an image is nobody else's while it is open.
+    let drive = |bus| DiskConfig {
+        image: hard_disk(dir, bus),
+        bus,
+        read_only: true,
+        ..DiskConfig::default()
+    };
+    spec.devices.disks = vec![drive(StorageBus::Ide), drive(StorageBus::Ahci), drive(StorageBus::Nvme)];
+    let cdrom = |bus| CdromConfig { image: None, bus };
+    spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
     spec
 }
 
@@ -108,6 +129,7 @@ fn chipset_is_found_on_bus_0_and_nothing_else() {
     let expected = [
         (0, 0, 0x1237_8086),
         (1, 0, 0x7000_8086),
+        (1, 1, 0x7010_8086),
         (1, 3, 0x7113_8086),
         (2, 0, 0x1111_1234),
     ];
@@ -482,7 +504,7 @@ fn missing_and_odd_images_are_told_in_a_line() {
             failure(&|spec| spec.boot.firmware = Some("/nonexistent".into())),
             "cannot read",
         ),
-        (failure(&|spec| image(spec, "/nonexistent".into())), "cannot read"),
+        (failure(&|spec| image(spec, "/nonexistent".into())), "cannot open"),
         (
             failure(&|spec| spec.memory = Size::from_mib(2)),
             "memory: 2M is too little",

@@ -1,0 +1,247 @@
+//! Disks, CD drives and their controllers: where they go and how they are built.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use device_model::SharedDevice;
+use spec::BootDevice;
+use spec::MachineKind;
+use spec::MachineSpec;
+use spec::StorageBus;
+use storage::Drive;
+use storage::Executor;
+use storage::Identity;
+use storage::Medium;
+use storage::Waker;
+use storage::ahci;
+use storage::ahci::Ahci;
+use storage::ide;
+use storage::ide::Ide;
+use storage::nvme::Nvme;
+use storage::nvme::NvmeIdentity;
+
+use super::Builder;
+use super::DEFAULT_ORDER;
+use super::bdf;
+use super::irq;
+use crate::BuildError;
+use crate::Placement;
+use crate::PollRequest;
+use crate::storage::ImageMedium;
+use crate::storage::WorkerPool;
+
+/// Places of IDE drives in the order in which disks take them, and CD drives: the first CD drive is the second channel's
+/// first, as systems expect it.
+const DISK_PLACES: [usize; 4] = [0, 1, 3, 2];
+const CDROM_PLACES: [usize; 4] = [2, 3, 1, 0];
+
+/// A drive of the spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Disk(usize),
+    Cdrom(usize),
+}
+
+/// The drives of the IDE channels.
+fn ide_drives(spec: &MachineSpec) -> [Option<Wish>; 4] {
+    let mut places = [None; 4];
+    let mut take = |order: [usize; 4], wish| {
+        let free = order.into_iter().find(|place| places.get(*place) == Some(&None));
+        if let Some(place) = free.and_then(|place| places.get_mut(place)) {
+            *place = Some(wish);
+        }
+    };
+    let on_ide = |bus: StorageBus| bus == StorageBus::Ide;
+    for (index, _) in spec.devices.cdroms.iter().enumerate().filter(|(_, c)| on_ide(c.bus)) {
+        take(CDROM_PLACES, Wish::Cdrom(index));
+    }
+    for (index, _) in spec.devices.disks.iter().enumerate().filter(|(_, d)| on_ide(d.bus)) {
+        take(DISK_PLACES, Wish::Disk(index));
+    }
+    places
+}
+
+/// What a drive says of itself.
+fn identity(builder: &Builder<'_>, wish: Wish) -> Identity {
+    let (model, number, kind) = match wish {
+        Wish::Disk(index) => ("OXBOW HARDDISK", index, "D"),
+        Wish::Cdrom(index) => ("OXBOW CD-ROM", index, "C"),
+    };
+    let named = match wish {
+        Wish::Disk(index) => builder.spec.devices.disks.get(index),
+        Wish::Cdrom(_) => None,
+    };
+    let serial = named.and_then(|disk| disk.serial.clone());
+    Identity {
+        model: model.to_owned(),
+        serial: serial.unwrap_or_else(|| format!("OX{kind}{:05}", number + 1)),
+        firmware: "1.0".to_owned(),
+    }
+}
+
+/// Opens the image of a disk.
+fn disk_medium(builder: &mut Builder<'_>, index: usize) -> Result<Arc<dyn Medium>, BuildError> {
+    let config = builder.spec.devices.disks.get(index).cloned().unwrap_or_default();
+    let medium = ImageMedium::disk(&config)?;
+    builder.media.push(Arc::clone(&medium));
+    Ok(medium)
+}
+
+fn drive(builder: &mut Builder<'_>, wish: Wish) -> Result<Drive, BuildError> {
+    let identity = identity(builder, wish);
+    match wish {
+        Wish::Disk(index) => Ok(Drive::disk(disk_medium(builder, index)?, identity)),
+        Wish::Cdrom(index) => {
+            let config = builder.spec.devices.cdroms.get(index);
+            let path = config.and_then(|config| config.image.as_deref());
+            let disc = path.map(ImageMedium::disc).transpose()?;
+            Ok(Drive::optical(disc.map(|disc| disc as Arc<dyn Medium>), identity))
+        }
+    }
+}
+
+fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
+    Arc::new(WorkerPool(Arc::clone(&builder.workers)))
+}
+
+/// How workers ask for a poll of the device.
+fn waker(builder: &mut Builder<'_>, place: &Placement) -> Waker {
+    let request = PollRequest::new(builder.events.clone());
+    builder.poll_requests.insert(place.name.clone(), request.clone());
+    Arc::new(move || request.raise())
+}
+
+pub(super) fn place_ide(spec: &MachineSpec) -> Vec<Placement> {
+    let [primary, secondary] = ide::IRQS;
+    let place = || Placement::new("ide", "ide").at(bdf::IDE).irq(primary).irq(secondary);
+    (spec.machine == MachineKind::Pc).then(place).into_iter().collect()
+}
+
+pub(super) fn build_ide(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let mut drives = [const { None }; 4];
+    for (slot, wish) in drives.iter_mut().zip(ide_drives(builder.spec)) {
+        *slot = wish.map(|wish| drive(builder, wish)).transpose()?;
+    }
+    let irqs = [irq(builder, place, 0), irq(builder, place, 1)];
+    let (executor, waker) = (executor(builder), waker(builder, place));
+    let chip = Ide::new(irqs, drives, &builder.memory, &executor, &waker);
+    Ok(builder.slot(place, chip))
+}
+
+/// The drives of the SATA ports: disks, then CD drives.
+fn ahci_drives(spec: &MachineSpec) -> [Option<Wish>; ahci::PORTS] {
+    let disks = spec.devices.disks.iter().enumerate();
+    let disks = disks.filter(|(_, disk)| disk.bus == StorageBus::Ahci);
+    let cdroms = spec.devices.cdroms.iter().enumerate();
+    let cdroms = cdroms.filter(|(_, cdrom)| cdrom.bus == StorageBus::Ahci);
+    let mut wishes = disks
+        .map(|(index, _)| Wish::Disk(index))
+        .chain(cdroms.map(|(index, _)| Wish::Cdrom(index)));
+    std::array::from_fn(|_| wishes.next())
+}
+
+pub(super) fn place_ahci(spec: &MachineSpec) -> Vec<Placement> {
+    let wanted = ahci_drives(spec).iter().any(Option::is_some);
+    let place = || Placement::new("ahci", "ahci").at(bdf::AHCI);
+    wanted.then(place).into_iter().collect()
+}
+
+pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let mut drives = [const { None }; ahci::PORTS];
+    for (slot, wish) in drives.iter_mut().zip(ahci_drives(builder.spec)) {
+        *slot = wish.map(|wish| drive(builder, wish)).transpose()?;
+    }
+    let wires = (builder.router.pin(bdf::AHCI.device(), 1), builder.fabric.messages());
+    let (executor, waker) = (executor(builder), waker(builder, place));
+    let chip = Ahci::new(wires, drives, &builder.memory, &executor, &waker);
+    Ok(builder.slot(place, chip))
+}
+
+/// The disks that are namespaces.
+fn namespaces(spec: &MachineSpec) -> Vec<usize> {
+    let disks = spec.devices.disks.iter().enumerate();
+    let ours = disks.filter(|(_, disk)| disk.bus == StorageBus::Nvme);
+    ours.map(|(index, _)| index).collect()
+}
+
+pub(super) fn place_nvme(spec: &MachineSpec) -> Vec<Placement> {
+    let wanted = !namespaces(spec).is_empty();
+    let place = || Placement::new("nvme", "nvme").at(bdf::NVME);
+    wanted.then(place).into_iter().collect()
+}
+
+pub(super) fn build_nvme(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let disks = namespaces(builder.spec);
+    let first = disks.first().copied().unwrap_or(0);
+    let Identity { serial, firmware, .. } = identity(builder, Wish::Disk(first));
+    let name = NvmeIdentity {
+        model: "OXBOW NVME".to_owned(),
+        serial,
+        firmware,
+    };
+    let mut media = Vec::new();
+    for disk in disks {
+        media.push(disk_medium(builder, disk)?);
+    }
+    let wires = (builder.router.pin(bdf::NVME.device(), 1), builder.fabric.messages());
+    let (executor, waker) = (executor(builder), waker(builder, place));
+    let chip = Nvme::new(wires, name, media, &builder.memory, &executor, &waker);
+    Ok(builder.slot(place, chip))
+}
+
+/// Where firmware finds each drive, in the order in which it is to boot from them: the file `bootorder`.
+pub(super) fn boot_paths(spec: &MachineSpec) -> Vec<u8> {
+    let order = match spec.boot.order.as_slice() {
+        [] => DEFAULT_ORDER.as_slice(),
+        order => order,
+    };
+    let mut text = String::new();
+    for kind in order {
+        let paths = match kind {
+            BootDevice::Disk => drive_paths(spec, |wish| matches!(wish, Wish::Disk(_))),
+            BootDevice::Cdrom => drive_paths(spec, |wish| matches!(wish, Wish::Cdrom(_))),
+            BootDevice::Floppy => (0..spec.devices.floppies.len())
+                .map(|drive| format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{drive}"))
+                .collect(),
+            BootDevice::Network => Vec::new(),
+        };
+        for path in paths {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{path}");
+        }
+    }
+    let mut bytes = text.into_bytes();
+    // Lines are separated by newlines, and the last one ends with a zero.
+    if let Some(last) = bytes.last_mut() {
+        *last = 0;
+    }
+    bytes
+}
+
+/// Paths of drives, in the order of the spec.
+fn drive_paths(spec: &MachineSpec, wanted: impl Fn(&Wish) -> bool) -> Vec<String> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut add = |wish: &Wish, path: String| {
+        let (Wish::Disk(index) | Wish::Cdrom(index)) = wish;
+        found.push((*index, path));
+    };
+    for (place, wish) in ide_drives(spec).iter().enumerate() {
+        if let Some(wish) = wish.as_ref().filter(|wish| wanted(wish)) {
+            let (channel, device) = (place / 2, place % 2);
+            add(wish, format!("/pci@i0cf8/ide@1,1/drive@{channel}/disk@{device}"));
+        }
+    }
+    for (port, wish) in ahci_drives(spec).iter().enumerate() {
+        if let Some(wish) = wish.as_ref().filter(|wish| wanted(wish)) {
+            add(wish, format!("/pci@i0cf8/pci8086,2922@3/drive@{port}/disk@0"));
+        }
+    }
+    for (number, index) in namespaces(spec).into_iter().enumerate() {
+        let wish = Wish::Disk(index);
+        if wanted(&wish) {
+            add(&wish, format!("/pci@i0cf8/pci80ee,4e56@4/namespace@{},0", number + 1));
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
