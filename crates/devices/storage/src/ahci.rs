@@ -68,8 +68,9 @@ mod reg {
     pub(super) const PORT_LEN: u64 = 0x80;
 }
 
-/// 64-bit addresses, command queueing, command list override, generation 3, AHCI only, 32 slots, so many ports.
-const CAP: u32 = 1 << 31 | 1 << 30 | 1 << 24 | 3 << 20 | 1 << 18 | 31 << 8 | (PORTS as u32 - 1);
+/// 64-bit addresses, command queueing, command list override, generation 3, AHCI only, 32 slots, `PORTS` ports (from 0).
+const CAP: u32 = 1 << 31 | 1 << 30 | 1 << 24 | 3 << 20 | 1 << 18 | 31 << 8 | 5;
+const _: () = assert!(PORTS == 6, "CAP counts the ports");
 /// AHCI 1.3.
 const VS: u32 = 0x0001_0300;
 /// GHC: reset, interrupts, AHCI mode.

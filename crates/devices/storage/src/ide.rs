@@ -137,7 +137,7 @@ fn check(at: At, width: Width) -> Result<(), IoError> {
     if at.offset >= region.len {
         return Err(IoError::NoRegister);
     }
-    let by_block = at.region % 2 == 0 && at.region != BUS_MASTER;
+    let by_block = at.region.is_multiple_of(2) && at.region != BUS_MASTER;
     let fits = match width {
         Width::Byte => true,
         Width::Qword => false,

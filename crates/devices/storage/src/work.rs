@@ -268,17 +268,17 @@ impl Task {
             (Op::Discard, _) => medium.discard(*offset, *len)?,
             (Op::Read, Data::Guest(segments)) => self.pieces(segments, |at, piece, guest| {
                 medium.read_at(at, piece)?;
-                self.to_guest(guest, piece)
+                self.write_guest(guest, piece)
             })?,
             (Op::Compare, Data::Guest(segments)) => self.pieces(segments, |at, piece, guest| {
                 medium.read_at(at, piece)?;
                 let mut theirs = vec![0; piece.len()];
-                self.from_guest(guest, &mut theirs)?;
+                self.read_guest(guest, &mut theirs)?;
                 if *piece == *theirs { Ok(()) } else { Err(Fault::Differs) }
             })?,
             (Op::Write { through }, Data::Guest(segments)) => {
                 self.pieces(segments, |at, piece, guest| {
-                    self.from_guest(guest, piece)?;
+                    self.read_guest(guest, piece)?;
                     Ok(medium.write_at(at, piece)?)
                 })?;
                 self.settle(*through)?;
@@ -331,7 +331,7 @@ impl Task {
         self.current.load(Ordering::Acquire) == self.epoch
     }
 
-    fn to_guest(&self, guest: &[Segment], mut piece: &[u8]) -> Result<(), Fault> {
+    fn write_guest(&self, guest: &[Segment], mut piece: &[u8]) -> Result<(), Fault> {
         for segment in guest.iter().take_while(|_| self.wanted()) {
             let len = bytes::index(segment.len.into()).min(piece.len());
             let (now, later) = piece.split_at_checked(len).unwrap_or_default();
@@ -341,7 +341,7 @@ impl Task {
         Ok(())
     }
 
-    fn from_guest(&self, guest: &[Segment], mut piece: &mut [u8]) -> Result<(), Fault> {
+    fn read_guest(&self, guest: &[Segment], mut piece: &mut [u8]) -> Result<(), Fault> {
         for segment in guest {
             let len = bytes::index(segment.len.into()).min(piece.len());
             let (now, later) = piece.split_at_mut_checked(len).unwrap_or_default();

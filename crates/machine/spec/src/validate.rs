@@ -156,7 +156,8 @@ impl MachineSpec {
 impl MachineSpec {
     fn check_storage(&self, problems: &mut Problems) {
         let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
-        if !self.machine.has_pci() && !(disks.is_empty() && cdroms.is_empty()) {
+        let any = !disks.is_empty() || !cdroms.is_empty();
+        if any && !self.machine.has_pci() {
             let field = if disks.is_empty() { "cdroms" } else { "disks" };
             let what = format!("a {} has no storage controllers; machine pc has", self.machine);
             problems.add(&format!("devices.{field}"), what);

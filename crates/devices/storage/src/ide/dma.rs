@@ -160,7 +160,7 @@ impl Cable {
     fn regions(&self, need: u64) -> Option<(Vec<Segment>, bool)> {
         let base = u64::from(self.state.master.table);
         let (mut regions, mut left) = (Vec::new(), need);
-        for at in (base..base + TABLE).step_by(ENTRY as usize) {
+        for at in (0..TABLE / ENTRY).map(|nth| base + nth * ENTRY) {
             let entry: [u8; 8] = self.work.memory().read_obj(at).ok()?;
             let (gpa, count) = (bytes::le32(&entry, 0) & !1, bytes::le16(&entry, 4) & !1);
             let len = if count == 0 { 0x1_0000 } else { u64::from(count) };

@@ -79,7 +79,7 @@ impl Nvme {
             Some(place @ None) if id != 0 => place,
             _ => return status::QUEUE_ID,
         };
-        if size < 2 || size > ENTRIES {
+        if !(2..=ENTRIES).contains(&size) {
             return status::QUEUE_SIZE;
         }
         if vector >= VECTORS {
@@ -109,7 +109,7 @@ impl Nvme {
         if !usable {
             return status::CQ_INVALID;
         }
-        if size < 2 || size > ENTRIES {
+        if !(2..=ENTRIES).contains(&size) {
             return status::QUEUE_SIZE;
         }
         let base = command.qword(6);

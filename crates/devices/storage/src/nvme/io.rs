@@ -73,7 +73,7 @@ impl Nvme {
         let mut ranges = Vec::new();
         for entry in list.chunks_exact(RANGE) {
             let (len, first) = (u64::from(bytes::le32(entry, 4)), bytes::le64(entry, 8));
-            if !first.checked_add(len).is_some_and(|end| end <= size) {
+            if first.checked_add(len).is_none_or(|end| end > size) {
                 return Done::status(status::BEYOND);
             }
             if len > 0 {

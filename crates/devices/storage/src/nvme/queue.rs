@@ -214,7 +214,7 @@ impl Nvme {
     /// A doorbell was written: tails of submission queues and heads of completion queues take turns.
     pub(super) fn ring(&mut self, offset: u64, value: u32) {
         let (index, value) = (bytes::index(offset / 8), value & 0xFFFF);
-        if offset % 8 == 0 {
+        if offset.is_multiple_of(8) {
             if let Some(Some(queue)) = self.state.submissions.get_mut(index)
                 && value < queue.entries
             {
