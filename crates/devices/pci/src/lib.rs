@@ -27,6 +27,7 @@ pub mod piix3;
 pub mod piix4_pm;
 pub mod pirq;
 pub mod root;
+pub mod shadow;
 
 pub use address::Bdf;
 pub use function::Class;

@@ -16,10 +16,10 @@ use device_model::SharedDevice;
 use firmware::layout;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
-use pci::i440fx;
 use pci::i440fx::I440fx;
 use pci::piix3::Piix3;
 use pci::piix4_pm::Piix4Pm;
+use pci::shadow;
 use spec::MachineKind;
 use spec::MachineSpec;
 
@@ -52,7 +52,7 @@ pub(super) fn place_i440fx(spec: &MachineSpec) -> Vec<Placement> {
 }
 
 pub(super) fn build_i440fx(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
-    let shadow = MemoryRegion::new("shadow", Kind::Ram, i440fx::SHADOW_LEN)?;
+    let shadow = MemoryRegion::new("shadow", Kind::Ram, shadow::SHADOW_LEN)?;
     let latch = Arc::clone(builder.root.latch());
     let chip = I440fx::new(latch, builder.memory.clone(), Arc::new(shadow), builder.rom.clone());
     Ok(builder.slot(place, chip))
