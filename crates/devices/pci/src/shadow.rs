@@ -4,7 +4,7 @@
 //! the bus; on the bus there is the end of the firmware's ROM from E0000h, and nothing below. RAM behind the video memory is
 //! seen while SMRAM is open. There is no system management mode, so SMRAM that is closed is not seen at all.
 //!
-//! Spec: Intel 290549-001 (82441FX) §3.2.13 (PAM), §3.2.18 (SMRAM); Intel 319970 (MCH) §5.1.18-5.1.24, §5.1.30.
+//! Spec: Intel 290549-001 (82441FX) §3.2.13 (PAM), §3.2.18 (SMRAM); Intel 316966 (MCH) §"PAM0", §"SMRAM".
 
 use std::sync::Arc;
 

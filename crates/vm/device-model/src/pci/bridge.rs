@@ -89,6 +89,8 @@ pub struct Forwarding {
     pub vga_memory: bool,
     /// The bus behind is in reset.
     pub reset: bool,
+    /// What nobody else claims is passed on too: ports, memory.
+    pub subtractive: (bool, bool),
 }
 
 impl Forwarding {
@@ -108,6 +110,16 @@ impl Forwarding {
             vga_ports: vga && io,
             vga_memory: vga && memory,
             reset: control & control::RESET != 0,
+            subtractive: (false, false),
+        }
+    }
+
+    /// As [`Self::of`], for a bridge that decodes subtractively.
+    #[must_use]
+    pub fn subtractive(header: &PciHeader) -> Self {
+        Self {
+            subtractive: (header.commanded(command::IO), header.commanded(command::MEMORY)),
+            ..Self::of(header)
         }
     }
 
@@ -125,11 +137,14 @@ impl Forwarding {
         match window.space {
             Space::Pio => {
                 let hidden = self.isa && last < ISA_END && window.base & 0x300 != 0;
-                self.ports.as_ref().is_some_and(inside) && !hidden
+                self.subtractive.0
+                    || self.ports.as_ref().is_some_and(inside) && !hidden
                     || self.vga_ports && VGA_PORTS.iter().any(inside)
             }
             Space::Mmio => {
-                [self.memory, self.prefetch].iter().flatten().any(inside) || self.vga_memory && inside(&VGA_MEMORY)
+                self.subtractive.1
+                    || [self.memory, self.prefetch].iter().flatten().any(inside)
+                    || self.vga_memory && inside(&VGA_MEMORY)
             }
         }
     }
