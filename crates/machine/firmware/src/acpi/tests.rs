@@ -400,7 +400,7 @@ fn dsdt_of_a_q35_stands_before_the_acpica_compiler() {
         "Device (LNKH)",
         "Name (PRTP, Package (0x80)",
         "Name (PRTA, Package (0x80)",
-        "Method (_PIC, 1, NotSerialized)",
+        "Method (\\_PIC, 1, NotSerialized)",
         "Method (_OSC, 4, Serialized)",
         "ToUUID (\"33db4d5b-1ff7-401c-9657-7441c03dd766\")",
         "OperationRegion (PIRQ, PCI_Config, 0x60, 0x0C)",
