@@ -265,7 +265,8 @@ fn load(linked: &Linked, base: u64, rsdp: u64) -> (Vec<u8>, Vec<u8>) {
             }
             3 => {
                 let [at, start, len] = [60, 64, 68].map(|field| dword(command, field) as usize);
-                files[file][at] = 0;
+                // SeaBIOS takes what is there into account, UEFI's firmware adds it up.
+                assert_eq!(files[file][at], 0, "the checksum is not made yet");
                 files[file][at] = complement(&files[file][start..start + len]);
             }
             other => panic!("command {other}"),
