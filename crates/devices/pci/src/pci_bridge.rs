@@ -178,7 +178,10 @@ mod tests {
         chip.config_write(reg::COMMAND, Width::Word, 2);
         chip.config_write(reg1::PRIMARY, Width::Dword, 0x0003_0200);
         assert!(passes(&chip));
-        assert!(chip.forwarding().is_some_and(|passed| passed.leads_to(3) && !passed.leads_to(4)));
+        assert!(
+            chip.forwarding()
+                .is_some_and(|passed| passed.leads_to(3) && !passed.leads_to(4))
+        );
         chip.reset(Reset::Warm);
         assert!(!passes(&chip));
     }

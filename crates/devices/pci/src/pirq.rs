@@ -167,8 +167,18 @@ mod tests {
     #[test]
     fn lines_of_an_ich9_are_pins_of_the_ioapic_too() {
         let probe = IrqProbe::new();
-        let router = PirqRouter::ich9(|irq| probe.line(irq), std::array::from_fn(|n| probe.line(16 + n as u32)));
-        for (slot, pin, gsi) in [(1, 1, 21), (1, 4, 20), (24, 2, 21), (25, 1, 16), (31, 2, 17), (31, 4, 19)] {
+        let router = PirqRouter::ich9(
+            |irq| probe.line(irq),
+            std::array::from_fn(|n| probe.line(16 + n as u32)),
+        );
+        for (slot, pin, gsi) in [
+            (1, 1, 21),
+            (1, 4, 20),
+            (24, 2, 21),
+            (25, 1, 16),
+            (31, 2, 17),
+            (31, 4, 19),
+        ] {
             let line = router.pin(slot, pin);
             line.set(true);
             assert!(probe.level(gsi), "slot {slot} pin {pin}");

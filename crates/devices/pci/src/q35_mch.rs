@@ -123,7 +123,9 @@ impl Q35Mch {
     fn window(&self) -> Option<(u64, u64)> {
         let low = u64::from(self.header.dword(PCIEXBAR));
         let register = low | u64::from(self.header.dword(PCIEXBAR + 4)) << 32;
-        let len = usize::try_from(register >> 1 & 3).ok().and_then(|code| LENGTHS.get(code));
+        let len = usize::try_from(register >> 1 & 3)
+            .ok()
+            .and_then(|code| LENGTHS.get(code));
         let len = len.copied().filter(|len| register & ENABLE != 0 && *len > 0)?;
         Some((register & PCIEXBAR_BITS & !(len - 1), len))
     }

@@ -306,7 +306,11 @@ mod tests {
         let at = chip.express;
         assert_eq!(chip.header.word(at), 0x10 | u16::from(chip.header.byte(at + 1)) << 8);
         assert_eq!(chip.header.word(at + reg::CAPABILITIES), 0x142);
-        assert_eq!(chip.header.dword(at + reg::SLOT) >> 19, 2, "slots are numbered from one");
+        assert_eq!(
+            chip.header.dword(at + reg::SLOT) >> 19,
+            2,
+            "slots are numbered from one"
+        );
         assert_eq!(chip.header.word(at + reg::SLOT_STATUS), PRESENT);
         assert_eq!(chip.header.word(at + reg::LINK_STATUS) & LINK_ACTIVE, LINK_ACTIVE);
         let (_, empty) = port(false);
@@ -317,7 +321,11 @@ mod tests {
     fn card_that_comes_interrupts_until_the_change_is_cleared() {
         let (probe, mut chip) = port(false);
         let at = chip.express;
-        chip.config_write(at + reg::SLOT_CONTROL, Width::Word, u32::from(INTERRUPT_ENABLE | PRESENCE_ENABLE));
+        chip.config_write(
+            at + reg::SLOT_CONTROL,
+            Width::Word,
+            u32::from(INTERRUPT_ENABLE | PRESENCE_ENABLE),
+        );
         chip.plug(true);
         assert!(probe.level(0));
         assert_eq!(chip.config_read(at + reg::SLOT_STATUS, Width::Word), 0x148);
@@ -325,7 +333,11 @@ mod tests {
         assert!(!probe.level(0));
         chip.plug(true);
         assert!(!probe.level(0), "it was there already");
-        chip.config_write(at + reg::SLOT_CONTROL, Width::Word, u32::from(INTERRUPT_ENABLE | LINK_ENABLE));
+        chip.config_write(
+            at + reg::SLOT_CONTROL,
+            Width::Word,
+            u32::from(INTERRUPT_ENABLE | LINK_ENABLE),
+        );
         assert!(probe.level(0), "the link has changed too");
         chip.reset(Reset::Warm);
         assert!(!probe.level(0) && chip.present());

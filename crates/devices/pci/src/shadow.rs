@@ -206,10 +206,7 @@ impl Shadow {
 
     /// The attribute maps, for a reset that keeps them.
     pub(crate) fn maps(&self, header: &PciHeader) -> Vec<u8> {
-        (self.pam..)
-            .take(usize::from(MAPS))
-            .map(|at| header.byte(at))
-            .collect()
+        (self.pam..).take(usize::from(MAPS)).map(|at| header.byte(at)).collect()
     }
 
     /// DEVIATION: hardware forgets the attribute maps in a sleep too. SeaBIOS looks into its shadow RAM to see that it resumes.

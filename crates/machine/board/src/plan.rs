@@ -321,7 +321,10 @@ fn write_device(f: &mut fmt::Formatter<'_>, device: &Placement) -> fmt::Result {
     if let Some(bdf) = device.bdf {
         let (name, chip, irqs) = std::mem::take(&mut head);
         let behind = device.wire.map(|wire| format!("bus {wire}")).unwrap_or_default();
-        let line = format!("{name:<11} {chip:<13} pci  {:<17}  {behind:<12} {irqs}", bdf.to_string());
+        let line = format!(
+            "{name:<11} {chip:<13} pci  {:<17}  {behind:<12} {irqs}",
+            bdf.to_string()
+        );
         writeln!(f, "{}", line.trim_end())?;
     }
     for window in &device.windows {

@@ -97,10 +97,16 @@ impl MachineSpec {
             problems.add("boot.initrd", "needs a kernel beside it".to_owned());
         }
         if self.machine == MachineKind::Microvm && self.boot.firmware.is_some() {
-            problems.add("boot.firmware", "a microvm has none; the machines pc and q35 have".to_owned());
+            problems.add(
+                "boot.firmware",
+                "a microvm has none; the machines pc and q35 have".to_owned(),
+            );
         }
         if self.machine == MachineKind::Microvm && self.boot.uefi.is_some() {
-            problems.add("boot.uefi", "a microvm has no firmware; the machines pc and q35 have".to_owned());
+            problems.add(
+                "boot.uefi",
+                "a microvm has no firmware; the machines pc and q35 have".to_owned(),
+            );
         }
         if self.boot.uefi.is_some() && self.boot.kernel.is_some() {
             problems.add("boot.uefi", "a kernel is booted without firmware".to_owned());
@@ -179,7 +185,10 @@ impl MachineSpec {
         let any = !disks.is_empty() || !cdroms.is_empty();
         if any && !self.machine.has_pci() {
             let field = if disks.is_empty() { "cdroms" } else { "disks" };
-            let what = format!("a {} has no storage controllers; the machines pc and q35 have", self.machine);
+            let what = format!(
+                "a {} has no storage controllers; the machines pc and q35 have",
+                self.machine
+            );
             problems.add(&format!("devices.{field}"), what);
         }
         for (bus, name, most) in BUSES {

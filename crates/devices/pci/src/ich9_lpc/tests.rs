@@ -147,7 +147,11 @@ fn watchdog_resets_when_it_ends_twice_and_may() {
     bench.pass(2);
     assert_eq!(bench.read(PM, TCO + 4, Width::Word), 8, "TIMEOUT");
     bench.pass(7);
-    assert_eq!((bench.read(PM, TCO + 6, Width::Word), resets(&bench)), (2, 0), "NO_REBOOT");
+    assert_eq!(
+        (bench.read(PM, TCO + 6, Width::Word), resets(&bench)),
+        (2, 0),
+        "NO_REBOOT"
+    );
     bench.write(PM, TCO + 6, Width::Word, 2);
     assert_eq!(bench.read(PM, TCO + 6, Width::Word), 0);
     bench.write(CONFIG, 0x3410, Width::Dword, 0);

@@ -158,7 +158,10 @@ fn buses_behind_bridges_have_the_numbers_that_the_guest_gives_them() {
     let bench = bench_with_bridges();
     let root = &bench.root;
     let id = |bus, device| root.read(Bdf::new(bus, device, 0), 0, Width::Dword);
-    assert!((1..=u8::MAX).all(|bus| id(bus, 3) == u32::MAX), "no bus has a number yet");
+    assert!(
+        (1..=u8::MAX).all(|bus| id(bus, 3) == u32::MAX),
+        "no bus has a number yet"
+    );
     bench.set(PORT, reg1::PRIMARY, 0x0009_0500);
     assert_eq!((id(5, 3), id(5, 4), id(1, 3)), (0x0001_1b36, u32::MAX, u32::MAX));
     bench.set(Bdf::new(5, 0, 0), reg1::PRIMARY, 0x0008_0705);
@@ -202,7 +205,9 @@ fn secondary_reset_resets_all_that_is_behind() {
     for bdf in [Bdf::new(5, 3, 0), Bdf::new(7, 4, 0)] {
         bench.set(bdf, reg::BAR0, 0xc000);
     }
-    bench.root.write(PORT, reg1::CONTROL, Width::Word, control::RESET.into());
+    bench
+        .root
+        .write(PORT, reg1::CONTROL, Width::Word, control::RESET.into());
     bench.root.write(PORT, reg1::CONTROL, Width::Word, 0);
     let at = |bdf| bench.root.read(bdf, reg::BAR0, Width::Dword);
     assert_eq!(at(Bdf::new(5, 3, 0)), 1);

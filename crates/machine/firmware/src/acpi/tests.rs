@@ -419,7 +419,10 @@ fn mcfg_and_fadt_of_a_q35_say_where_its_registers_are() {
     let mcfg = tables.find(b"MCFG");
     assert_eq!(mcfg[44..60], [0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0]);
     let fadt = tables.find(b"FACP");
-    assert_eq!([56, 64, 76, 80].map(|at| dword(&fadt, at)), [0x600, 0x604, 0x608, 0x620]);
+    assert_eq!(
+        [56, 64, 76, 80].map(|at| dword(&fadt, at)),
+        [0x600, 0x604, 0x608, 0x620]
+    );
     assert_eq!(fadt[92], 16);
     assert_eq!(word(&fadt, 109) & 1 << 2, 0, "there is a VGA");
 }
@@ -428,8 +431,14 @@ fn mcfg_and_fadt_of_a_q35_say_where_its_registers_are() {
 fn windows_go_around_configuration_space() {
     let low = |low_end, ecam| PciInput::express(low_end, ecam).low();
     let ecam = |base| (base, 0x1000_0000);
-    assert_eq!(low(0x2000_0000, ecam(0xb000_0000)), [(0x8000_0000, 0xafff_ffff), (0xc000_0000, 0xfebf_ffff)]);
+    assert_eq!(
+        low(0x2000_0000, ecam(0xb000_0000)),
+        [(0x8000_0000, 0xafff_ffff), (0xc000_0000, 0xfebf_ffff)]
+    );
     assert_eq!(low(0xb000_0000, ecam(0xb000_0000)), [(0xc000_0000, 0xfebf_ffff)]);
-    assert_eq!(low(0xb000_0000, ecam(0xe000_0000)), [(0xb000_0000, 0xdfff_ffff), (0xf000_0000, 0xfebf_ffff)]);
+    assert_eq!(
+        low(0xb000_0000, ecam(0xe000_0000)),
+        [(0xb000_0000, 0xdfff_ffff), (0xf000_0000, 0xfebf_ffff)]
+    );
     assert_eq!(PciInput::below(0x2000_0000).low(), [(0x8000_0000, 0xfebf_ffff)]);
 }

@@ -167,7 +167,11 @@ fn memory_window(header: &PciHeader) -> Option<Extent> {
 
 fn prefetch_window(header: &PciHeader) -> Option<Extent> {
     let at = |low: u16, high: u16| {
-        let high = if header.word(low) & WIDE != 0 { header.dword(high) } else { 0 };
+        let high = if header.word(low) & WIDE != 0 {
+            header.dword(high)
+        } else {
+            0
+        };
         u64::from(header.word(low) & 0xfff0) << 16 | u64::from(high) << 32
     };
     extent(
