@@ -13,6 +13,7 @@ mod sparse;
 pub(crate) mod stream;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -35,6 +36,7 @@ use crate::BlockError;
 use crate::CreateOptions;
 use crate::Extent;
 use crate::ExtentKind;
+use crate::Files;
 use crate::Format;
 use crate::Identity;
 use crate::Image;
@@ -52,6 +54,7 @@ use crate::meta::Stage;
 use crate::open::Opening;
 use crate::packed::Codec;
 use crate::raw::Window;
+use crate::store::Access;
 use crate::store::File;
 
 /// What an extent is.
@@ -169,6 +172,21 @@ fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         }
     }
     Ok(Arc::new(image))
+}
+
+/// The files beside a descriptor that it says its extents are.
+pub(crate) fn extents(files: &Arc<dyn Files>, path: &Path) -> Vec<PathBuf> {
+    let Ok(file) = File::open(&**files, path, Access::ReadShared) else {
+        return Vec::new();
+    };
+    let text = file.len().and_then(|len| read_text(&file, 0, len)).unwrap_or_default();
+    let descriptor = match is_descriptor(text.get(..512.min(text.len())).unwrap_or_default()) {
+        true => Descriptor::parse(&file, &text).unwrap_or_default(),
+        false => Descriptor::default(),
+    };
+    let names = descriptor.extents.iter().map(|extent| extent.name.as_str());
+    let beside = names.filter(|name| !name.is_empty() && !name.contains('/'));
+    beside.map(|name| path.with_file_name(name)).collect()
 }
 
 fn read_text(file: &File, at: u64, len: u64) -> Result<Vec<u8>> {

@@ -180,8 +180,15 @@ fn made_by_qemu(folder: &tempfile::TempDir, format: &str, options: &str, random:
     }
     run(folder.path(), "qemu-img", &args);
     // VHD rounds up to whole cylinders.
-    let info = run(folder.path(), "qemu-img", &["info", "--output=json", "-f", format, "image.img"]);
-    let size = info.split("\"virtual-size\": ").nth(1).and_then(|rest| rest.split([',', '\n']).next());
+    let info = run(
+        folder.path(),
+        "qemu-img",
+        &["info", "--output=json", "-f", format, "image.img"],
+    );
+    let size = info
+        .split("\"virtual-size\": ")
+        .nth(1)
+        .and_then(|rest| rest.split([',', '\n']).next());
     let mut model = vec![0; size.unwrap().parse().unwrap()];
     let mut commands = Vec::new();
     for _ in 0..40 {
@@ -348,7 +355,7 @@ fn qemu_reads_what_we_compress() {
         std::fs::write(folder.path().join("source.raw"), &model).unwrap();
         let source = disk_image::open_in(&files, &folder.path().join("source.raw"), &OpenOptions::default()).unwrap();
         let target = PathBuf::from(path(&folder, "image.img"));
-        disk_image::copy(&files, &*source, &target, &kind, true, &mut |_| {}).unwrap();
+        disk_image::copy(&files, &*source, &target, &kind, true, &mut |_| Ok(())).unwrap();
         let name = format!("{kind:?}");
         let image = disk_image::open_in(&files, &target, &OpenOptions::default()).unwrap();
         assert_same(&name, &read_all(&*image), &model);
