@@ -96,9 +96,9 @@ pub enum Compression {
 /// By what children know an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Never changes (VDI, VHD).
+    /// Never changes (VDI, VMDK, VHD); changes with every use that writes (VHDX).
     pub uuid: Uuid,
-    /// Changes with every use that writes (VDI).
+    /// Changes with every use that writes (VDI, VMDK as VirtualBox makes it).
     pub modified: Uuid,
     /// Changes with every use that writes (VMDK).
     pub cid: Option<u32>,

@@ -28,7 +28,7 @@ use crate::kit::read_all;
 const SIZE: u64 = 8 * MIB + 9 * 512;
 
 /// Whether the tools are there. A skip is visible.
-fn has_tools(test: &str) -> bool {
+pub(crate) fn has_tools(test: &str) -> bool {
     let found = ["qemu-img", "qemu-io"]
         .iter()
         .all(|tool| Command::new(tool).arg("--version").output().is_ok());
@@ -38,7 +38,7 @@ fn has_tools(test: &str) -> bool {
     found
 }
 
-fn run(folder: &Path, tool: &str, args: &[&str]) -> String {
+pub(crate) fn run(folder: &Path, tool: &str, args: &[&str]) -> String {
     let output = Command::new(tool).args(args).current_dir(folder).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{tool} {args:?}: {}\n{text}", output.status);
@@ -53,7 +53,7 @@ fn qemu_name(format: Format) -> &'static str {
     }
 }
 
-fn host() -> (tempfile::TempDir, Arc<dyn Files>) {
+pub(crate) fn host() -> (tempfile::TempDir, Arc<dyn Files>) {
     (tempfile::tempdir().unwrap(), Arc::new(HostFiles { sync: false }))
 }
 
