@@ -104,7 +104,9 @@ impl From<BlockError> for Failure {
     fn from(error: BlockError) -> Self {
         match &error {
             &BlockError::Stopped { signal } => Self::with_status(error, end::SIGNAL.saturating_add(signal)),
-            BlockError::Io { action, .. } if !matches!(*action, "open" | "create") => Self::host(error),
+            BlockError::Io { action, .. } if !matches!(*action, "open" | "open for writing" | "create") => {
+                Self::host(error)
+            }
             _ => anyhow::Error::from(error).into(),
         }
     }

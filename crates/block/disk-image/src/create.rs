@@ -214,7 +214,7 @@ pub(crate) fn in_place_of_nothing(
     let exists = || BlockError::Io {
         file: path.display().to_string(),
         action: "create",
-        source: std::io::ErrorKind::AlreadyExists.into(),
+        source: rustix::io::Errno::EXIST.into(),
     };
     if files.id(path).is_some() {
         return Err(exists());

@@ -244,6 +244,11 @@ fn checked(bytes: &[u8], at: usize) -> bool {
 /// Finds the current header and applies the log that it names. Returns the identifier that changes with the data, and how
 /// long the file is.
 fn recover(file: &File, meta: &mut Meta) -> Result<(Uuid, u64)> {
+    let mut signature = [0; 8];
+    file.read_padded(0, &mut signature)?;
+    if signature != *b"vhdxfile" {
+        return Err(file.no_such_image(Format::Vhdx));
+    }
     let mut newest: Option<(u64, Vec<u8>)> = None;
     for at in [64 * KIB, 128 * KIB] {
         let mut head = vec![0; 4096];

@@ -131,10 +131,12 @@ fn open_monolithic(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
 
 /// A descriptor and the files that it names.
 fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
-    let text = read_text(&file, 0, file.len()?)?;
-    if !is_descriptor(text.get(..512.min(text.len())).unwrap_or_default()) {
-        return Err(file.corrupt("it is neither a VMDK descriptor nor a sparse extent"));
+    let mut head = [0; 512];
+    file.read_padded(0, &mut head)?;
+    if !is_descriptor(&head) {
+        return Err(file.no_such_image(Format::Vmdk));
     }
+    let text = read_text(&file, 0, file.len()?)?;
     let descriptor = Descriptor::parse(&file, &text)?;
     if descriptor.extents.is_empty() {
         return Err(file.corrupt("the descriptor names no extents"));

@@ -89,7 +89,11 @@ impl Files for HostFiles {
         let mut options = fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags);
         options.read(true).write(write).create_new(access == Access::Create);
-        let action = if access == Access::Create { "create" } else { "open" };
+        let action = match access {
+            Access::Create => "create",
+            Access::Write => "open for writing",
+            Access::Read | Access::ReadShared => "open",
+        };
         let file = options.open(path).map_err(io(action))?;
         let data = file.metadata().map_err(io("open"))?;
         let kind = data.file_type();

@@ -278,7 +278,7 @@ impl Files for MemoryFiles {
             return Err(BlockError::Io {
                 file: to.display().to_string(),
                 action: "create",
-                source: io::ErrorKind::AlreadyExists.into(),
+                source: rustix::io::Errno::EXIST.into(),
             });
         }
         self.rename(from, to)

@@ -57,7 +57,7 @@ pub(crate) fn host() -> (tempfile::TempDir, Arc<dyn Files>) {
     (tempfile::tempdir().unwrap(), Arc::new(HostFiles { sync: false }))
 }
 
-fn path(folder: &tempfile::TempDir, name: &str) -> String {
+pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).display().to_string()
 }
 
@@ -77,7 +77,7 @@ fn accepted(folder: &tempfile::TempDir, what: &str, name: &str, format: Format, 
 }
 
 /// Random operations on an image and the model.
-fn scribble(image: &dyn Image, model: &mut [u8], random: &mut Random, steps: u64) {
+pub(crate) fn scribble(image: &dyn Image, model: &mut [u8], random: &mut Random, steps: u64) {
     for _ in 0..steps {
         let (from, len) = random.range(model.len() as u64);
         let range = from as usize..(from + len) as usize;
