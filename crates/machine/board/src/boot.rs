@@ -4,6 +4,8 @@
 //! are written, and the kernel is loaded by its boot protocol. Files are read anew at every reset, so that they take no
 //! memory while the guest runs.
 
+mod screen;
+
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -26,9 +28,11 @@ use firmware::acpi::PciInput;
 use firmware::acpi::PmPorts;
 use firmware::layout;
 use firmware::smbios::SmbiosInput;
+use firmware::video;
 use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
 use pci::Bdf;
+use pci::Root;
 use pci::i440fx;
 use pci::piix3;
 use pci::piix4_pm;
@@ -41,6 +45,7 @@ use crate::BuildError;
 use crate::Plan;
 use crate::cpu_board::Board;
 use crate::registry::bdf;
+use crate::screen::Screen;
 use crate::vcpu::VcpuCell;
 
 /// Spurious-interrupt vector register and its value: software-enabled, vector FFh (SDM vol. 3 §11.9).
@@ -104,9 +109,24 @@ impl BootSource {
         Ok(Some(Arc::new(region)))
     }
 
+    /// Turns the display adapter on for a kernel that is booted directly, in the mode that its command line asks for.
+    pub(crate) fn light(&self, screen: &Screen, root: &Root, plan: &Plan) -> video::Screen {
+        let mode = video::wanted(&self.boot.append).unwrap_or_else(|value| {
+            tracing::warn!(value, "`vga=` names no video mode: text is shown");
+            None
+        });
+        screen::light(screen.adapter(), root, PciInput::below(low_end(plan)).memory, mode)
+    }
+
     /// Loads the kernel and sets the boot processor to its entry point. Without a kernel nothing is done: the processor
     /// stays at its reset vector.
-    pub(crate) fn load(&self, memory: &GuestMemory, plan: &Plan, vcpus: &[Arc<VcpuCell>]) -> Result<(), BuildError> {
+    pub(crate) fn load(
+        &self,
+        memory: &GuestMemory,
+        plan: &Plan,
+        screen: video::Screen,
+        vcpus: &[Arc<VcpuCell>],
+    ) -> Result<(), BuildError> {
         let Some(path) = &self.boot.kernel else {
             return Ok(());
         };
@@ -122,6 +142,7 @@ impl BootSource {
             initrd_name: &initrd_name,
             cmdline: &self.boot.append,
             rsdp: acpi.rsdp,
+            screen,
         };
         let loaded = firmware::load(memory, &request).map_err(|source| BuildError::Boot {
             path: path.clone(),
