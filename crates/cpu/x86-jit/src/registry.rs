@@ -25,6 +25,7 @@ use crate::block::Key;
 use crate::block::Record;
 use crate::block::Second;
 use crate::memory::CodeMemory;
+use crate::perf::PerfMap;
 use crate::thunk::Thunks;
 use crate::thunk::Why;
 use crate::translate::Draft;
@@ -44,6 +45,7 @@ struct State {
 /// Blocks and their code.
 pub(crate) struct Registry {
     memory: CodeMemory,
+    perf: PerfMap,
     thunks: Thunks,
     blocks: Vec<State>,
     by_key: FxHashMap<Key, u32>,
@@ -62,6 +64,7 @@ impl SharedRegistry {
     pub(crate) fn new(memory: CodeMemory, thunks: Thunks) -> Self {
         Self(Mutex::new(Registry {
             memory,
+            perf: PerfMap::new(),
             thunks,
             blocks: Vec::new(),
             by_key: FxHashMap::default(),
@@ -89,6 +92,7 @@ pub(crate) struct Origin {
     pub(crate) key: Key,
     pub(crate) code: *const CodePage,
     pub(crate) second: Option<Second>,
+    pub(crate) rip: u64,
 }
 
 impl Registry {
@@ -156,6 +160,7 @@ impl Registry {
         }
         let host = self.memory.add(&draft.code[..draft.split])?;
         self.memory.add_cold(&draft.code[draft.split..]);
+        self.perf.add(host, draft.split, origin.rip, origin.key.1 as u8 & 3);
         let id = self.blocks.len() as u32;
         let page = self.page_number(origin.code);
         place.write(Block {

@@ -176,6 +176,8 @@ pub(crate) struct Translator {
     stored: [bool; GROUPS],
     /// The instruction being translated.
     at: usize,
+    /// What the guest's RSP is ahead of the host's: a row of pushes or pops moves it once.
+    moved: i32,
 }
 
 /// Decodes a block from `bytes`, which lie at `at` and end with the page.
@@ -270,6 +272,7 @@ impl Translator {
             groups: Vec::new(),
             stored: [false; GROUPS],
             at: 0,
+            moved: 0,
         };
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
         if !t.single {
@@ -347,6 +350,9 @@ impl Translator {
         let mut vectors = false;
         for index in 0..self.items.len() {
             self.release_all();
+            if self.moved != 0 && !stack::rides(&self.items[index]) {
+                self.catch_up();
+            }
             self.at = index;
             if self.items[index].class.leaves() {
                 self.settle();
@@ -388,6 +394,7 @@ impl Translator {
         }
         let ends = self.items.last().is_some_and(|i| i.class.ends_block());
         if !ends {
+            self.catch_up();
             self.settle();
         }
         ends

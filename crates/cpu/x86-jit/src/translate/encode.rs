@@ -60,6 +60,7 @@ fn spilled(ins: &Instruction, operand: u32) -> Option<Reg> {
 impl Translator {
     pub(crate) fn same(&mut self, index: usize) {
         if self.try_same(index).is_none() {
+            self.catch_up();
             self.hand_over(index);
         }
     }

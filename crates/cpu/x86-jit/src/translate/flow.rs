@@ -247,12 +247,13 @@ impl Translator {
     /// Pushes T0, the return address of a call.
     fn push_t0(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.store_slot(RSP, STK, -self.slot(), T0);
+            self.store_slot(RSP, STK, self.moved - self.slot(), T0);
         } else {
             self.asm.mov(T2, T0);
             self.checked_push(index, T2);
         }
-        self.move_stack(RSP, -self.slot());
+        let by = std::mem::take(&mut self.moved) - self.slot();
+        self.move_stack(RSP, by);
     }
 
     pub(crate) fn indirect(&mut self, index: usize) {
@@ -331,7 +332,8 @@ impl Translator {
             0
         };
         self.pop_to_t0(index).expect("nothing else is in use");
-        self.move_stack(RSP, self.slot() + extra);
+        let by = std::mem::take(&mut self.moved) + self.slot() + extra;
+        self.move_stack(RSP, by);
         self.indirect_from(index);
     }
 }

@@ -121,7 +121,7 @@ impl Translator {
             return Some(Place {
                 base: RSP,
                 index: Some(self.stack_addend(index)?),
-                disp,
+                disp: disp + self.moved,
             });
         }
         if let Some(g) = self.items[index].group {
@@ -190,6 +190,19 @@ impl Translator {
 
     /// The linear address of the memory operand into T0.
     pub(crate) fn address(&mut self, index: usize) -> Option<()> {
+        if let Some((n, scaled)) = self.simple_in_segment(index) {
+            let scaled = match scaled {
+                Some((n, scale)) => Some((self.host_of(index, n)?, scale)),
+                None => None,
+            };
+            self.asm.load(T0, area::segment_base(n));
+            let disp = self.items[index].ins.memory_displacement64() as i32;
+            self.asm.lea_any(T0, Some(T0), scaled, disp, true);
+            if let Some((host, _)) = scaled {
+                self.release(host);
+            }
+            return Some(());
+        }
         self.effective_address(index)?;
         if let Some(n) = segment(&self.items[index].ins) {
             self.asm.load(T1, area::segment_base(n));
@@ -200,6 +213,21 @@ impl Translator {
             }
         }
         Some(())
+    }
+
+    /// The number of a segment register, and the one register that the operand is relative to beside it.
+    fn simple_in_segment(&self, index: usize) -> Option<(u8, Option<(Reg, u8)>)> {
+        let ins = &self.items[index].ins;
+        let n = segment(ins)?;
+        let (base, scaled) = (ins.memory_base(), ins.memory_index());
+        let scale = ins.memory_index_scale().trailing_zeros() as u8;
+        match (base, scaled) {
+            _ if !self.wide || ins.is_ip_rel_memory_operand() => None,
+            (Register::None, Register::None) => (ins.memory_displ_size() != 4).then_some((n, None)),
+            (base, Register::None) if base.is_gpr64() => Some((n, Some((base.number() as Reg, 0)))),
+            (Register::None, scaled) if scaled.is_gpr64() => Some((n, Some((scaled.number() as Reg, scale)))),
+            _ => None,
+        }
     }
 
     /// The effective address of the memory operand into T0, which is claimed.

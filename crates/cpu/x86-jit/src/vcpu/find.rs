@@ -123,7 +123,10 @@ impl Frame {
         let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
         let found = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode);
         let known = match found.and_then(|at| self.rest.aside.remove(at)) {
-            Some((_, _, known)) => known,
+            Some((_, _, mut known)) => {
+                known.visit();
+                known
+            }
             None => {
                 let mut spare = self.rest.spare.pop().unwrap_or_else(Known::new);
                 spare.forget();
@@ -245,6 +248,7 @@ impl Frame {
                 key: (source.gpa | rip & 0xfff, key),
                 code: source.code,
                 second: None,
+                rip,
             };
             if let Some(found) = self.take_in(draft, &origin, version, None) {
                 return found;
@@ -281,6 +285,7 @@ impl Frame {
                 gpa: source2.gpa,
                 code: source2.code,
             }),
+            rip,
         };
         self.take_in(draft, &origin, versions.0, Some(versions.1))
             .unwrap_or(Found::Interpret)
