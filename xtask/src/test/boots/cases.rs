@@ -11,6 +11,7 @@ use super::Lab;
 use super::Skip;
 use crate::boot::Boot;
 use crate::boot::Seen;
+use crate::powercuts;
 
 /// What a kernel says when something about the machine is wrong.
 const COMPLAINTS: [&str; 12] = [
@@ -28,7 +29,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 18] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -57,6 +58,7 @@ pub(super) const CASES: [Case; 17] = [
     case("reset_ends_the_machine_when_asked", reset_ends_the_machine_when_asked),
     case("triple_fault_is_told", triple_fault_is_told),
     case("debug_exit_gives_the_exit_status", debug_exit_gives_the_exit_status),
+    case("disks_keep_what_was_flushed", disks_keep_what_was_flushed),
     case("timeout_ends_the_machine", timeout_ends_the_machine),
 ];
 
@@ -302,6 +304,10 @@ fn debug_exit_gives_the_exit_status(lab: &Lab) -> anyhow::Result<()> {
         ensure!(seen.status == Some(42 << 1 | 1), "42 at the port is exit status 85");
         Ok(())
     })
+}
+
+fn disks_keep_what_was_flushed(lab: &Lab) -> anyhow::Result<()> {
+    powercuts::run(lab.oxbow, 6, false)
 }
 
 fn timeout_ends_the_machine(lab: &Lab) -> anyhow::Result<()> {
