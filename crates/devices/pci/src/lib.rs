@@ -34,6 +34,9 @@ pub mod root;
 pub mod root_port;
 pub mod shadow;
 
+#[cfg(test)]
+mod tests;
+
 pub use address::Bdf;
 pub use function::Class;
 pub use function::Function;

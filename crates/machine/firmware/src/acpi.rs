@@ -53,6 +53,8 @@ const PROCESSORS_MAX: usize = 0x1000;
 const RSDP_REVISION: u8 = 2;
 /// Bytes of an RSDP since ACPI 2.0.
 const RSDP_LEN: u64 = 36;
+/// Offsets of an RSDP's checksums.
+const RSDP_CHECKSUMS: [usize; 2] = [8, 32];
 /// Low half of the HPET's capabilities: Intel, revision 1, three 64-bit timers, legacy replacement.
 const HPET_ID: u32 = 0x8086_a201;
 /// Shortest period in ticks that the HPET keeps up with in periodic mode.
@@ -284,13 +286,25 @@ pub fn build(input: &AcpiInput, memory: &GuestMemory) -> Result<AcpiAddresses, A
 /// The tables for firmware that puts them where it likes, with the script that says what to correct then.
 #[must_use]
 pub fn linked(input: &AcpiInput) -> Linked {
-    let tables = Tables::of(input);
-    let rsdp = root_pointer(tables.rsdt, tables.xsdt);
+    let mut tables = Tables::of(input);
+    let mut rsdp = root_pointer(tables.rsdt, tables.xsdt);
+    // UEFI's firmware adds up what is there already into the checksum that it makes.
+    let sums: Vec<usize> = tables.summed.iter().map(|table| table.start + CHECKSUM).collect();
+    clear(&mut tables.bytes, &sums);
+    clear(&mut rsdp, &RSDP_CHECKSUMS);
     let loader = loader::script(&tables);
     Linked {
         rsdp,
         tables: tables.bytes,
         loader,
+    }
+}
+
+fn clear(bytes: &mut [u8], places: &[usize]) {
+    for place in places {
+        if let Some(byte) = bytes.get_mut(*place) {
+            *byte = 0;
+        }
     }
 }
 
