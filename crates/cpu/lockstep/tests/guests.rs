@@ -304,7 +304,10 @@ fn run(name: &str, cpus: u32, on: On) {
     if on == On::JitSmall && name == "many" {
         // It is about what happens then.
         let evictions = engine.inspect().at("evictions").cloned();
-        assert!(evictions.is_some_and(|n| n != device_model::Node::from(0u64)), "room was made");
+        assert!(
+            evictions.is_some_and(|n| n != device_model::Node::from(0u64)),
+            "room was made"
+        );
     }
     let result = *board.result.get().unwrap();
     let state = vcpus[0].state();

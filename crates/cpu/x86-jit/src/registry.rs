@@ -299,7 +299,9 @@ impl Registry {
             let fix = a.jmp();
             a.lead(fix, to.wrapping_sub(base) as i64);
         };
-        let page = from.fixed.map(|page| page.wrapping_add((exit.target & !0xfff) as i64 as u64));
+        let page = from
+            .fixed
+            .map(|page| page.wrapping_add((exit.target & !0xfff) as i64 as u64));
         let fixed = page.and_then(|page| i32::try_from(page as i64).ok());
         a.load(T1, area::page_map(to.key.1 as u8 & 3, to.page));
         match fixed {
@@ -335,7 +337,9 @@ impl Registry {
 
     /// Throws away one block: nothing enters it any more.
     pub(crate) fn kill(&mut self, id: u32) {
-        let Some(state) = &mut self.blocks[id as usize] else { return };
+        let Some(state) = &mut self.blocks[id as usize] else {
+            return;
+        };
         if state.block.dead.swap(true, Ordering::SeqCst) {
             return;
         }

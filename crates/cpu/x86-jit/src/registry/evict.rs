@@ -21,7 +21,9 @@ impl Registry {
             self.unlink(from, exit);
         }
         for &id in &evicted.blocks {
-            let Some(state) = self.blocks[id as usize].take() else { continue };
+            let Some(state) = self.blocks[id as usize].take() else {
+                continue;
+            };
             for link in &state.links {
                 self.unlink(link.from, link.exit);
             }
@@ -41,7 +43,9 @@ impl Registry {
 
     /// Lets an exit lead nowhere in particular again.
     pub(super) fn unlink(&self, from: u32, exit: u32) {
-        let Some(state) = &self.blocks[from as usize] else { return };
+        let Some(state) = &self.blocks[from as usize] else {
+            return;
+        };
         if let Some(exit) = state.block.exits.get(exit as usize) {
             self.memory.patch_jump(state.block.place(exit), state.block.stub(exit));
         }

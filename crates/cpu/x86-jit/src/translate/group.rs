@@ -297,7 +297,11 @@ impl Translator {
     /// The address of the group's first byte, if it is known.
     fn fixed_group(&self, group: &Group) -> Option<i32> {
         let plain = group.base == Base::Page && group.scaled.is_none() && group.segment.is_none();
-        if plain { self.fixed_address(group.low.into()) } else { None }
+        if plain {
+            self.fixed_address(group.low.into())
+        } else {
+            None
+        }
     }
 
     /// The linear address of the group's first byte into T0.

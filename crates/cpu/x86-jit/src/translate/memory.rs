@@ -201,7 +201,11 @@ impl Translator {
 
     /// The same for an address that is known: its entry is too.
     pub(crate) fn look_fixed_up(&mut self, index: usize, parked: Parked, address: i32, look: &Look) {
-        let tag = if look.write { layout::TLB_WRITE } else { layout::TLB_READ } as u32;
+        let tag = if look.write {
+            layout::TLB_WRITE
+        } else {
+            layout::TLB_READ
+        } as u32;
         let slot = (address as u32 >> 12) & (layout::TLB_ENTRIES as u32 - 1);
         let entry = area::tlb(self.bank) + (slot << layout::TLB_ENTRY_SHIFT);
         self.asm.keep_together(13 + JCC);
@@ -216,7 +220,11 @@ impl Translator {
         let ins = &self.items[index].ins;
         let relative = ins.is_ip_rel_memory_operand() && ins.memory_base() == Register::RIP;
         let offset = ins.ip_rel_memory_address().wrapping_sub(ins.ip() & !0xfff);
-        if relative { self.fixed_address(offset as i64) } else { None }
+        if relative {
+            self.fixed_address(offset as i64)
+        } else {
+            None
+        }
     }
 
     /// `[base + disp]`
