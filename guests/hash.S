@@ -2,7 +2,8 @@
  * It is for changes of the engine while it runs: whoever runs it works the results out for the number of rounds.
  *
  * Memory: ROUNDS counts; STOP is set from outside; then HASH, SUM (lane 0 of XMM3) and COUNT (of x87) hold the results, and
- * BACK the number of rounds in which the TSC did not advance.
+ * BACK the number of rounds in which the TSC did not advance. PLAIN is set from outside before the start where x87 and SSE
+ * are to be left alone: kernels that emulate guest code for want of hardware know few of their instructions.
  */
 #include "guest.inc"
 
@@ -12,6 +13,7 @@
 #define SUM 0x20000c
 #define COUNT 0x200010
 #define BACK 0x200014
+#define PLAIN 0x200018
 #define AREA 0x300000
 #define WORDS 4096
 
@@ -19,10 +21,12 @@ main:
     mov eax, cr4
     or eax, 0x200
     mov cr4, eax
+    cmp dword ptr [PLAIN], 0
+    jne 1f
     fninit
     fldz
     pxor xmm3, xmm3
-    mov edi, AREA
+1:  mov edi, AREA
     mov ecx, WORDS
     mov eax, 1
 1:  imul eax, eax, 1664525
@@ -38,14 +42,18 @@ round:
 1:  xor ebp, [esi]
     imul ebp, ebp, 16777619
     add [esi], ebp
+    cmp dword ptr [PLAIN], 0
+    jne 2f
     movd xmm2, ebp
     paddd xmm3, xmm2
-    add esi, 4
+2:  add esi, 4
     dec ecx
     jnz 1b
+    cmp dword ptr [PLAIN], 0
+    jne 1f
     fld1
     faddp st(1), st
-    rdtsc
+1:  rdtsc
     cmp edx, [last + 4]
     ja 2f
     jb 1f
@@ -58,9 +66,11 @@ round:
     cmp dword ptr [STOP], 0
     je round
     mov [HASH], ebp
+    cmp dword ptr [PLAIN], 0
+    jne 1f
     movd [SUM], xmm3
     fistp dword ptr [COUNT]
-    xor eax, eax
+1:  xor eax, eax
     out EXIT, al
 3:  hlt
     jmp 3b

@@ -105,6 +105,12 @@ pub trait Files: Debug + Send + Sync {
     /// The host's.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
+    /// Moves a file to a name that nobody has, durably.
+    ///
+    /// # Errors
+    /// The host's, or somebody has the name.
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()>;
+
     /// Removes a file.
     ///
     /// # Errors

@@ -109,6 +109,10 @@ impl Ide {
             region: BUS_MASTER,
         });
         header.allow(IDETIM, &[0xFF, 0xF3, 0xFF, 0xF3]);
+        // DEVIATION: the bits are clear after a reset of the chip. OVMF relies on a virtual machine's channels to decode
+        // without being told, and waits for minutes for the drives that it reads FFh of.
+        let [low, high] = DECODE.to_le_bytes();
+        header.fix(IDETIM, &[low, high, low, high]);
         header.allow(SIDETIM, &[0xFF]);
         let [one, two] = irqs;
         let [a, b, c, d] = drives;

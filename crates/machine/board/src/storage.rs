@@ -238,13 +238,18 @@ struct Queue {
     threads: usize,
     /// Threads that wait for work.
     idle: usize,
+    /// How often a thread found no work.
+    rests: u64,
 }
 
 /// The threads that carry out requests to media. They come when there is work, and end when there is none for a while.
 #[derive(Default)]
 pub(crate) struct Workers {
     queue: Mutex<Queue>,
-    changed: Condvar,
+    /// A job has come: for one thread that waits.
+    work: Condvar,
+    /// A thread has become idle: for those who wait until all have. Apart, or idle threads would wake one another for ever.
+    rest: Condvar,
 }
 
 impl Workers {
@@ -263,13 +268,15 @@ impl Workers {
                 continue;
             }
             queue.idle += 1;
-            self.changed.notify_all();
-            let waited = self.changed.wait_timeout(queue, IDLE);
+            queue.rests += 1;
+            self.rest.notify_all();
+            let waited = self.work.wait_timeout(queue, IDLE);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = guard;
             queue.idle -= 1;
             if timeout.timed_out() && queue.jobs.is_empty() {
                 queue.threads -= 1;
+                self.rest.notify_all();
                 return;
             }
         }
@@ -284,7 +291,7 @@ impl Workers {
             if left.is_zero() {
                 return;
             }
-            let waited = self.changed.wait_timeout(queue, left);
+            let waited = self.rest.wait_timeout(queue, left);
             (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -308,7 +315,7 @@ impl Executor for WorkerPool {
                 Err(error) => tracing::warn!(%error, "cannot start a thread for disks"),
             }
         }
-        self.0.changed.notify_one();
+        self.0.work.notify_one();
     }
 }
 
@@ -363,5 +370,18 @@ mod tests {
         workers.settle(Duration::from_secs(60));
         let queue = workers.lock();
         assert_eq!((queue.jobs.len(), queue.idle), (0, queue.threads));
+    }
+
+    #[test]
+    fn idle_threads_sleep() {
+        let workers = Arc::new(Workers::default());
+        let pool = WorkerPool(Arc::clone(&workers));
+        for _ in 0..8 {
+            pool.run(Box::new(|| std::thread::sleep(Duration::from_millis(20))));
+        }
+        workers.settle(Duration::from_secs(60));
+        let before = workers.lock().rests;
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(workers.lock().rests, before);
     }
 }

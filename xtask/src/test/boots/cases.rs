@@ -9,6 +9,7 @@ use anyhow::ensure;
 use super::Case;
 use super::Lab;
 use super::Skip;
+use super::control::screen_and_keyboard_work_by_the_control_socket;
 use crate::boot::Boot;
 use crate::boot::Seen;
 
@@ -28,7 +29,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 18] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -49,6 +50,10 @@ pub(super) const CASES: [Case; 17] = [
     case(
         "cloud_kernel_boots_without_complaints",
         cloud_kernel_boots_without_complaints,
+    ),
+    case(
+        "screen_and_keyboard_work_by_the_control_socket",
+        screen_and_keyboard_work_by_the_control_socket,
     ),
     case("older_processor_model_boots", older_processor_model_boots),
     case("vmlinux_boots_by_pvh", vmlinux_boots_by_pvh),

@@ -184,11 +184,14 @@ fn keys_text_and_media_reach_the_guest() {
     let disk = machine.dir.path().join("typewriter.img");
     typewriter(&disk);
     machine.wait_for("No bootable device");
+    let odd = machine.dir.path().join("odd.img");
+    std::fs::write(&odd, vec![0; 4 << 20]).unwrap();
     check(
-        &machine.ctl(&["insert", "floppy0", "/dev/null"]),
+        &machine.ctl(&["insert", "floppy0", odd.to_str().unwrap()]),
         2,
         "no image of a floppy disk",
     );
+    check(&machine.ctl(&["insert", "floppy0", "/dev/null"]), 2, "neither a file");
     // A path is that of the client.
     let mut insert = machine.ctl_command(&["insert", "floppy0", "typewriter.img", "--read-only"]);
     check(&insert.current_dir(machine.dir.path()).output().unwrap(), 0, "");

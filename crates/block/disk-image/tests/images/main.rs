@@ -8,3 +8,4 @@ mod maintenance;
 mod model;
 mod power;
 mod qemu;
+mod vhdx;

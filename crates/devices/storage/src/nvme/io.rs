@@ -40,6 +40,7 @@ impl Nvme {
             0x00 if read_only => Done::status(status::OK),
             0x00 => ask(Request::flush()),
             _ if writes && read_only => Done::status(status::READ_ONLY),
+            0x01 | 0x02 | 0x05 if len > DATA_MAX => Done::status(status::FIELD),
             0x01 | 0x02 | 0x05 | 0x08 | 0x0C if !inside => Done::status(status::BEYOND),
             0x08 => ask(Request::new(Op::WriteZeroes, offset, len, Data::None)),
             0x0C => ask(Request::new(Op::Verify, offset, len, Data::None)),

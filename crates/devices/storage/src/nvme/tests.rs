@@ -82,7 +82,7 @@ impl Bench {
         entry[0] = opcode | (0x100 + tail as u32) << 16;
         entry[1] = namespace;
         entry[6] = prp as u32;
-        entry[8] = prp as u32 + 0x1000;
+        entry[8] = (prp as u32 & !0xFFF) + 0x1000;
         entry[10..13].copy_from_slice(&args);
         self.memory.write_obj(sq + tail * 64, &entry).unwrap();
         self.tails[queue] = (tail + 1) % 16;

@@ -22,6 +22,7 @@ const HASH: u64 = 0x20_0008;
 const SUM: u64 = 0x20_000c;
 const COUNT: u64 = 0x20_0010;
 const BACK: u64 = 0x20_0014;
+const PLAIN: u64 = 0x20_0018;
 const WORDS: usize = 4096;
 
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -95,12 +96,16 @@ fn some_rounds(machine: &Machine, on: EngineKind) {
     let (start, end) = (read(machine, ROUNDS), Instant::now() + PATIENCE);
     while read(machine, ROUNDS).wrapping_sub(start) < 5 {
         assert!(Instant::now() < end, "{on}: the guest stands still");
-        std::thread::sleep(Duration::from_millis(1));
+        let ended = machine.wait_timeout(Duration::from_millis(1));
+        assert_eq!(ended, None, "{on}: the machine has ended");
     }
 }
 
 /// Begins with the first of `engines`, which decides what the guest is told of its processor.
+///
+/// A KVM that is an emulator in the kernel lacks most of x87 and SSE: where it takes part, the guest does without.
 fn goes_through(engines: &[EngineKind], tag: &str) {
+    let plain = engines.contains(&EngineKind::Kvm) && !kvm::availability().hardware;
     let mut spec = MachineSpec {
         boot: boot(tag),
         memory: Size::from_mib(16),
@@ -110,6 +115,7 @@ fn goes_through(engines: &[EngineKind], tag: &str) {
     spec.cpu = "x86-64-v2".to_owned();
     spec.devices.debug_exit = Some(DebugExitConfig { port: 0xf4 });
     let machine = Machine::build(&spec, Backends::default()).unwrap();
+    machine.memory().write_obj(PLAIN, &u32::from(plain)).unwrap();
     machine.start().unwrap();
     for kind in engines {
         machine.switch_engine(*kind).unwrap();
@@ -119,13 +125,18 @@ fn goes_through(engines: &[EngineKind], tag: &str) {
     machine.memory().write_obj(STOP, &1u32).unwrap();
     assert_eq!(machine.wait_timeout(PATIENCE), Some(Outcome::DebugExit(0)));
     let rounds = read(&machine, ROUNDS);
+    let (hash, sum) = expected(rounds);
+    assert_eq!(read(&machine, HASH), hash, "{rounds} rounds");
+    let (sum, count) = if plain { (0, 0) } else { (sum, rounds) };
     assert_eq!(
-        (read(&machine, HASH), read(&machine, SUM)),
-        expected(rounds),
-        "{rounds} rounds"
+        (read(&machine, SUM), read(&machine, COUNT)),
+        (sum, count),
+        "SSE and x87"
     );
-    assert_eq!(read(&machine, COUNT), rounds, "x87");
-    assert_eq!(read(&machine, BACK), 0, "the TSC advances always");
+    if !plain {
+        // An emulator counts as it likes.
+        assert_eq!(read(&machine, BACK), 0, "the TSC advances always");
+    }
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn grub_comes_up_from_a_cd_on_ide_and_ahci() {
             let mut spec = pc(engine);
             let image = Some(image.clone());
             spec.devices.cdroms = vec![CdromConfig { image, bus }];
-            boots_to(&spec, "grub>");
+            boots_to(&spec, "GNU GRUB");
         }
     }
 }
@@ -85,7 +85,7 @@ fn grub_comes_up_from_a_floppy() {
             image: Some(image.clone()),
             read_only: true,
         }];
-        boots_to(&spec, "grub");
+        boots_to(&spec, "GNU GRUB");
     }
 }
 
@@ -104,7 +104,7 @@ fn grub_comes_up_from_a_disk_on_every_bus() {
                 read_only: true,
                 ..DiskConfig::default()
             }];
-            boots_to(&spec, "grub>");
+            boots_to(&spec, "GNU GRUB");
         }
     }
 }
