@@ -346,6 +346,26 @@ impl Asm {
         self.u32(imm);
     }
 
+    /// `mov qword gs:[off], imm` (sign-extended)
+    pub(crate) fn mov_qword_gs(&mut self, off: u32, imm: i32) {
+        self.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
+        self.u32(off);
+        self.u32(imm as u32);
+    }
+
+    /// `cmp qword gs:[off], imm` (sign-extended)
+    pub(crate) fn cmp_qword_gs(&mut self, off: u32, imm: i32) {
+        self.bytes(&[0x65, 0x48, 0x81, 0x3c, 0x25]);
+        self.u32(off);
+        self.u32(imm as u32);
+    }
+
+    /// `mov reg, imm` (sign-extended)
+    pub(crate) fn mov_imm(&mut self, reg: Reg, imm: i32) {
+        self.bytes(&[rex(1, 0, 0, reg), 0xc7, 0xc0 | reg & 7]);
+        self.u32(imm as u32);
+    }
+
     /// `cmp byte gs:[off], 0`
     pub(crate) fn cmp_byte_gs_zero(&mut self, off: u32) {
         self.bytes(&[0x65, 0x80, 0x3c, 0x25]);

@@ -13,7 +13,12 @@ impl PerfMap {
     pub(crate) fn new() -> Self {
         let wanted = std::env::var_os("OXBOW_PERF_MAP").is_some();
         let path = format!("/tmp/perf-{}.map", std::process::id());
-        Self(wanted.then(|| File::create_new(path).ok()).flatten().map(LineWriter::new))
+        Self(
+            wanted
+                .then(|| File::create_new(path).ok())
+                .flatten()
+                .map(LineWriter::new),
+        )
     }
 
     /// Code of `len` bytes at `host`, translated from the guest's at `rip`.

@@ -56,6 +56,9 @@ pub(crate) const EXACT_STACK: u32 = 1 << 31;
 /// The block is left at its end for good: it is neither linked nor goes on through the jump cache.
 pub(crate) const SINGLE: u32 = 1 << 30;
 
+/// The block holds at one virtual address only, which its code has in it: code of a kernel, which is where it is for good.
+pub(crate) const FIXED: u32 = 1 << 29;
+
 /// What tells translations of the same bytes apart. `None` when blocks cannot be translated in this mode.
 pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
     if mode.align_checks || mode.bits == 16 || mode.bits == 32 && !(mode.flat && mode.stack32) {
@@ -157,6 +160,8 @@ pub(crate) struct Translator {
     single: bool,
     /// 64-bit code; else 32-bit.
     wide: bool,
+    /// The virtual address of the page, if it is known for good.
+    fixed: Option<u64>,
     items: Vec<Item>,
     cold: Vec<Cold>,
     exits: Vec<Exit>,
@@ -246,6 +251,11 @@ fn renamed_by_model(vcpu: &InterpVcpu, ins: &Instruction) -> bool {
     }
 }
 
+/// The virtual address of the page that the block at `at` is on, if it holds there only.
+pub(crate) fn fixed_page(key: u32, at: u64) -> Option<u64> {
+    (key & FIXED != 0).then_some(at & !0xfff)
+}
+
 impl Translator {
     /// Translates `items`, decoded from `bytes` at `at`. `hot`: it may be a loop that is executed
     /// often.
@@ -258,6 +268,7 @@ impl Translator {
             bank: mode.bank,
             single: key & SINGLE != 0,
             wide: mode.bits == 64,
+            fixed: fixed_page(key, at),
             cold: Vec::new(),
             exits: Vec::new(),
             hosts: Vec::new(),

@@ -226,7 +226,17 @@ pub(crate) fn rides(item: &Item) -> bool {
             (!memory || on_stack)
                 && matches!(
                     ins.mnemonic(),
-                    M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Add | M::Sub | M::And | M::Or | M::Xor | M::Cmp | M::Test
+                    M::Mov
+                        | M::Movzx
+                        | M::Movsx
+                        | M::Movsxd
+                        | M::Add
+                        | M::Sub
+                        | M::And
+                        | M::Or
+                        | M::Xor
+                        | M::Cmp
+                        | M::Test
                 )
         }
         _ => false,
