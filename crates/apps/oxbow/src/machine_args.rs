@@ -57,7 +57,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|unsafe][,serial=S][,ro]
+    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|writethrough|unsafe][,serial=S][,ro]
     ///
     /// A q35 has no IDE; its drives are on AHCI if no bus is given.
     /// The format is found by the file's contents if it is not given. `cache=unsafe` lets the guest's flushes do nothing.

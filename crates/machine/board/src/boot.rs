@@ -4,6 +4,9 @@
 //! are written, and the kernel is loaded by its boot protocol. Files are read anew at every reset, so that they take no
 //! memory while the guest runs.
 
+mod screen;
+mod setup;
+
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -26,8 +29,10 @@ use firmware::acpi::PciInput;
 use firmware::acpi::PmPorts;
 use firmware::layout;
 use firmware::smbios::SmbiosInput;
+use firmware::video;
 use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
+use pci::Root;
 use spec::BootSpec;
 use spec::MachineKind;
 use spec::MachineSpec;
@@ -35,9 +40,8 @@ use spec::MachineSpec;
 use crate::BuildError;
 use crate::Plan;
 use crate::cpu_board::Board;
+use crate::screen::Screen;
 use crate::vcpu::VcpuCell;
-
-mod setup;
 
 /// Spurious-interrupt vector register and its value: software-enabled, vector FFh (SDM vol. 3 §11.9).
 const SVR: (u64, u64) = (0xf0, 0x1ff);
@@ -95,9 +99,29 @@ impl BootSource {
         Ok(Some(Arc::new(region)))
     }
 
+    /// Turns the display adapter on for a kernel that is booted directly, in the mode that its command line asks for.
+    pub(crate) fn light(&self, screen: &Screen, root: &Root, plan: &Plan) -> video::Screen {
+        let mode = video::wanted(&self.boot.append).unwrap_or_else(|value| {
+            tracing::warn!(value, "`vga=` names no video mode: text is shown");
+            None
+        });
+        let place = plan.devices.iter().find(|place| place.chip == "vga");
+        // Behind a bridge nothing is seen before the operating system has set the bridge's windows.
+        match place.and_then(|place| place.bdf).filter(|bdf| bdf.bus() == 0) {
+            Some(bdf) => screen::light(screen.adapter(), root, (bdf, windows(plan).memory), mode),
+            None => video::Screen::None,
+        }
+    }
+
     /// Loads the kernel and sets the boot processor to its entry point. Without a kernel nothing is done: the processor
     /// stays at its reset vector.
-    pub(crate) fn load(&self, memory: &GuestMemory, plan: &Plan, vcpus: &[Arc<VcpuCell>]) -> Result<(), BuildError> {
+    pub(crate) fn load(
+        &self,
+        memory: &GuestMemory,
+        plan: &Plan,
+        screen: video::Screen,
+        vcpus: &[Arc<VcpuCell>],
+    ) -> Result<(), BuildError> {
         let Some(path) = &self.boot.kernel else {
             return Ok(());
         };
@@ -113,6 +137,7 @@ impl BootSource {
             initrd_name: &initrd_name,
             cmdline: &self.boot.append,
             rsdp: acpi.rsdp,
+            screen,
         };
         let loaded = firmware::load(memory, &request).map_err(|source| BuildError::Boot {
             path: path.clone(),
@@ -300,6 +325,17 @@ fn e820(plan: &Plan) -> Vec<u8> {
     std::iter::once(low).chain(high).flat_map(entry).collect()
 }
 
+/// Where PCI devices get their memory.
+fn windows(plan: &Plan) -> PciInput {
+    let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
+    let ecam = if has("pflash") { layout::UEFI_ECAM } else { layout::ECAM };
+    if has("q35_mch") {
+        PciInput::express(low_end(plan), ecam)
+    } else {
+        PciInput::below(low_end(plan))
+    }
+}
+
 /// The devices that the ACPI tables speak of, out of the plan.
 fn acpi_input(plan: &Plan) -> AcpiInput {
     let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
@@ -310,12 +346,6 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
     };
     let pci = plan.devices.iter().any(|device| device.bdf.is_some());
     let express = has("q35_mch");
-    let ecam = if has("pflash") { layout::UEFI_ECAM } else { layout::ECAM };
-    let windows = if express {
-        PciInput::express(low_end(plan), ecam)
-    } else {
-        PciInput::below(low_end(plan))
-    };
     AcpiInput {
         pm: match (pci, express, has("pflash")) {
             (false, ..) => PmPorts::default(),
@@ -324,7 +354,7 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
             (true, true, false) => PmPorts::ich9(layout::PM_BASE),
             (true, true, true) => PmPorts::ich9(layout::UEFI_ICH9_PM_BASE),
         },
-        pci: pci.then(|| windows.with_high(end(plan))),
+        pci: pci.then(|| windows(plan).with_high(end(plan))),
         vga: has("vga"),
         floppy: has("fdc"),
         parallel: has("parallel"),

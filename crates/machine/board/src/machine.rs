@@ -238,7 +238,11 @@ impl Parts {
             return Ok(());
         }
         boot::power_on_self(&self.board, &self.plan, &self.vcpus, &self.reset_states)?;
-        self.boot.load(&self.memory, &self.plan, &self.vcpus)
+        let screen = match (&self.screen, self.board.pci()) {
+            (Some(screen), Some(root)) => self.boot.light(screen, root, &self.plan),
+            _ => firmware::video::Screen::None,
+        };
+        self.boot.load(&self.memory, &self.plan, screen, &self.vcpus)
     }
 
     /// Whether firmware starts the guest, and wakes it.

@@ -136,13 +136,15 @@ pub enum CacheMode {
     /// They are safe once the guest has flushed them.
     #[default]
     Writeback,
+    /// They are safe when the guest is told that they are done.
+    Writethrough,
     /// Flushes do nothing: a crash of the host loses or damages data.
     Unsafe,
 }
 
 impl CacheMode {
     /// What may be written.
-    pub const NAMES: [&str; 2] = ["writeback", "unsafe"];
+    pub const NAMES: [&str; 3] = ["writeback", "writethrough", "unsafe"];
 }
 
 impl FromStr for CacheMode {
@@ -151,6 +153,7 @@ impl FromStr for CacheMode {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "writeback" => Ok(Self::Writeback),
+            "writethrough" => Ok(Self::Writethrough),
             "unsafe" => Ok(Self::Unsafe),
             _ => Err(format!(
                 "unknown cache mode `{text}`; there are {}",

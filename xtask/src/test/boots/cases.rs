@@ -9,8 +9,10 @@ use anyhow::ensure;
 use super::Case;
 use super::Lab;
 use super::Skip;
+use super::control::screen_and_keyboard_work_by_the_control_socket;
 use crate::boot::Boot;
 use crate::boot::Seen;
+use crate::powercuts;
 
 /// What a kernel says when something about the machine is wrong.
 const COMPLAINTS: [&str; 12] = [
@@ -51,6 +53,10 @@ pub(super) const CASES: [Case; 18] = [
         "cloud_kernel_boots_without_complaints",
         cloud_kernel_boots_without_complaints,
     ),
+    case(
+        "screen_and_keyboard_work_by_the_control_socket",
+        screen_and_keyboard_work_by_the_control_socket,
+    ),
     case("older_processor_model_boots", older_processor_model_boots),
     case("vmlinux_boots_by_pvh", vmlinux_boots_by_pvh),
     case("shell_answers_on_the_serial_port", shell_answers_on_the_serial_port),
@@ -58,6 +64,7 @@ pub(super) const CASES: [Case; 18] = [
     case("reset_ends_the_machine_when_asked", reset_ends_the_machine_when_asked),
     case("triple_fault_is_told", triple_fault_is_told),
     case("debug_exit_gives_the_exit_status", debug_exit_gives_the_exit_status),
+    case("disks_keep_what_was_flushed", disks_keep_what_was_flushed),
     case("timeout_ends_the_machine", timeout_ends_the_machine),
 ];
 
@@ -340,6 +347,10 @@ fn debug_exit_gives_the_exit_status(lab: &Lab) -> anyhow::Result<()> {
         ensure!(seen.status == Some(42 << 1 | 1), "42 at the port is exit status 85");
         Ok(())
     })
+}
+
+fn disks_keep_what_was_flushed(lab: &Lab) -> anyhow::Result<()> {
+    powercuts::run(lab.oxbow, 6, false)
 }
 
 fn timeout_ends_the_machine(lab: &Lab) -> anyhow::Result<()> {

@@ -29,6 +29,9 @@ use super::pin;
 use crate::BuildError;
 use crate::Placement;
 use crate::PollRequest;
+use crate::drives;
+use crate::optical::CdDrive;
+use crate::optical::Trays;
 use crate::storage::ImageMedium;
 use crate::storage::WorkerPool;
 
@@ -102,6 +105,18 @@ fn drive(builder: &mut Builder<'_>, wish: Wish) -> Result<Drive, BuildError> {
     }
 }
 
+/// Lets users change the discs of a controller's drives.
+fn add_trays(builder: &mut Builder<'_>, controller: &Arc<dyn Trays>, wishes: &[Option<Wish>]) {
+    for (place, wish) in wishes.iter().enumerate() {
+        let Some(Wish::Cdrom(number)) = *wish else { continue };
+        let config = builder.spec.devices.cdroms.get(number);
+        let path = config.and_then(|config| config.image.clone());
+        let medium = path.map(|path| drives::Medium { path, read_only: true });
+        let drive = CdDrive::new(Arc::clone(controller), place, number, medium);
+        builder.drives.push(Arc::new(drive));
+    }
+}
+
 fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
     Arc::new(WorkerPool(Arc::clone(&builder.workers)))
 }
@@ -127,7 +142,10 @@ pub(super) fn build_ide(builder: &mut Builder<'_>, place: &Placement) -> Result<
     let irqs = [irq(builder, place, 0), irq(builder, place, 1)];
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Ide::new(irqs, drives, &builder.memory, &executor, &waker);
-    Ok(builder.slot(place, chip))
+    let slot = builder.slot(place, chip);
+    let trays: Arc<dyn Trays> = Arc::clone(&slot) as _;
+    add_trays(builder, &trays, &ide_drives(builder.spec));
+    Ok(slot)
 }
 
 /// The drives of the SATA ports: disks, then CD drives.
@@ -157,7 +175,10 @@ pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result
     let wires = (pin(builder, place, 1), builder.fabric.messages());
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Ahci::new(wires, drives, &builder.memory, &executor, &waker);
-    Ok(builder.slot(place, chip))
+    let slot = builder.slot(place, chip);
+    let trays: Arc<dyn Trays> = Arc::clone(&slot) as _;
+    add_trays(builder, &trays, &ahci_drives(builder.spec));
+    Ok(slot)
 }
 
 /// The disks that are namespaces.
