@@ -30,7 +30,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 18] = [
+pub(super) const CASES: [Case; 20] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
