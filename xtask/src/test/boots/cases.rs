@@ -11,7 +11,6 @@ use super::Lab;
 use super::Skip;
 use crate::boot::Boot;
 use crate::boot::Seen;
-use crate::powercuts;
 
 /// What a kernel says when something about the machine is wrong.
 const COMPLAINTS: [&str; 12] = [
@@ -29,7 +28,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 18] = [
+pub(super) const CASES: [Case; 17] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -58,12 +57,15 @@ pub(super) const CASES: [Case; 18] = [
     case("reset_ends_the_machine_when_asked", reset_ends_the_machine_when_asked),
     case("triple_fault_is_told", triple_fault_is_told),
     case("debug_exit_gives_the_exit_status", debug_exit_gives_the_exit_status),
-    case("disks_keep_what_was_flushed", disks_keep_what_was_flushed),
     case("timeout_ends_the_machine", timeout_ends_the_machine),
 ];
 
 const fn case(name: &'static str, check: fn(&Lab) -> anyhow::Result<()>) -> Case {
-    Case { name, check }
+    Case {
+        name,
+        check,
+        extra: false,
+    }
 }
 
 fn cloud_kernel_boots_without_complaints(lab: &Lab) -> anyhow::Result<()> {
@@ -306,10 +308,6 @@ fn debug_exit_gives_the_exit_status(lab: &Lab) -> anyhow::Result<()> {
     })
 }
 
-fn disks_keep_what_was_flushed(lab: &Lab) -> anyhow::Result<()> {
-    powercuts::run(lab.oxbow, 6, false)
-}
-
 fn timeout_ends_the_machine(lab: &Lab) -> anyhow::Result<()> {
     let boot = lab.commands("demo", "sleep 1000")?.timeout(Duration::from_secs(3));
     lab.watch(&boot, |seen| {
@@ -346,7 +344,7 @@ pub(super) fn no_complaints(seen: &Seen) -> anyhow::Result<()> {
     }
 }
 
-fn says(seen: &Seen, part: &str) -> anyhow::Result<()> {
+pub(super) fn says(seen: &Seen, part: &str) -> anyhow::Result<()> {
     ensure!(seen.line(part).is_some(), "the guest did not say {part:?}");
     Ok(())
 }
