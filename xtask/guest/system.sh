@@ -17,6 +17,13 @@ END
 echo MODULES=list >"$root/etc/initramfs-tools/conf.d/modules"
 echo oxbow >"$root/etc/hostname"
 echo "LABEL=oxbow / ext4 errors=remount-ro 0 1" >"$root/etc/fstab"
+# For hosts that are busy with other things, too.
+mkdir -p "$root/etc/systemd/system.conf.d"
+cat >"$root/etc/systemd/system.conf.d/patience.conf" <<END
+[Manager]
+DefaultTimeoutStartSec=900
+DefaultDeviceTimeoutSec=900
+END
 chroot "$root" passwd --delete root
 # Works that begin by themselves some time after the boot.
 chroot "$root" systemctl mask e2scrub_reap.service e2scrub_all.timer fstrim.timer apt-daily.timer \

@@ -1,8 +1,8 @@
 //! Power cuts: machines that are killed while their guest writes to a disk.
 //!
 //! The guest is `guests/powercut.S`: it tells what it has flushed. After each kill the image has to pass the checks of
-//! `oxbow disk check` and of `qemu-img` where that is installed, and to hold every write that was flushed: each sector is what
-//! the last flushed write to it has made of it, or a later write.
+//! `oxbow disk check`, and of `qemu-img` where that is installed, which may find space that is lost. It has to hold every
+//! write that was flushed: each sector is what the last flushed write to it has made of it, or a later write.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,6 +29,9 @@ use crate::workspace;
 const FORMATS: [(&str, &str); 3] = [("vdi", "vdi"), ("vmdk", "vmdk"), ("qcow2", "qcow2")];
 const SIZE: &str = "64M";
 const SECTOR: usize = 512;
+/// Exit statuses of `oxbow disk check` and `qemu-img check` for images that only have lost space.
+const LOST: i32 = 4;
+const QEMU_LOST: i32 = 3;
 /// The guest may be ahead of what it was heard to say by so many writes.
 const UNTOLD: u32 = 512;
 /// Seconds after which a machine that was not killed ends by itself.
@@ -146,9 +149,12 @@ impl Cut {
 
     /// Checks the image. Returns how many sectors are as the last flushed write has left them, and how many are newer.
     fn check(&self, oxbow: &Path, image: &Path, qemu: &str) -> anyhow::Result<(usize, usize)> {
-        process::output(Command::new(oxbow).args(["disk", "check"]).arg(image))?;
+        sound(Command::new(oxbow).args(["disk", "check"]).arg(image), LOST)?;
         if process::find("qemu-img").is_some() {
-            process::output(Command::new("qemu-img").args(["check", "-f", qemu]).arg(image))?;
+            sound(
+                Command::new("qemu-img").args(["check", "-f", qemu]).arg(image),
+                QEMU_LOST,
+            )?;
         }
         let raw = image.with_extension("raw");
         let _ = std::fs::remove_file(&raw);
@@ -190,6 +196,20 @@ impl Cut {
         }
         Ok((held, newer))
     }
+}
+
+/// Whether a check finds nothing, or only space that is lost: space is taken before anything refers to it.
+fn sound(command: &mut Command, lost: i32) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| process::shown(command))?;
+    let found = [output.stdout, output.stderr].concat();
+    ensure!(
+        output.status.success() || output.status.code() == Some(lost),
+        "{} ended with {}\n{}",
+        process::shown(command),
+        output.status,
+        String::from_utf8_lossy(&found).trim_end()
+    );
+    Ok(())
 }
 
 /// What the guest says, line by line.
