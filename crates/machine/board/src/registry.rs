@@ -92,6 +92,11 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "lapic",         place: interrupts::place_lapics,    build: interrupts::build_lapic },
 ];
 
+/// Names of all chips that a machine may have.
+pub fn chips() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|entry| entry.chip)
+}
+
 /// PCI addresses of the chipset.
 pub(crate) mod bdf {
     use pci::Bdf;
