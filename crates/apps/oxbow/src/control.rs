@@ -24,6 +24,7 @@ use control::ScreenStatus;
 use control::Status;
 use display::Surface;
 use input::InputSink;
+use spec::EngineKind;
 
 use crate::end::End;
 use crate::failure;
@@ -193,6 +194,14 @@ impl Controlled for Controls {
 
     fn resume(&self) -> Result<(), Refusal> {
         self.machine.resume().map_err(refuse)
+    }
+
+    fn switch_engine(&self, engine: &str) -> Result<String, Refusal> {
+        let kind: EngineKind = engine
+            .parse()
+            .map_err(|error: String| Refusal::new(ErrorKind::Invalid, error))?;
+        self.machine.switch_engine(kind).map_err(refuse)?;
+        Ok(self.machine.engine().to_owned())
     }
 
     fn quit(&self) {

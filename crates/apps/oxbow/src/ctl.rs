@@ -35,6 +35,7 @@ Examples:
   oxbow ctl vm.sock mouse move 30 -10
   oxbow ctl vm.sock inspect pc/devices/pit
   oxbow ctl vm.sock insert floppy0 disk2.img
+  oxbow ctl vm.sock engine interp
   oxbow ctl vm.sock power-button
 
 docs/control.md describes the socket for programs.";
@@ -77,6 +78,8 @@ enum Verb {
     Pause,
     /// Let a paused guest go on
     Resume,
+    /// Let another engine execute the guest from here on
+    Engine(show::EngineArgs),
     /// End the machine at once, as if its plug were pulled
     Quit,
     /// Show the machine's live state, or a part of it
@@ -106,6 +109,7 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Verb::Reset => link.done(&Request::Reset {}),
         Verb::Pause => link.done(&Request::Pause {}),
         Verb::Resume => link.done(&Request::Resume {}),
+        Verb::Engine(args) => show::engine(&mut link, args),
         Verb::Quit => link.done(&Request::Quit {}),
         Verb::Inspect(args) => show::inspect(&mut link, args),
         Verb::Eject(args) => media::eject(&mut link, args),

@@ -35,12 +35,14 @@ use serde::Serialize;
 pub use self::keyboard::KeyCode;
 pub use self::mouse::MouseEvent;
 
+use self::fingers::Fingers;
 use self::keyboard::Keyboard;
 use self::mouse::Mouse;
 use crate::a20::A20Gate;
 use crate::lanes;
 use crate::reset_control::PowerControl;
 
+mod fingers;
 mod keyboard;
 mod mouse;
 mod scancodes;
@@ -174,6 +176,7 @@ pub struct I8042 {
     break_prefix: bool,
     keyboard: Keyboard,
     mouse: Mouse,
+    fingers: Fingers,
 }
 
 impl I8042 {
@@ -195,6 +198,7 @@ impl I8042 {
             break_prefix: false,
             keyboard: Keyboard::new(),
             mouse: Mouse::new(),
+            fingers: Fingers::default(),
         }
     }
 
@@ -225,7 +229,7 @@ impl I8042 {
             ..MouseEvent::default()
         };
         match event {
-            Event::Key { key, down } => self.key_event(KeyCode(key.scan_code()), down),
+            Event::Key { key, down } => self.press(KeyCode(key.scan_code()), down),
             Event::Move { dx, dy } => self.mouse_event(MouseEvent {
                 dx,
                 dy: dy.saturating_neg(),
@@ -243,9 +247,22 @@ impl I8042 {
         }
     }
 
-    /// Bytes of keystrokes that the guest has not read. The keyboard remembers sixteen: whoever types for the user waits
+    /// A key goes down or up, at once if the keyboard can remember it.
+    fn press(&mut self, key: KeyCode, down: bool) {
+        if self.fingers.len() == 0 && self.keyboard.has_room() {
+            self.key_event(key, down);
+        } else {
+            self.fingers.push(key, down, self.clock.now());
+        }
+    }
+
+    /// Keystrokes that the guest has not read, in bytes as far as the keyboard has them: whoever types for the user waits
     /// until there are few.
     pub fn keystrokes_waiting(&self) -> usize {
+        self.codes_waiting() + self.fingers.len()
+    }
+
+    fn codes_waiting(&self) -> usize {
         self.keyboard.waiting() + usize::from(self.full == Some(Source::Keyboard))
     }
 
@@ -492,20 +509,28 @@ impl Device for I8042 {
         self.break_prefix = false;
         self.keyboard = Keyboard::new();
         self.mouse = Mouse::new();
+        self.fingers = Fingers::default();
         self.update_irqs();
     }
 
     fn poll(&mut self, now: VmTime) -> Option<VmTime> {
-        let next = self.keyboard.poll(now);
+        if self.codes_waiting() == 0
+            && let Some((key, down)) = self.fingers.next(now)
+        {
+            self.key_event(key, down);
+        }
+        // A key whose release waits is not held: it must not repeat.
+        let press = self.fingers.deadline(now);
+        let next = press.or_else(|| self.keyboard.poll(now));
         self.fill();
         next
     }
 }
 
 impl Snapshot for I8042 {
-    type State = I8042V2;
+    type State = I8042V3;
 
-    fn save(&self) -> I8042V2 {
+    fn save(&self) -> I8042V3 {
         let Self {
             clock: _,
             irq1: _,
@@ -522,8 +547,9 @@ impl Snapshot for I8042 {
             break_prefix,
             keyboard,
             mouse,
+            fingers,
         } = self;
-        I8042V2 {
+        I8042V3 {
             command_byte: command_byte.into_bits(),
             ram: *ram,
             a20: gate.is_open(),
@@ -535,11 +561,12 @@ impl Snapshot for I8042 {
             break_prefix: *break_prefix,
             keyboard: keyboard.clone(),
             mouse: mouse.clone(),
+            fingers: fingers.clone(),
         }
     }
 
-    fn restore(&mut self, state: I8042V2) -> Result<(), RestoreError> {
-        let I8042V2 {
+    fn restore(&mut self, state: I8042V3) -> Result<(), RestoreError> {
+        let I8042V3 {
             command_byte,
             ram,
             a20,
@@ -551,11 +578,12 @@ impl Snapshot for I8042 {
             break_prefix,
             keyboard,
             mouse,
+            fingers,
         } = state;
         keyboard.check()?;
         mouse.check()?;
-        if answers.len() > ANSWERS {
-            return Err(RestoreError::Invalid("i8042 has too many answers".into()));
+        if answers.len() > ANSWERS || !fingers.is_valid() {
+            return Err(RestoreError::Invalid("i8042 has too many answers or keystrokes".into()));
         }
         self.command_byte = CommandByte::from_bits(command_byte & 0x7F);
         self.ram = ram;
@@ -568,6 +596,7 @@ impl Snapshot for I8042 {
         self.break_prefix = break_prefix;
         self.keyboard = keyboard;
         self.mouse = mouse;
+        self.fingers = fingers;
         self.update_irqs();
         Ok(())
     }
@@ -587,7 +616,7 @@ impl Inspect for I8042 {
 
 /// Saved state of [`I8042`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct I8042V2 {
+pub struct I8042V3 {
     command_byte: u8,
     ram: [u8; RAM],
     a20: bool,
@@ -599,11 +628,12 @@ pub struct I8042V2 {
     break_prefix: bool,
     keyboard: Keyboard,
     mouse: Mouse,
+    fingers: Fingers,
 }
 
-impl Schema for I8042V2 {
+impl Schema for I8042V3 {
     const NAME: &'static str = "i8042";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ pub use plan::Plan;
 pub use plan::PlanError;
 pub use plan::Window;
 pub use plan::plan;
+pub use registry::chips;
 pub use screen::Screen;
 pub use screen::UserInput;
 pub use serial::SerialHost;

@@ -98,6 +98,11 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "lapic",         place: interrupts::place_lapics,    build: interrupts::build_lapic },
 ];
 
+/// Names of all chips that a machine may have.
+pub fn chips() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|entry| entry.chip)
+}
+
 /// PCI addresses, whose buses are wires: the root's is wire 0, and PCI Express port `n` of a q35 has wire `n` behind it.
 pub(crate) mod bdf {
     use pci::Bdf;

@@ -33,6 +33,7 @@ pub use machine::Controlled;
 pub use protocol::ButtonAction;
 pub use protocol::DriveStatus;
 pub use protocol::ErrorKind;
+pub use protocol::Executed;
 pub use protocol::Greeting;
 pub use protocol::MAX_REQUEST;
 pub use protocol::MediumStatus;

@@ -56,6 +56,12 @@ pub trait Controlled: Send + Sync {
     /// As [`Self::reset`].
     fn resume(&self) -> Result<(), Refusal>;
 
+    /// Lets another engine execute the guest; returns its name when it does.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such engine, or the guest cannot go on with it.
+    fn switch_engine(&self, engine: &str) -> Result<String, Refusal>;
+
     /// Asks for the machine's end. The reply is on its way by then.
     fn quit(&self);
 

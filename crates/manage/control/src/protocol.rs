@@ -139,6 +139,11 @@ pub enum Request {
     Pause {},
     /// Lets a paused guest go on.
     Resume {},
+    /// Lets another engine execute the guest from here on: [`Executed`].
+    Engine {
+        /// Which, as `oxbow run --engine` names it.
+        engine: String,
+    },
     /// Ends the machine.
     Quit {},
     /// Part of the machine's live state, a tree.
@@ -164,6 +169,13 @@ pub enum Request {
     },
     /// Events from now on, besides replies.
     Subscribe {},
+}
+
+/// Answer to [`Request::Engine`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// What executes the guest now.
+    pub engine: String,
 }
 
 /// Why something was not done, as programs tell it apart.

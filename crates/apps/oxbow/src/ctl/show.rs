@@ -10,6 +10,7 @@ use control::Event;
 use control::Request;
 use control::Status;
 use serde_json::Value;
+use spec::EngineKind;
 
 use super::Link;
 use crate::disk::output::size;
@@ -31,6 +32,21 @@ pub(super) struct EventsArgs {
     /// End after so many
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  oxbow ctl vm.sock engine interp\n  oxbow ctl vm.sock engine auto")]
+pub(super) struct EngineArgs {
+    /// kvm, jit, interp, or auto for the fastest that works here
+    engine: EngineKind,
+}
+
+pub(super) fn engine(link: &mut Link, args: &EngineArgs) -> Result<ExitCode, Failure> {
+    let value = link.client.call(&Request::Engine {
+        engine: args.engine.to_string(),
+    })?;
+    let name = value.get("engine").and_then(Value::as_str).unwrap_or_default();
+    link.answer(&value, &format!("{name}\n"))
 }
 
 pub(super) fn status(link: &mut Link) -> Result<ExitCode, Failure> {

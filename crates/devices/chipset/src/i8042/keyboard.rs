@@ -84,6 +84,8 @@ const TEST_PASSED: u8 = 0xAA;
 const ID: [u8; 2] = [0xAB, 0x83];
 /// Bytes of keystrokes that the keyboard remembers.
 const BUFFER: usize = 16;
+/// Bytes of the longest code: Pause, in set 2.
+const LONGEST: usize = 8;
 /// Answers that can wait: more than any command has.
 const REPLIES: usize = 8;
 /// 10.9 characters a second after 500 ms.
@@ -316,6 +318,11 @@ impl Keyboard {
     /// Bytes of keystrokes that the host has not read.
     pub(super) fn waiting(&self) -> usize {
         self.keys.len()
+    }
+
+    /// Whether there is room for the longest code of a key.
+    pub(super) fn has_room(&self) -> bool {
+        self.keys.len() + LONGEST <= BUFFER
     }
 
     /// Checks a restored state.

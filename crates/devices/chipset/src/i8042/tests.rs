@@ -65,6 +65,11 @@ impl Bench {
         )
     }
 
+    fn drain_after(&mut self, event: Event) -> Vec<(char, u8)> {
+        self.chip.input(event);
+        self.drain()
+    }
+
     fn take(&mut self) -> u8 {
         lanes::byte(
             self.chip
@@ -240,6 +245,49 @@ fn typed_text_arrives_as_its_scan_codes() {
     }
     let shifted = |code: u8| [0x2A, code, code | 0x80, 0xAA];
     assert_eq!(codes, [&shifted(0x23)[..], &[0x17, 0x97], &shifted(0x02)].concat());
+}
+
+#[test]
+fn text_typed_at_once_waits_for_the_guest_and_is_paced() {
+    let text = "the quick brown fox jumps over the lazy dog; THE END.".repeat(20);
+    let strokes = Layout::US.strokes(&text).unwrap();
+    let (mut slow, mut fast) = (Bench::new(), Bench::new());
+    let mut wanted = Vec::new();
+    for event in strokes.iter().flat_map(|stroke| stroke.events()) {
+        slow.chip.input(event);
+        wanted.extend(fast.drain_after(event));
+    }
+    // Who does not read gets nothing more.
+    let waiting = slow.chip.keystrokes_waiting();
+    slow.clock.advance(1_000_000_000);
+    slow.chip.poll(slow.clock.now());
+    assert_eq!(slow.chip.keystrokes_waiting(), waiting);
+    let mut codes = slow.drain();
+    while let Some(deadline) = slow.chip.poll(slow.clock.now()) {
+        let more = slow.drain();
+        // A key with a prefix has the most bytes, two.
+        assert!(more.len() <= 2, "{more:?}");
+        codes.extend(more);
+        assert!(deadline > slow.clock.now());
+        slow.clock.set(deadline);
+    }
+    codes.extend(slow.drain());
+    assert_eq!(slow.chip.keystrokes_waiting(), 0);
+    assert_eq!(codes, wanted);
+}
+
+#[test]
+fn keys_that_nobody_reads_are_bounded() {
+    let mut b = Bench::new();
+    for _ in 0..20_000 {
+        for down in [true, false] {
+            let key = Key::from_name("a").unwrap();
+            b.chip.input(Event::Key { key, down });
+        }
+    }
+    assert!(b.chip.keystrokes_waiting() < 10_000);
+    let state = b.chip.save();
+    b.chip.restore(state).unwrap();
 }
 
 #[test]

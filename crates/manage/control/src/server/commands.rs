@@ -20,6 +20,7 @@ use super::Shared;
 use super::connection::Link;
 use crate::ButtonAction;
 use crate::ErrorKind;
+use crate::Executed;
 use crate::MouseButton;
 use crate::Picture;
 use crate::Refusal;
@@ -58,6 +59,9 @@ pub(super) fn run(shared: &Shared, link: &Link<'_>, request: &Request) -> Answer
         Request::Reset {} => machine.reset().map(|()| json!({})),
         Request::Pause {} => machine.pause().map(|()| json!({})),
         Request::Resume {} => machine.resume().map(|()| json!({})),
+        Request::Engine { engine } => value(&Executed {
+            engine: machine.switch_engine(engine)?,
+        }),
         // The connection does it once the reply is out.
         Request::Quit {} => Ok(json!({})),
         Request::Inspect { path } => machine.inspect(path)?.ok_or_else(|| {

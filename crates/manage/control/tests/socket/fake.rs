@@ -163,6 +163,11 @@ impl Controlled for Fake {
         self.change(false, "resume")
     }
 
+    fn switch_engine(&self, engine: &str) -> Result<String, Refusal> {
+        self.note(format!("engine {engine}"));
+        Ok(engine.to_owned())
+    }
+
     fn quit(&self) {
         self.note("quit");
     }

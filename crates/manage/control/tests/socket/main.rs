@@ -135,8 +135,19 @@ fn requests_do_what_they_say() {
     let inspect = |path: &str| Request::Inspect { path: path.to_owned() };
     assert_eq!(client.call(&inspect("pc/mode")).unwrap(), json!(3));
     assert_eq!(refused(client.call(&inspect("pc/none"))).kind, ErrorKind::Absent);
+    let engine = Request::Engine {
+        engine: "interp".to_owned(),
+    };
+    assert_eq!(client.call(&engine).unwrap(), json!({"engine": "interp"}));
     let done = bench.machine.done();
-    assert_eq!(done, ["pause", "resume", "power", "insert floppy0 /a/disk.img true"]);
+    let wanted = [
+        "pause",
+        "resume",
+        "power",
+        "insert floppy0 /a/disk.img true",
+        "engine interp",
+    ];
+    assert_eq!(done, wanted);
 }
 
 #[test]
