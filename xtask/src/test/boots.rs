@@ -1,6 +1,7 @@
 //! Boots of whole guests: stock Debian kernels, from launch to power-off.
 
 mod cases;
+mod control;
 mod disks;
 
 use std::path::Path;

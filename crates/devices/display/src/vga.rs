@@ -45,6 +45,7 @@ use serde::Serialize;
 
 pub use self::dispi::MAX_HEIGHT;
 pub use self::dispi::MAX_WIDTH;
+pub use self::power_on::LinearMode;
 
 pub(crate) use self::dispi::Dispi;
 pub(crate) use self::regs::Regs;
@@ -56,6 +57,7 @@ use crate::lanes;
 
 mod dispi;
 mod edid;
+mod power_on;
 mod regs;
 mod timing;
 mod window;

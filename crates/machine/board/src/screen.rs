@@ -21,6 +21,10 @@ impl Screen {
         Self(vga)
     }
 
+    pub(crate) fn adapter(&self) -> &Slot<Vga> {
+        &self.0
+    }
+
     /// What is shown now.
     #[must_use]
     pub fn scan_out(&self) -> ScanOut {

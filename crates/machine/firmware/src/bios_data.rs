@@ -3,7 +3,7 @@
 //!
 //! There are no BIOS services. Each vector leads to a handler that returns, those of the 8259s' interrupts after an end of
 //! interrupt, so that a kernel that goes back to real mode survives a timer tick. Of the data area there are the EBDA's
-//! segment and the amount of conventional memory.
+//! segment, the amount of conventional memory, and what a text screen looks like.
 //!
 //! Spec: IBM PC/AT Technical Reference 6183355, section 5 (interrupt vectors, BIOS data area); Intel 231468-003 (8259A);
 //! Intel 231164-005 (8254).
@@ -13,6 +13,7 @@ use guest_memory::MemoryError;
 
 use crate::layout::EBDA;
 use crate::layout::HANDLERS;
+use crate::video::Screen;
 
 /// Segment of the handlers, that of a BIOS.
 const BIOS_SEGMENT: u16 = 0xf000;
@@ -35,6 +36,15 @@ const BDA_EBDA_SEGMENT: u64 = 0x40e;
 /// BIOS data area: KiB of conventional memory.
 const BDA_MEMORY_KIB: u64 = 0x413;
 
+/// BIOS data area: video mode, columns and bytes of a page; shape of the cursor and port of the CRT controller; rows less
+/// one, and lines of a character. All for mode 3.
+#[rustfmt::skip]
+const BDA_VIDEO: [(u64, &[u8]); 3] = [
+    (0x449, &[3, 80, 0, 0x00, 0x10]),
+    (0x460, &[0x07, 0x06, 0, 0xd4, 0x03]),
+    (0x484, &[24, 16, 0, 0x60, 0xf9]),
+];
+
 /// Port writes, in order, that the board does after each reset, before the first instruction of a kernel: the 8259s at
 /// vectors 08h and 70h with the interrupts enabled that a BIOS handles, and timer 0 at 18.2 Hz.
 #[rustfmt::skip]
@@ -49,7 +59,7 @@ pub const PORT_WRITES: [(u16, u8); 13] = [
 ];
 
 /// Writes vectors, handlers and data areas.
-pub(crate) fn write(memory: &GuestMemory) -> Result<(), MemoryError> {
+pub(crate) fn write(memory: &GuestMemory, screen: &Screen) -> Result<(), MemoryError> {
     let handlers: [&[u8]; 3] = [&RETURN, &RETURN_MASTER, &RETURN_SLAVE];
     for (address, code) in (HANDLERS..).step_by(HANDLER_LEN.into()).zip(handlers) {
         memory.write(address, code)?;
@@ -59,6 +69,11 @@ pub(crate) fn write(memory: &GuestMemory) -> Result<(), MemoryError> {
     let (segment, kib) = ((EBDA >> 4) as u16, (EBDA >> 10) as u16);
     memory.write(BDA_EBDA_SEGMENT, &segment.to_le_bytes())?;
     memory.write(BDA_MEMORY_KIB, &kib.to_le_bytes())?;
+    if *screen == Screen::Text {
+        for (address, fields) in BDA_VIDEO {
+            memory.write(address, fields)?;
+        }
+    }
     memory.write(EBDA, &[1])
 }
 
@@ -85,7 +100,7 @@ mod tests {
     #[test]
     fn data_area_names_the_ebda() {
         let memory = memory(1 << 20);
-        write(&memory).unwrap();
+        write(&memory, &Screen::None).unwrap();
         assert_eq!(memory.read_obj::<u16>(0x40e).unwrap(), 0x9fc0);
         assert_eq!(memory.read_obj::<u16>(0x413).unwrap(), 639);
     }
@@ -93,7 +108,7 @@ mod tests {
     #[test]
     fn every_vector_leads_to_its_handler() {
         let memory = memory(1 << 20);
-        write(&memory).unwrap();
+        write(&memory, &Screen::None).unwrap();
         for vector in 0..256 {
             let [offset, segment] = memory.read_obj::<[u16; 2]>(vector * 4).unwrap();
             let code: [u8; 9] = memory.read_obj(u64::from(segment) * 16 + u64::from(offset)).unwrap();

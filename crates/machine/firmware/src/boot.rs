@@ -15,6 +15,7 @@ use crate::layout::Ram;
 use crate::linux;
 use crate::multiboot;
 use crate::pvh;
+use crate::video::Screen;
 
 /// What to boot.
 #[derive(Clone, Copy, Default)]
@@ -31,6 +32,8 @@ pub struct BootRequest<'a> {
     pub cmdline: &'a str,
     /// Guest physical address of the RSDP; zero where there are no ACPI tables.
     pub rsdp: u64,
+    /// What the screen shows.
+    pub screen: Screen,
 }
 
 impl<'a> BootRequest<'a> {
@@ -49,6 +52,7 @@ impl fmt::Debug for BootRequest<'_> {
             initrd_name,
             cmdline,
             rsdp,
+            screen,
         } = self;
         f.debug_struct("BootRequest")
             .field("kernel_len", &kernel.len())
@@ -57,6 +61,7 @@ impl fmt::Debug for BootRequest<'_> {
             .field("initrd_name", initrd_name)
             .field("cmdline", cmdline)
             .field("rsdp", rsdp)
+            .field("screen", screen)
             .finish()
     }
 }

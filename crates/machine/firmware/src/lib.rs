@@ -28,6 +28,7 @@ mod multiboot;
 mod pvh;
 pub mod rom;
 pub mod smbios;
+pub mod video;
 
 pub use bios_data::PORT_WRITES;
 pub use boot::BootKind;

@@ -215,14 +215,14 @@ pub(crate) fn load(memory: &GuestMemory, ram: &Ram, request: &BootRequest<'_>) -
         None => None,
     };
 
-    bios_data::write(memory)?;
+    bios_data::write(memory, &request.screen)?;
     memory.write(kernel.load, kernel.payload)?;
     if let (Some(place), Some(data)) = (&initrd, request.module()) {
         memory.write(place.start, data)?;
     }
     let mut arena = Arena::new(memory, &[])?;
     let cmdline = arena.put_text(request.cmdline)?;
-    let page = zero_page(memory, ram, request.rsdp, &kernel, cmdline, initrd.as_ref());
+    let page = zero_page(memory, ram, request, &kernel, cmdline, initrd.as_ref());
     let page = arena.put(&page, 4096)?;
     let (kind, entry) = match kernel.long {
         true => (BootKind::Linux64, kernel.load + ENTRY_64),
@@ -276,7 +276,7 @@ fn set(page: &mut [u8], at: usize, bytes: &[u8]) {
 fn zero_page(
     memory: &GuestMemory,
     ram: &Ram,
-    rsdp: u64,
+    request: &BootRequest<'_>,
     kernel: &Kernel<'_>,
     cmdline: u32,
     initrd: Option<&Range<u64>>,
@@ -290,7 +290,10 @@ fn zero_page(
     let (image, size) = initrd.map_or((0, 0), |r| (low(r.start), low(r.end - r.start)));
     set(&mut page, header::RAMDISK_IMAGE, &image.to_le_bytes());
     set(&mut page, header::RAMDISK_SIZE, &size.to_le_bytes());
-    set(&mut page, zero_page::ACPI_RSDP_ADDR, &rsdp.to_le_bytes());
+    set(&mut page, zero_page::ACPI_RSDP_ADDR, &request.rsdp.to_le_bytes());
+    for (at, bytes) in request.screen.fields() {
+        set(&mut page, at, &bytes);
+    }
     let extended_kib = (ram.low_end() - MIB) >> 10;
     let ext_mem_k = u16::try_from(extended_kib).unwrap_or(u16::MAX);
     set(&mut page, zero_page::EXT_MEM_K, &ext_mem_k.to_le_bytes());

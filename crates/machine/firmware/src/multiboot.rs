@@ -230,7 +230,7 @@ pub(crate) fn load(
     };
     used.extend(initrd.clone());
 
-    bios_data::write(memory)?;
+    bios_data::write(memory, &request.screen)?;
     image.write(memory)?;
     if let (Some(place), Some(data)) = (&initrd, request.module()) {
         memory.write(place.start, data)?;

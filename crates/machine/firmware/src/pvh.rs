@@ -80,7 +80,7 @@ pub(crate) fn load(
         None => None,
     };
 
-    bios_data::write(memory)?;
+    bios_data::write(memory, &request.screen)?;
     image.write(memory)?;
     let mut arena = Arena::new(memory, &used)?;
     let mut state = entry::protected_32(&mut arena, entry)?;

@@ -1,11 +1,13 @@
 //! Configuration of the devices: one struct each, with the defaults of a plain PC.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::PciPlace;
 use crate::Size;
 
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
@@ -213,6 +215,8 @@ pub struct DevicesSpec {
     pub disks: Vec<DiskConfig>,
     /// CD and DVD drives of a PC.
     pub cdroms: Vec<CdromConfig>,
+    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
+    pub places: BTreeMap<String, PciPlace>,
 }
 
 impl Default for DevicesSpec {
@@ -228,6 +232,7 @@ impl Default for DevicesSpec {
             floppies: Vec::new(),
             disks: Vec::new(),
             cdroms: Vec::new(),
+            places: BTreeMap::new(),
         }
     }
 }

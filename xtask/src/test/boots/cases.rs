@@ -9,6 +9,7 @@ use anyhow::ensure;
 use super::Case;
 use super::Lab;
 use super::Skip;
+use super::control::screen_and_keyboard_work_by_the_control_socket;
 use crate::boot::Boot;
 use crate::boot::Seen;
 
@@ -28,7 +29,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 19] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -42,6 +43,7 @@ pub(super) const CASES: [Case; 17] = [
     case("suspended_guest_wakes_by_its_alarm", suspended_guest_wakes_by_its_alarm),
     case("suspended_pc_wakes_by_its_alarm", suspended_pc_wakes_by_its_alarm),
     case("pc_shows_its_pci_devices", pc_shows_its_pci_devices),
+    case("q35_shows_its_pci_devices", q35_shows_its_pci_devices),
     case(
         "two_processors_work_at_the_same_time",
         two_processors_work_at_the_same_time,
@@ -49,6 +51,10 @@ pub(super) const CASES: [Case; 17] = [
     case(
         "cloud_kernel_boots_without_complaints",
         cloud_kernel_boots_without_complaints,
+    ),
+    case(
+        "screen_and_keyboard_work_by_the_control_socket",
+        screen_and_keyboard_work_by_the_control_socket,
     ),
     case("older_processor_model_boots", older_processor_model_boots),
     case("vmlinux_boots_by_pvh", vmlinux_boots_by_pvh),
@@ -125,6 +131,43 @@ fn pc_shows_its_pci_devices(lab: &Lab) -> anyhow::Result<()> {
             says(seen, part)?;
         }
         ensure!(seen.line("PCI: Fatal").is_none(), "there is no configuration space");
+        Ok(())
+    })
+}
+
+fn q35_shows_its_pci_devices(lab: &Lab) -> anyhow::Result<()> {
+    // A display adapter in a PCI Express port; then a sleep, after which bridges and interrupts are as before.
+    let devices = "for i in /sys/bus/pci/devices/*; do echo ${i##*/} $(cat $i/vendor $i/device); done";
+    let sleep = "echo +10 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
+    let commands = format!("{devices}; {sleep}; grep MMCONFIG /proc/iomem");
+    let options = [
+        "--machine",
+        "q35",
+        "--cpus",
+        "2",
+        "--memory",
+        "4G",
+        "--place",
+        "vga=port2",
+    ];
+    let boot = lab.commands("full", &commands)?.with(&options);
+    lab.watch(&boot, |seen| {
+        ends_well(seen)?;
+        no_complaints(seen)?;
+        for part in [
+            "PCI: Using ACPI for IRQ routing",
+            "_OSC: OS now controls [PCIeHotplug PME PCIeCapability]",
+            "quirk: [io  0x0600-0x067f] claimed by ICH6 ACPI/GPIO/TCO",
+            "pcieport 0000:00:1c.1: pciehp: Slot #2",
+            "0000:00:00.0 0x8086 0x29c0",
+            "0000:00:1f.0 0x8086 0x2918",
+            "0000:00:1f.2 0x8086 0x2922",
+            "0000:02:00.0 0x1234 0x1111",
+            "awake:2",
+            "b0000000-bfffffff : PCI MMCONFIG 0000 [bus 00-ff]",
+        ] {
+            says(seen, part)?;
+        }
         Ok(())
     })
 }

@@ -125,6 +125,14 @@ pub(crate) struct Machine {
 impl Machine {
     /// None where the host has no such firmware.
     pub(crate) fn new() -> Option<Self> {
+        let mut machine = Self::without_firmware()?;
+        // Its entry point takes the address of the function in AX.
+        machine.call([BDF.into(), 0, 0, 0], &[0x9A, 0x03, 0x00, 0x00, 0xC0]);
+        Some(machine)
+    }
+
+    /// The same before the firmware has run.
+    pub(crate) fn without_firmware() -> Option<Self> {
         let Ok(rom) = std::fs::read(Path::new(FIRMWARE)) else {
             eprintln!("SKIPPED: {FIRMWARE} is not here; it is in Debian's package seabios");
             return None;
@@ -134,6 +142,8 @@ impl Machine {
         // Shadowed: it initialises itself in place.
         let firmware = region("vgabios", Kind::Ram, 0x1_0000);
         firmware.load(0, &rom).unwrap();
+        let expansion = region("expansion", Kind::Rom, 0x1_0000);
+        expansion.load(0, &rom).unwrap();
         let mut memory = GuestMemory::new();
         for (gpa, region) in [
             (0, region("ram", Kind::Ram, 0xA_0000)),
@@ -144,7 +154,7 @@ impl Machine {
         }
         let clock = TestClock::new();
         let time: Arc<dyn Clock> = Arc::new(clock.clone());
-        let chip = Vga::new(Arc::clone(&time), vram, None, &VgaConfig::default()).unwrap();
+        let chip = Vga::new(Arc::clone(&time), vram, Some(expansion), &VgaConfig::default()).unwrap();
         let slot = Slot::new("vga", chip, time, Arc::new(NoWake));
         let board = Board {
             pio: Bus::new(),
@@ -158,15 +168,12 @@ impl Machine {
         let memory = Arc::new(memory);
         let engine = InterpEngine::new(Arc::clone(&memory), Arc::new(CpuPolicy::new(Model::V2).unwrap())).unwrap();
         let vcpu = engine.new_vcpu(0).unwrap();
-        let mut machine = Self {
+        Some(Self {
             board,
             vcpu,
             memory,
             slot,
-        };
-        // Its entry point takes the address of the function in AX.
-        machine.call([BDF.into(), 0, 0, 0], &[0x9A, 0x03, 0x00, 0x00, 0xC0]);
-        Some(machine)
+        })
     }
 
     /// Executes `code` with AX, BX, CX and DX, and a HLT behind it; AX thereafter.
@@ -214,6 +221,10 @@ impl Machine {
     /// Writes the window at A0000h as the guest does.
     pub(crate) fn poke(&self, gpa: u64, value: u8) {
         self.board.mmio.write(gpa, Width::Byte, value.into());
+    }
+
+    pub(crate) fn vga<R>(&self, with: impl FnOnce(&mut Vga) -> R) -> R {
+        self.slot.with(with)
     }
 
     pub(crate) fn out(&self, port: u16, value: u16) {

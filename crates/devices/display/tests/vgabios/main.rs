@@ -7,9 +7,12 @@ mod machine;
 
 use std::path::PathBuf;
 
+use device_model::Inspect;
 use display::ScanOut;
 use display::Surface;
 use display::scanout::Mode;
+use display::vga::LinearMode;
+use display::vga::Vga;
 use display::write_png;
 
 use machine::LINEAR;
@@ -70,6 +73,40 @@ fn text_mode_shows_what_is_printed() {
     let text = m.shown().text().unwrap();
     assert_eq!(text.lines().count(), 50);
     golden("text50", &render(&m.shown()));
+}
+
+#[test]
+fn modes_without_firmware_are_those_that_firmware_sets() {
+    let (Some(mut m), Some(bare)) = (Machine::new(), Machine::without_firmware()) else {
+        return;
+    };
+    let registers = |m: &Machine| {
+        let tree = m.vga(|vga| vga.inspect());
+        (tree, render(&m.shown()))
+    };
+    m.int10(0x0003, 0, 0, 0);
+    assert!(bare.vga(Vga::set_text_mode));
+    let ((theirs, dark), (ours, blank)) = (registers(&m), registers(&bare));
+    assert_eq!(theirs, ours);
+    assert_eq!(dark.pixels(), blank.pixels());
+    // All characters in all colours.
+    for m in [&m, &bare] {
+        for at in 0..2000u64 {
+            m.poke(0xB_8000 + at * 2, at as u8);
+            m.poke(0xB_8001 + at * 2, (at * 7 / 5) as u8);
+        }
+    }
+    assert_eq!(render(&m.shown()).pixels(), render(&bare.shown()).pixels());
+    m.int10(0x4F02, 0x4114, 0, 0);
+    let mode = |width, height| LinearMode {
+        width,
+        height,
+        bits: 16,
+    };
+    assert!(bare.vga(|vga| vga.set_linear_mode(mode(800, 600))));
+    assert_eq!(m.shown().mode(), bare.shown().mode());
+    assert_eq!(render(&m.shown()).pixels(), render(&bare.shown()).pixels());
+    assert!(!bare.vga(|vga| vga.set_linear_mode(mode(4096, 600))));
 }
 
 #[test]

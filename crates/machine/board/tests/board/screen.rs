@@ -124,3 +124,54 @@ fn machine_without_a_display_adapter_has_no_screen() {
         assert!(Machine::build(&spec, Backends::default()).unwrap().screen().is_none());
     }
 }
+
+/// A multiboot image, loaded at 1 MiB, that writes the letter A into the first character of the screen, or as pixels.
+fn letter(path: &Path, video: u32) {
+    const BASE: u32 = 0x10_0000;
+    let mut image = Vec::new();
+    let flags: u32 = 1 << 16;
+    let magic: u32 = 0x1bad_b002;
+    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+    let end = BASE + 64;
+    for word in [magic, flags, checksum, BASE, BASE, end, end, BASE + 32] {
+        image.extend(word.to_le_bytes());
+    }
+    // mov word [video], 0741h; cli; hlt
+    image.extend([0x66, 0xc7, 0x05]);
+    image.extend(video.to_le_bytes());
+    image.extend([0x41, 0x07, 0xfa, 0xf4]);
+    image.resize(64, 0xf4);
+    std::fs::write(path, image).unwrap();
+}
+
+#[test]
+fn kernel_booted_directly_finds_text_or_the_mode_of_its_command_line() {
+    if !has_firmware() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let kernel = dir.path().join("letter");
+    let boot = |append: &str| {
+        let mut spec = pc(EngineKind::Interp);
+        spec.boot.kernel = Some(kernel.clone());
+        spec.boot.append = append.to_owned();
+        let machine = Machine::build(&spec, Backends::default()).unwrap();
+        machine.start().unwrap();
+        machine
+    };
+    letter(&kernel, 0xb_8000);
+    let machine = boot("vga=normal");
+    let text = wait_for(&machine, "A");
+    assert_eq!((text.trim_end(), text.lines().count()), ("A", 25));
+    // Video memory is at the start of the window for PCI memory.
+    letter(&kernel, 0x8000_0000);
+    let machine = boot("vga=788");
+    let shown = machine.screen().unwrap();
+    assert_eq!(shown.scan_out().mode(), Mode::Linear(16));
+    assert_eq!(shown.scan_out().size(), (800, 600));
+    let end = Instant::now() + Duration::from_secs(120);
+    while shown.picture().pixel(0, 0) != 0x00_EB_08 {
+        assert!(Instant::now() < end, "{:06x}", shown.picture().pixel(0, 0));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -10,6 +10,9 @@ use x86_isa::flags;
 use super::*;
 use crate::boot;
 use crate::layout::tests::memory;
+use crate::video::Linear;
+use crate::video::Mode;
+use crate::video::Screen;
 
 /// A bzImage of protocol 2.15 with a 64-bit entry point, preferred address 16 MiB, and 4 MiB of init size.
 pub(crate) fn bz_image() -> Vec<u8> {
@@ -229,4 +232,37 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn zero_page_tells_what_the_screen_shows() {
+    let file = bz_image();
+    let page = |screen| {
+        let memory = memory(64 << 20);
+        let request = BootRequest {
+            screen,
+            ..request(&file)
+        };
+        let loaded = boot::load(&memory, &request).unwrap();
+        let page = memory.read_obj::<[u8; 64]>(loaded.state.gpr[entry::RSI]).unwrap();
+        (page, memory.read_obj::<[u8; 2]>(0x449).unwrap())
+    };
+    let (dark, data_area) = page(Screen::None);
+    assert_eq!((dark[0xf], data_area), (0, [0, 0]));
+    let (text, data_area) = page(Screen::Text);
+    assert_eq!(
+        (text[0x6], text[0x7], text[0xe], text[0xf], text[0x10]),
+        (3, 80, 25, 1, 16)
+    );
+    assert_eq!(data_area, [3, 80]);
+    let mode = Mode {
+        width: 800,
+        height: 600,
+        bits: 16,
+    };
+    let (base, len) = (0xe000_0000, 16 << 20);
+    let (pixels, _) = page(Screen::Linear(Linear { base, len, mode }));
+    assert_eq!(pixels[0xf], 0x23);
+    assert_eq!(pixels[0x12..0x20], [32, 3, 88, 2, 16, 0, 0, 0, 0, 0xe0, 0, 1, 0, 0]);
+    assert_eq!(pixels[0x24..0x2e], [0x40, 6, 5, 11, 6, 5, 5, 0, 0, 0]);
 }

@@ -44,6 +44,7 @@ fn elf_of_either_class_is_entered_with_its_information() {
             initrd: Some(b"VAR=1\n"),
             initrd_name: "env",
             rsdp: 0,
+            ..BootRequest::default()
         };
         let loaded = boot::load(&memory, &request).unwrap();
         assert_eq!(loaded.kind.name(), "multiboot");
