@@ -48,7 +48,7 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
 }
 
 fn recipe_text() -> String {
-    format!("{PACKAGES}\n{DISK}\n{SCRIPT}")
+    format!("{PACKAGES}\n{DISK}\nlayout 2\n{SCRIPT}")
 }
 
 /// Whether the image is there and made as it would be now.
@@ -118,7 +118,7 @@ fn install(dir: &Path, tar: &Path) -> anyhow::Result<()> {
 
 /// Makes the partition's file system, with the tree in it and with its owners.
 fn make_file_system(dir: &Path, tar: &Path, disk: &Path) -> anyhow::Result<()> {
-    let script = "set -e; rm -rf \"$0\"; mkdir \"$0\"; tar -x -f \"$1\" -C \"$0\" --numeric-owner; \
+    let script = "set -e; rm -rf \"$0\"; mkdir \"$0\"; tar -x -f \"$1\" -C \"$0\" --numeric-owner; mkdir -p \"$0/dev\"; \
                   mke2fs -q -t ext4 -L oxbow -d \"$0\" -E offset=$3,root_owner=0:0,lazy_itable_init=1 \"$2\" $4; \
                   rm -rf \"$0\"";
     let start = u64::from(PARTITION) * SECTOR as u64;
