@@ -2,6 +2,7 @@
 //! jumps forwards. They end with UD2.
 
 use iced_x86::Code;
+use iced_x86::CpuidFeature;
 use iced_x86::Decoder;
 use iced_x86::DecoderOptions;
 use iced_x86::Encoder;
@@ -17,6 +18,7 @@ use iced_x86::RflagsBits;
 use crate::case::CODE;
 use crate::case::Regs;
 use crate::case::rflags;
+use crate::case::undefined_flags;
 use crate::generate;
 use crate::generate::Rng;
 
@@ -77,8 +79,8 @@ pub(crate) struct Program {
 #[derive(Clone)]
 enum Part {
     Plain(Instruction),
-    /// Two that make no sense apart.
-    Both(Instruction, Instruction),
+    /// Some that make no sense apart.
+    Together(Vec<Instruction>),
     /// A conditional or unconditional jump over so many parts.
     Jump(Code, usize),
 }
@@ -166,15 +168,15 @@ impl Program {
             let mut next = self.start;
             for (index, part) in self.parts.iter().enumerate() {
                 addresses[index] = next;
-                let (ins, second) = match part {
-                    Part::Plain(ins) => (*ins, None),
-                    Part::Both(ins, second) => (*ins, Some(*second)),
+                let together = match part {
+                    Part::Plain(ins) => vec![*ins],
+                    Part::Together(all) => all.clone(),
                     Part::Jump(code, over) => {
                         let target = addresses[index + 1 + over];
-                        (Instruction::with_branch(*code, target).expect("a jump"), None)
+                        vec![Instruction::with_branch(*code, target).expect("a jump")]
                     }
                 };
-                for ins in [Some(ins), second].into_iter().flatten() {
+                for ins in together {
                     let mut encoder = Encoder::new(64);
                     next += encoder.encode(&ins, next).expect("it was encoded before") as u64;
                     bytes.extend(encoder.take_buffer());
@@ -227,17 +229,16 @@ impl Program {
 
 /// An instruction, and before it what loads the registers that it addresses memory with.
 fn plain(parts: &mut Vec<Part>, mut ins: Instruction, before: &Regs, rng: &mut Rng) {
-    if ins.is_vsib() {
+    // Whether SHA minds operands that are not aligned depends on the processor.
+    let sha = ins.cpuid_features().contains(&CpuidFeature::SHA);
+    let memory = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
+    if ins.is_vsib() || sha && memory {
         return;
     }
     let mut wanted = Vec::new();
-    let mut memory = false;
     for i in 0..ins.op_count() {
         match ins.op_kind(i) {
-            OpKind::Memory => {
-                memory = true;
-                wanted.extend([ins.memory_base(), ins.memory_index()]);
-            }
+            OpKind::Memory => wanted.extend([ins.memory_base(), ins.memory_index()]),
             OpKind::Register | OpKind::Immediate8 | OpKind::Immediate16 | OpKind::Immediate32 => {}
             OpKind::Immediate64 | OpKind::Immediate8to16 | OpKind::Immediate8to32 | OpKind::Immediate8to64 => {}
             _ => wanted.extend([Register::RSI, Register::RDI, Register::RCX]),
@@ -254,13 +255,17 @@ fn plain(parts: &mut Vec<Part>, mut ins: Instruction, before: &Regs, rng: &mut R
     if memory && rng.below(15) == 0 {
         ins.set_segment_prefix(if rng.below(2) == 0 { Register::FS } else { Register::GS });
     }
+    let mut together = vec![ins];
+    if generate::is_narrow_double_shift(ins.code()) {
+        // With the count of the case.
+        let load = Instruction::with2(Code::Mov_r64_imm64, Register::RCX, before.gpr[1]).expect("MOV");
+        together.insert(0, load);
+    }
     // Engines may differ in undefined flags: nothing shall see them.
-    parts.push(if ins.rflags_undefined() != 0 {
-        let settle = Instruction::with2(Code::Cmp_rm32_imm32, Register::EDX, rng.next() as i32).expect("CMP");
-        Part::Both(ins, settle)
-    } else {
-        Part::Plain(ins)
-    });
+    if undefined_flags(&ins) != 0 {
+        together.push(Instruction::with2(Code::Cmp_rm32_imm32, Register::EDX, rng.next() as i32).expect("CMP"));
+    }
+    parts.push(Part::Together(together));
 }
 
 /// A shift by a count of zero, which leaves all flags as they are.
@@ -277,7 +282,7 @@ fn empty_shift(parts: &mut Vec<Part>, rng: &mut Rng) {
     let register = if wide { Register::RAX } else { Register::EAX } + 8 * rng.below(2) as u32;
     let load = Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("MOV");
     let shift = Instruction::with2(code, register, Register::CL).expect("a shift");
-    parts.push(Part::Both(load, shift));
+    parts.push(Part::Together(vec![load, shift]));
 }
 
 /// Work on the stack.

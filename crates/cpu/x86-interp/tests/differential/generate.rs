@@ -118,7 +118,20 @@ fn is_tested(code: Code) -> bool {
             | M::Sysexit
             | M::Montmul
     );
-    plain && !other
+    // AMD's processors have nothing but prefetches there.
+    let reserved = matches!(
+        code,
+        Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+    );
+    plain && !other && !reserved
+}
+
+/// Whether this moves so many bits from a register to another of 16 bits that, by more than 16, the result is undefined.
+pub(crate) fn is_narrow_double_shift(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Shld_rm16_r16_imm8 | Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_imm8 | Code::Shrd_rm16_r16_CL
+    )
 }
 
 /// A shorthand for what the tables spread over two properties.
@@ -255,6 +268,12 @@ pub(crate) fn case(code: Code, rng: &mut Rng) -> Option<Case> {
     }
     prefixes(&mut ins, rng);
     settle(&ins, rng, &mut before);
+    if is_narrow_double_shift(code) {
+        before.gpr[1] &= !16;
+        if ins.op2_kind() == OpKind::Immediate8 {
+            ins.set_immediate8(ins.immediate8() & !16);
+        }
+    }
     let mut encoder = Encoder::new(64);
     encoder.encode(&ins, CODE).ok()?;
     let code_bytes = encoder.take_buffer();
