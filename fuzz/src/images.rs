@@ -187,7 +187,7 @@ fn template(kind: &CreateOptions) -> Template {
     source.write_at(0, &[1; 5000]).expect("memory takes data");
     source.write_at(SIZE / 2, &[2; 30_000]).expect("memory takes data");
     let compress = kind.compression == Compression::Zstd || kind.variant == Variant::V2;
-    disk_image::copy(&files, &*source, Path::new("image"), kind, compress, &mut |_| {}).expect("the kind is possible");
+    disk_image::copy(&files, &*source, Path::new("image"), kind, compress, &mut |_| Ok(())).expect("the kind is possible");
     Template {
         format: kind.format,
         bytes: memory.bytes("image"),

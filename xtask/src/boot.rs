@@ -83,6 +83,16 @@ impl Boot {
         }
     }
 
+    /// A PC that its firmware boots from what the options say.
+    pub(crate) fn firmware(oxbow: &Path) -> Self {
+        Self {
+            oxbow: oxbow.to_owned(),
+            options: ["run", "--no-reboot", "--machine", "pc"].map(str::to_owned).to_vec(),
+            timeout: Duration::from_secs(1200),
+            dialogue: Vec::new(),
+        }
+    }
+
     /// Adds options of `oxbow run`.
     pub(crate) fn with(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|&option| option.to_owned()));

@@ -4,6 +4,7 @@
 
 mod apt;
 mod image;
+pub(crate) mod system;
 
 use std::fs::File;
 use std::path::Path;
@@ -82,7 +83,15 @@ impl Guest {
 /// `cargo xtask guests`.
 pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
     let (update, list) = (arguments.flag("--update"), arguments.flag("--list"));
-    let names = arguments.rest()?;
+    let mut names = arguments.rest()?;
+    let system = names.iter().position(|name| name == "system");
+    let system = system.map(|at| names.remove(at)).is_some();
+    if system && !list {
+        println!("system {}", system::prepare()?.display());
+        if names.is_empty() {
+            return Ok(());
+        }
+    }
     let wanted = |recipe: &&Recipe| names.is_empty() || names.iter().any(|name| name == recipe.name);
     if let Some(name) = names
         .iter()
@@ -101,6 +110,9 @@ pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
                 recipe.what
             );
         }
+        let dir = workspace::guests_dir().join("system");
+        let state = if system::is_current(&dir) { "ready" } else { "not made" };
+        println!("{:6} {state:11} {} (Debian on a disk)", "system", dir.display());
         return Ok(());
     }
     if update {

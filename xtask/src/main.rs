@@ -10,6 +10,7 @@ mod cpio;
 mod demo;
 mod guests;
 mod layers;
+mod powercuts;
 mod process;
 mod size;
 mod source;
@@ -29,7 +30,7 @@ Usage: cargo xtask <command> [options]
       --no-guests       leave out the boots of whole guests
       --guests [NAME..] only the boots of guests whose test names contain one of these
   ci                    the same as `test`
-  guests [NAME..]       fetch and build the guests: demo, full, i386 (default: all)
+  guests [NAME..]       fetch and build the guests: demo, full, i386 (default: these), system
       --update          ask the archive for newer packages first
       --list            say what there is and where it lies
   bench                 time real programs in a guest, on one machine beside the other
@@ -42,6 +43,8 @@ Usage: cargo xtask <command> [options]
       --timeout SECONDS per machine and round (default 3600)
       --json FILE       where the figures are written too (default: target/bench.json)
       --markdown FILE   the same as a Markdown table (default: target/bench.md)
+  powercuts             kill machines whose guests write to disks, and check what the images hold
+      -n COUNT          how often (default 200)
   layers                check which crate uses which, and which may hold unsafe code
   size                  check the length of files and functions
   bless                 accept what the golden tests see now";
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         "test" | "ci" => test::main(arguments),
         "guests" => guests::main(arguments),
         "bench" => bench::main(arguments),
+        "powercuts" => powercuts::main(arguments),
         "layers" => layers::main(arguments),
         "size" => size::main(arguments),
         "bless" => test::bless(arguments),

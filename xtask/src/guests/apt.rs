@@ -20,7 +20,7 @@ const ARCHITECTURES: [&str; 2] = ["amd64", "i386"];
 /// Packages cannot be had here: no apt, no network.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Unavailable(String);
+pub(crate) struct Unavailable(pub(super) String);
 
 /// The private apt.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 mod cases;
 mod control;
+mod disks;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -36,6 +37,8 @@ struct Skip(String);
 struct Case {
     name: &'static str,
     check: fn(&Lab) -> anyhow::Result<()>,
+    /// It runs only if it is asked for.
+    extra: bool,
 }
 
 /// What a test works with.
@@ -54,8 +57,9 @@ struct Guests {
 
 /// Runs the tests whose names contain one of `names`, or all, as many at a time as there are processors.
 pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
-    let wanted = |case: &&Case| names.is_empty() || names.iter().any(|name| case.name.contains(name.as_str()));
-    let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
+    let named = |case: &Case| names.iter().any(|name| case.name.contains(name.as_str()));
+    let wanted = |case: &&Case| named(case) || names.is_empty() && !case.extra;
+    let cases: Vec<&Case> = disks::CASES.iter().chain(&CASES).filter(wanted).collect();
     let guests = Guests::default();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());

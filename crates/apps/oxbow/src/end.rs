@@ -15,7 +15,7 @@ pub(crate) const LEAKS: u8 = 4;
 /// `--timeout` has passed: as `timeout` of coreutils says it.
 pub(crate) const TIMEOUT: u8 = 124;
 /// A signal's number is added to this, as shells do.
-const SIGNAL: u8 = 128;
+pub(crate) const SIGNAL: u8 = 128;
 /// The number of SIGPIPE: nobody reads our output.
 const SIGPIPE: u8 = 13;
 

@@ -103,7 +103,10 @@ impl From<BlockError> for Failure {
     /// A file that cannot be opened or made is wrong input; one that fails later is the host's.
     fn from(error: BlockError) -> Self {
         match &error {
-            BlockError::Io { action, .. } if !matches!(*action, "open" | "create") => Self::host(error),
+            &BlockError::Stopped { signal } => Self::with_status(error, end::SIGNAL.saturating_add(signal)),
+            BlockError::Io { action, .. } if !matches!(*action, "open" | "open for writing" | "create") => {
+                Self::host(error)
+            }
             _ => anyhow::Error::from(error).into(),
         }
     }

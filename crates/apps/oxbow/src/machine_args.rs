@@ -15,20 +15,22 @@ use spec::FloppyConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
+use spec::PciPlace;
 use spec::SerialConfig;
 use spec::Size;
 use spec::TestdevConfig;
 use spec::UefiSpec;
 
 use crate::drives;
+use crate::drives::DriveArg;
 use crate::serial::SerialTarget;
 
 /// Options of `run` and `plan`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MachineArgs {
-    /// Kind of computer: microvm, or pc with PCI and a BIOS
+    /// Kind of computer: microvm; pc with PCI and a BIOS; or q35, a pc with PCI Express
     ///
-    /// A microvm boots a kernel directly. A pc does so too if one is named, else it starts with its firmware.
+    /// A microvm boots a kernel directly. The others do so too if one is named, else they start with their firmware.
     #[arg(long, value_name = "KIND")]
     pub(crate) machine: Option<MachineKind>,
 
@@ -55,15 +57,22 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|unsafe][,serial=S][,ro]
+    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|writethrough|unsafe][,serial=S][,ro]
     ///
+    /// A q35 has no IDE; its drives are on AHCI if no bus is given.
     /// The format is found by the file's contents if it is not given. `cache=unsafe` lets the guest's flushes do nothing.
     #[arg(long, value_name = "FILE", value_parser = drives::parse_disk)]
-    pub(crate) disk: Vec<DiskConfig>,
+    pub(crate) disk: Vec<DriveArg<DiskConfig>>,
 
     /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
-    pub(crate) cdrom: Vec<CdromConfig>,
+    pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
+
+    /// Put a PCI device of a pc or q35 elsewhere: vga, nvme or a pc's ahci, and slot1 to slot31, port1 to port4, bridge1 to bridge31
+    ///
+    /// Ports are those of PCI Express, and the bridge leads to a bus for conventional cards; a q35 has them.
+    #[arg(long, value_name = "NAME=PLACE", value_parser = drives::parse_place)]
+    pub(crate) place: Vec<(String, PciPlace)>,
 
     /// Kernel: a Linux bzImage, an uncompressed vmlinux (PVH), or a multiboot image
     ///
@@ -128,6 +137,7 @@ impl MachineArgs {
         let Some(serial) = serial else {
             bail!("--serial is given {} times; there are four ports", self.serial.len());
         };
+        let usual = self.machine_kind().usual_bus();
         let testdev = self.testdev || self.debug_exit.is_some();
         Ok(MachineSpec {
             machine: self.machine_kind(),
@@ -154,8 +164,9 @@ impl MachineArgs {
                 debug_exit: self.debug_exit.map(|port| DebugExitConfig { port }),
                 testdev: testdev.then(TestdevConfig::default),
                 floppies: self.floppy.clone(),
-                disks: self.disk.clone(),
-                cdroms: self.cdrom.clone(),
+                disks: self.disk.iter().map(|disk| disk.on(usual)).collect(),
+                cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual)).collect(),
+                places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()
             },
             ..MachineSpec::default()

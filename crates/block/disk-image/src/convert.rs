@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::BlockBackend;
 use crate::BlockError;
 use crate::CreateOptions;
+use crate::Extent;
 use crate::ExtentKind;
 use crate::Files;
 use crate::Format;
@@ -20,10 +21,12 @@ use crate::store::Access;
 use crate::store::File;
 use crate::vmdk::stream::StreamWriter;
 
-/// Data moves in pieces of this many bytes.
+/// Data moves in pieces of at most this many bytes.
 const PIECE: u64 = 2 << 20;
-/// Zeros are looked for in pieces of this many bytes.
-pub(crate) const GRAIN: usize = 65536;
+/// Holes that are shorter than this are read with the data around them.
+const GAP: u64 = 65536;
+/// Zeros are looked for in pieces of this many bytes, or of a block where that is smaller.
+pub(crate) const GRAIN: u64 = 65536;
 
 /// How far a long operation is, in bytes of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,9 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// Whoever is told how far an operation is. An error of his ends it, and what was begun is removed.
+pub type Watcher<'a> = dyn FnMut(Progress) -> Result<()> + 'a;
+
 /// How a copy is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CopyOptions {
@@ -41,36 +47,61 @@ pub(crate) struct CopyOptions {
     pub(crate) compress: bool,
     /// Only what the source itself has, not what its parents have.
     pub(crate) layer: bool,
-    /// The target has a parent: zeros have to be written.
+    /// The target has a parent: zeros have to be written, and what it has already has not.
     pub(crate) over_parent: bool,
 }
 
 /// Where a copy goes: pieces come in rising order.
 pub(crate) trait Sink {
+    /// Unit of allocation in bytes, a power of two.
+    fn block(&self) -> u64;
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()>;
     fn zero(&mut self, offset: u64, len: u64) -> Result<()>;
     fn finish(&mut self) -> Result<()>;
+}
+
+/// What a sink takes at once to find out what is alike.
+fn grain(sink: &dyn Sink) -> u64 {
+    sink.block().clamp(4096, GRAIN)
 }
 
 struct ImageSink<'a> {
     image: &'a dyn Image,
     options: CopyOptions,
     block: u64,
+    /// What the target has already.
+    present: Vec<u8>,
+}
+
+impl ImageSink<'_> {
+    fn put(&self, offset: u64, data: &[u8]) -> Result<()> {
+        match self.options.compress {
+            true => self.image.write_packed(offset, data),
+            false => self.image.write_at(offset, data),
+        }
+    }
 }
 
 impl Sink for ImageSink<'_> {
+    fn block(&self) -> u64 {
+        self.block
+    }
+
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
-        if !self.options.compress {
-            return self.image.write_at(offset, data);
+        if !self.options.over_parent || self.options.layer {
+            return self.put(offset, data);
         }
-        let mut at = offset;
-        for block in data.chunks(usize::try_from(self.block).unwrap_or(GRAIN)) {
-            if !self.image.write_packed(at, block)? {
-                self.image.write_at(at, block)?;
-            }
-            at += block.len() as u64;
-        }
-        Ok(())
+        let mut present = std::mem::take(&mut self.present);
+        present.resize(data.len(), 0);
+        self.image.read_at(offset, &mut present)?;
+        let grain = grain(self);
+        let differs = |at: usize, part: &[u8]| present.get(at..at + part.len()) != Some(part);
+        let result = in_runs(offset, data, grain, differs, |offset, part, differs| match differs {
+            true => self.put(offset, part),
+            false => Ok(()),
+        });
+        self.present = present;
+        result
     }
 
     fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
@@ -89,21 +120,38 @@ impl Sink for ImageSink<'_> {
 /// Makes a new image of the format that `options` say, with the contents of `source`. With a parent in `options`, the
 /// new image has only what differs from it. Compressed where that is asked for and the format can.
 ///
+/// The image gets its name when it is whole; until then it has another one beside it.
+///
 /// # Errors
-/// The image cannot be made, or one of the two fails. What was made of the new image is removed.
+/// The image cannot be made, one of the two fails, or `watcher` does not want to go on. What was made of the new image
+/// is removed.
 pub fn copy(
     files: &Arc<dyn Files>,
     source: &dyn Image,
     path: &Path,
     options: &CreateOptions,
     compress: bool,
-    progress: &mut dyn FnMut(Progress),
+    watcher: &mut Watcher<'_>,
 ) -> Result<()> {
     if compress && options.format != Format::Qcow2 && options.variant != Variant::StreamOptimized {
         return Err(BlockError::Usage(
             "only qcow2 and vmdk's streamOptimized are compressed; leave out --compress".to_owned(),
         ));
     }
+    create::in_place_of_nothing(files, path, options, &mut |path, options| {
+        copy_to(files, source, path, options, compress, watcher)
+    })
+}
+
+/// Copies to a name that nobody else uses. What is left of the image after an error is up to the caller.
+pub(crate) fn copy_to(
+    files: &Arc<dyn Files>,
+    source: &dyn BlockBackend,
+    path: &Path,
+    options: &CreateOptions,
+    compress: bool,
+    watcher: &mut Watcher<'_>,
+) -> Result<()> {
     let copied = CopyOptions {
         compress,
         layer: false,
@@ -112,27 +160,14 @@ pub fn copy(
     if options.variant == Variant::StreamOptimized {
         let making = prepare(files, path, options)?;
         let file = File::open(&**files, path, Access::Create)?;
-        let result = StreamWriter::new(&making, file).and_then(|mut writer| run(source, &mut writer, copied, progress));
-        return clean(files, path, result);
+        return run(source, &mut StreamWriter::new(&making, file)?, copied, watcher);
     }
-    create(files, path, options)?;
-    let result = open_in(
-        files,
-        path,
-        &OpenOptions {
-            format: Some(options.format),
-            ..OpenOptions::writable()
-        },
-    )
-    .and_then(|target| into_image(source, &*target, copied, progress));
-    clean(files, path, result)
-}
-
-fn clean(files: &Arc<dyn Files>, path: &Path, result: Result<()>) -> Result<()> {
-    if result.is_err() {
-        let _ = files.remove(path);
-    }
-    result
+    create::make(files, path, options)?;
+    let open = OpenOptions {
+        format: Some(options.format),
+        ..OpenOptions::writable()
+    };
+    into_image(source, &*open_in(files, path, &open)?, copied, watcher)
 }
 
 /// Copies into an image that is still empty.
@@ -140,75 +175,101 @@ pub(crate) fn into_image(
     source: &dyn BlockBackend,
     target: &dyn Image,
     options: CopyOptions,
-    progress: &mut dyn FnMut(Progress),
+    watcher: &mut Watcher<'_>,
 ) -> Result<()> {
-    let block = target.info().block_size.max(1);
-    run(
-        source,
-        &mut ImageSink {
-            image: target,
-            options,
-            block,
-        },
+    let mut sink = ImageSink {
+        image: target,
         options,
-        progress,
-    )
+        block: target.info().block_size.max(1),
+        present: Vec::new(),
+    };
+    run(source, &mut sink, options, watcher)
 }
 
 /// Walks through the extents of the source.
-fn run(
-    source: &dyn BlockBackend,
-    sink: &mut dyn Sink,
-    options: CopyOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<()> {
+fn run(source: &dyn BlockBackend, sink: &mut dyn Sink, options: CopyOptions, watcher: &mut Watcher<'_>) -> Result<()> {
     let total = source.info().size;
+    // Blocks of the target stay whole, so that each is written once. Of a layer not a byte more is copied than it has.
+    let align = if options.layer { 1 } else { sink.block().min(PIECE) };
+    let is_data = |extent: Extent| extent.kind == ExtentKind::Data && !(options.layer && extent.depth > 0);
     let mut buf = vec![0; usize::try_from(PIECE.min(total)).unwrap_or_default()];
     let mut done = 0;
     while done < total {
         let extent = source.extent(done)?;
-        let foreign = options.layer && (extent.depth > 0 || extent.kind == ExtentKind::Unallocated);
-        let len = match extent.kind {
-            _ if foreign => extent.len,
-            ExtentKind::Zero | ExtentKind::Unallocated => {
-                sink.zero(done, extent.len.min(total - done))?;
-                extent.len
+        let end = done.saturating_add(extent.len).min(total);
+        let whole = if end == total { end } else { end - end % align };
+        let next = if is_data(extent) || whole <= done {
+            let limit = (done - done % PIECE + PIECE).min(total);
+            let end = data_end(source, end, limit, if options.layer { 0 } else { GAP }, is_data)?;
+            let end = end.next_multiple_of(align).min(limit);
+            let len = usize::try_from(end - done).unwrap_or_default();
+            let piece = buf.get_mut(..len).unwrap_or_default();
+            source.read_at(done, piece)?;
+            write_data(sink, done, piece)?;
+            end
+        } else {
+            if !(options.layer && (extent.depth > 0 || extent.kind == ExtentKind::Unallocated)) {
+                sink.zero(done, whole - done)?;
             }
-            ExtentKind::Data => {
-                // Pieces end at multiples of their size, so that blocks stay whole.
-                let len = extent.len.min(PIECE - done % PIECE).min(total - done);
-                let piece = buf
-                    .get_mut(..usize::try_from(len).unwrap_or_default())
-                    .unwrap_or_default();
-                source.read_at(done, piece)?;
-                write_data(sink, done, piece)?;
-                len
-            }
+            whole
         };
-        done += len.min(total - done).max(1);
-        progress(Progress { done, total });
+        done = next.max(done + 1);
+        watcher(Progress { done, total })?;
     }
     sink.finish()
 }
 
+/// Where the data that reaches to `end` ends, with short holes in it; at `limit` at most.
+fn data_end(
+    source: &dyn BlockBackend,
+    mut end: u64,
+    limit: u64,
+    gap: u64,
+    is_data: impl Fn(Extent) -> bool,
+) -> Result<u64> {
+    while end < limit {
+        let extent = source.extent(end)?;
+        if !is_data(extent) && extent.len >= gap {
+            break;
+        }
+        end = end.saturating_add(extent.len.max(1));
+    }
+    Ok(end.min(limit))
+}
+
 /// Writes a piece without its zeros.
 fn write_data(sink: &mut dyn Sink, offset: u64, piece: &[u8]) -> Result<()> {
-    let mut start = 0;
-    let mut at = 0;
-    let mut send = |from: usize, to: usize, zero: bool| match piece.get(from..to) {
-        None | Some([]) => Ok(()),
-        Some(part) if zero => sink.zero(offset + from as u64, part.len() as u64),
-        Some(part) => sink.write(offset + from as u64, part),
-    };
-    for grain in piece.chunks(GRAIN) {
-        if is_zero(grain) {
-            send(start, at, false)?;
-            send(at, at + grain.len(), true)?;
-            start = at + grain.len();
+    let zero = |_: usize, part: &[u8]| is_zero(part);
+    in_runs(offset, piece, grain(sink), zero, |offset, part, zero| match zero {
+        true => sink.zero(offset, part.len() as u64),
+        false => sink.write(offset, part),
+    })
+}
+
+/// Tells `each` of runs of grains for which `kind`, which gets their place in `piece`, is the same. Grains begin at
+/// multiples of their size.
+fn in_runs(
+    offset: u64,
+    piece: &[u8],
+    grain: u64,
+    kind: impl Fn(usize, &[u8]) -> bool,
+    mut each: impl FnMut(u64, &[u8], bool) -> Result<()>,
+) -> Result<()> {
+    let (mut start, mut at, mut last) = (0, 0, false);
+    while at < piece.len() {
+        let to_next = grain - (offset + at as u64) % grain;
+        let end = usize::try_from(to_next).map_or(piece.len(), |len| (at + len).min(piece.len()));
+        let this = kind(at, piece.get(at..end).unwrap_or_default());
+        if this != last && at > start {
+            each(offset + start as u64, piece.get(start..at).unwrap_or_default(), last)?;
+            start = at;
         }
-        at += grain.len();
+        (last, at) = (this, end);
     }
-    send(start, at, false)
+    match piece.get(start..) {
+        None | Some([]) => Ok(()),
+        Some(rest) => each(offset + start as u64, rest, last),
+    }
 }
 
 /// Nothing but zeros.
@@ -238,7 +299,7 @@ pub enum Comparison {
 ///
 /// # Errors
 /// One of them cannot be read.
-pub fn compare(a: &dyn BlockBackend, b: &dyn BlockBackend, progress: &mut dyn FnMut(Progress)) -> Result<Comparison> {
+pub fn compare(a: &dyn BlockBackend, b: &dyn BlockBackend, watcher: &mut Watcher<'_>) -> Result<Comparison> {
     let (size_a, size_b) = (a.info().size, b.info().size);
     let total = size_a.max(size_b);
     let mut bufs = [vec![0; 1 << 20], vec![0; 1 << 20]];
@@ -268,7 +329,7 @@ pub fn compare(a: &dyn BlockBackend, b: &dyn BlockBackend, progress: &mut dyn Fn
             }
         }
         done += len.max(1);
-        progress(Progress { done, total });
+        watcher(Progress { done, total })?;
     }
     Ok(match size_a == size_b {
         true => Comparison::Equal,

@@ -196,29 +196,102 @@ impl Making<'_> {
     }
 }
 
-/// Makes an empty image. Nothing may have its name yet.
+/// Makes an empty image. Nothing may have its name yet; it appears under that name when it is whole.
 ///
 /// # Errors
 /// The options contradict each other or the format, the parent cannot be opened, or the host cannot write.
 pub fn create(files: &Arc<dyn Files>, path: &Path, options: &CreateOptions) -> Result<()> {
+    in_place_of_nothing(files, path, options, &mut |path, options| make(files, path, options))
+}
+
+/// Lets `write` make an image under another name beside `path`, and gives it that name.
+pub(crate) fn in_place_of_nothing(
+    files: &Arc<dyn Files>,
+    path: &Path,
+    options: &CreateOptions,
+    write: &mut dyn FnMut(&Path, &CreateOptions) -> Result<()>,
+) -> Result<()> {
+    let exists = || BlockError::Io {
+        file: path.display().to_string(),
+        action: "create",
+        source: rustix::io::Errno::EXIST.into(),
+    };
+    if files.id(path).is_some() {
+        return Err(exists());
+    }
+    let unfinished = Unfinished::new(files, path, options.format);
+    let options = CreateOptions {
+        named: Some(path.to_owned()),
+        ..options.clone()
+    };
+    // The user knows nothing of the other name.
+    write(&unfinished.path, &options).map_err(|error| error.renamed(&unfinished.path, path))?;
+    files.rename_new(&unfinished.path, path)?;
+    unfinished.done();
+    Ok(())
+}
+
+/// An image that has not got its name yet. It is removed when this is dropped.
+pub(crate) struct Unfinished<'a> {
+    files: &'a Arc<dyn Files>,
+    pub(crate) path: PathBuf,
+    format: Format,
+    finished: bool,
+}
+
+impl<'a> Unfinished<'a> {
+    /// A name beside `path` that nobody else uses.
+    pub(crate) fn new(files: &'a Arc<dyn Files>, path: &Path, format: Format) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Self {
+            files,
+            path: path.with_file_name(format!(".{name}.{}", crate::Uuid::random())),
+            format,
+            finished: false,
+        }
+    }
+
+    /// It has its name.
+    pub(crate) fn done(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.finished || self.files.id(&self.path).is_none() {
+            return;
+        }
+        // Extents are files beside it. Nothing but a descriptor that was just made says which: what a raw image holds is
+        // the guest's.
+        let extents = match self.format {
+            Format::Vmdk => vmdk::extents(self.files, &self.path),
+            _ => Vec::new(),
+        };
+        for path in extents.iter().chain([&self.path]) {
+            // The error that is reported is the first one.
+            let _ = self.files.remove(path);
+        }
+    }
+}
+
+/// Makes an empty image. After an error, a part of it may be there.
+pub(crate) fn make(files: &Arc<dyn Files>, path: &Path, options: &CreateOptions) -> Result<()> {
     let making = prepare(files, path, options)?;
+    if matches!(options.format, Format::Iso | Format::Vhdx) {
+        return Err(BlockError::Usage(format!(
+            "images of format {} are read only",
+            options.format
+        )));
+    }
     let file = File::open(&**files, path, Access::Create)?;
-    let made = match options.format {
-        Format::Raw => create_raw(&making, &file),
+    match options.format {
         Format::Vdi => vdi::create(&making, &file),
         Format::Vmdk => vmdk::create::create(&making, &file),
         Format::Vhd => vhd::create(&making, &file),
         Format::Qcow2 => qcow2::create::create(&making, &file),
-        Format::Iso | Format::Vhdx => Err(BlockError::Usage(format!(
-            "images of format {} are read only",
-            options.format
-        ))),
-    };
-    if made.is_err() {
-        // The error that is reported is the first one.
-        let _ = files.remove(path);
+        _ => create_raw(&making, &file),
     }
-    made
 }
 
 /// Checks what holds for every format, and opens the parent.

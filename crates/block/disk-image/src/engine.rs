@@ -405,7 +405,11 @@ impl<T: Tables> Engine<T> {
             }
             tables.begin(meta, first, last - first)?
         };
-        let end = end.min(first + place.len);
+        let mut end = end.min(first + place.len);
+        if !place.new {
+            // Other units of the block are written in place, by others at this moment too.
+            end = end.min(offset.saturating_add(self.lookup(offset, end - offset)?.len));
+        }
         let unit = if place.whole { self.block } else { self.unit };
         // The block's tail beyond the end of the disk is zeros, should the disk grow.
         let units = offset - offset % unit..end.div_ceil(unit) * unit;

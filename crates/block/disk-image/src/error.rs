@@ -3,6 +3,7 @@
 //! Every message names the file and says what is wrong; where the user can do something about it, it says what.
 
 use std::io;
+use std::path::Path;
 
 use thiserror::Error;
 
@@ -78,9 +79,37 @@ pub enum BlockError {
         /// Size of the disk in bytes.
         size: u64,
     },
+    /// Whoever watches a long operation wants it to end.
+    #[error("stopped by signal {signal}; what was begun is undone")]
+    Stopped {
+        /// The signal that made him want that.
+        signal: u8,
+    },
     /// What was asked for makes no sense for this format.
     #[error("{0}")]
     Usage(String),
+}
+
+impl BlockError {
+    /// The same about a file that is going to have another name.
+    pub(crate) fn renamed(mut self, from: &Path, to: &Path) -> Self {
+        let from = from.display().to_string();
+        match &mut self {
+            Self::Io { file, .. }
+            | Self::Corrupt { file, .. }
+            | Self::Unsupported { file, .. }
+            | Self::Encrypted { file, .. }
+            | Self::Locked { file }
+            | Self::ReadOnly { file, .. }
+            | Self::Parent { file, .. }
+                if *file == from =>
+            {
+                *file = to.display().to_string();
+            }
+            _ => {}
+        }
+        self
+    }
 }
 
 /// Short for the results of this crate.

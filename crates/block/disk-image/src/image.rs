@@ -96,9 +96,9 @@ pub enum Compression {
 /// By what children know an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Never changes (VDI, VHD).
+    /// Never changes (VDI, VMDK, VHD); changes with every use that writes (VHDX).
     pub uuid: Uuid,
-    /// Changes with every use that writes (VDI).
+    /// Changes with every use that writes (VDI, VMDK as VirtualBox makes it).
     pub modified: Uuid,
     /// Changes with every use that writes (VMDK).
     pub cid: Option<u32>,
@@ -196,13 +196,12 @@ pub trait Image: BlockBackend {
         Vec::new()
     }
 
-    /// Writes a block in compressed form. False when the format has none, or the block does not become smaller: it is
-    /// not written then.
+    /// Writes blocks, in compressed form where the format has one and a block becomes smaller.
     ///
     /// # Errors
     /// As `write_at`.
-    fn write_packed(&self, _offset: u64, _block: &[u8]) -> Result<bool> {
-        Ok(false)
+    fn write_packed(&self, offset: u64, blocks: &[u8]) -> Result<()> {
+        self.write_at(offset, blocks)
     }
 
     /// Why the image cannot be rewritten as another file of the same kind, if it cannot.

@@ -46,6 +46,7 @@ pub use backend::ExtentKind;
 pub use backend::ImageInfo;
 pub use convert::Comparison;
 pub use convert::Progress;
+pub use convert::Watcher;
 pub use convert::compare;
 pub use convert::copy;
 pub use create::CreateOptions;

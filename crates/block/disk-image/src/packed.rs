@@ -87,7 +87,17 @@ pub(crate) fn unpack(codec: Codec, input: &[u8], size: usize, least: u64) -> Opt
 }
 
 /// The compressed form, when it is smaller than the block.
-pub(crate) fn pack(codec: Codec, block: &[u8]) -> Option<Vec<u8>> {
+#[cfg(test)]
+fn pack(codec: Codec, block: &[u8]) -> Option<Vec<u8>> {
+    pack_with(codec, &mut zstd_compressor(codec), block)
+}
+
+/// Zstandard's state, which is too large to be made anew for each block.
+fn zstd_compressor(codec: Codec) -> Option<zstd::bulk::Compressor<'static>> {
+    (codec == Codec::Zstd).then(|| zstd::bulk::Compressor::new(3).ok())?
+}
+
+fn pack_with(codec: Codec, zstd: &mut Option<zstd::bulk::Compressor<'_>>, block: &[u8]) -> Option<Vec<u8>> {
     match codec {
         Codec::Deflate | Codec::Zlib => {
             // qcow2 §"Compressed Clusters": the window is of 4 KiB, so that readers need little memory.
@@ -101,10 +111,38 @@ pub(crate) fn pack(codec: Codec, block: &[u8]) -> Option<Vec<u8>> {
             out.truncate(len);
             (status == Status::StreamEnd && len < block.len()).then_some(out)
         }
-        Codec::Zstd => zstd::bulk::compress(block, 3)
+        Codec::Zstd => zstd
+            .as_mut()?
+            .compress(block)
             .ok()
             .filter(|out| out.len() < block.len()),
     }
+}
+
+/// The compressed forms of blocks, by as many threads as there are processors.
+pub(crate) fn pack_all(codec: Codec, blocks: &[&[u8]]) -> Vec<Option<Vec<u8>>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = blocks.len().div_ceil(threads).max(1);
+    let pack_each = |blocks: &[&[u8]]| {
+        let mut zstd = zstd_compressor(codec);
+        blocks
+            .iter()
+            .map(|block| pack_with(codec, &mut zstd, block))
+            .collect::<Vec<_>>()
+    };
+    let mut shares = blocks.chunks(share);
+    let Some(first) = shares.next() else { return Vec::new() };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares
+            .map(|share| (share, scope.spawn(move || pack_each(share))))
+            .collect();
+        let mut packed = pack_each(first);
+        for (share, thread) in others {
+            // A block that cannot be packed stays as it is.
+            packed.extend(thread.join().unwrap_or_else(|_| vec![None; share.len()]));
+        }
+        packed
+    })
 }
 
 /// The form of RFC 1950 without compression, for what does not become smaller.

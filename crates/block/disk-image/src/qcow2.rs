@@ -23,6 +23,7 @@ use self::header::Incompatible;
 use self::header::LAZY_REFCOUNTS;
 use self::header::MAX_L1;
 use self::tables::Tables2;
+use crate::BlockBackend;
 use crate::BlockError;
 use crate::Compression;
 use crate::CreateOptions;
@@ -100,6 +101,17 @@ impl Qcow2 {
         fields
             .iter()
             .try_for_each(|(at, bytes)| state.meta.put(*at, bytes, Stage::Late))
+    }
+
+    /// A cluster becomes these compressed bytes.
+    fn put_packed(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        self.engine
+            .write_out_of_line(offset, self.engine.block(), |tables, meta| {
+                let at = tables.begin_packed(meta, len)?;
+                meta.file().write(at, bytes)?;
+                tables.publish_packed(meta, offset, at, len)
+            })
     }
 
     /// Room in the L1 table for a disk of `size` bytes.
@@ -218,18 +230,31 @@ impl Image for Qcow2 {
         details
     }
 
-    fn write_packed(&self, offset: u64, block: &[u8]) -> Result<bool> {
-        let whole = offset.is_multiple_of(self.engine.block()) && block.len() as u64 == self.engine.block();
-        let Some(bytes) = packed::pack(self.header.codec, block).filter(|_| whole) else {
-            return Ok(false);
-        };
-        self.engine
-            .write_out_of_line(offset, block.len() as u64, |tables, meta| {
-                let at = tables.begin_packed(meta, bytes.len() as u64)?;
-                meta.file().write(at, &bytes)?;
-                tables.publish_packed(meta, offset, at, bytes.len() as u64)
-            })?;
-        Ok(true)
+    fn write_packed(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let block = usize::try_from(self.engine.block()).unwrap_or(usize::MAX);
+        if !offset.is_multiple_of(self.engine.block()) {
+            return self.write_at(offset, data);
+        }
+        // The last cluster reaches beyond the end of the disk.
+        let at_end = offset + data.len() as u64 == self.engine.size();
+        let mut padded = data.get(data.len() - data.len() % block..).unwrap_or_default().to_vec();
+        if at_end && !padded.is_empty() {
+            padded.resize(block, 0);
+        }
+        let mut blocks: Vec<&[u8]> = data.chunks_exact(block).collect();
+        blocks.extend(padded.chunks_exact(block));
+        let packed = packed::pack_all(self.header.codec, &blocks);
+        for ((index, block), packed) in (0..)
+            .zip(data.chunks(block))
+            .zip(packed.iter().chain(std::iter::repeat(&None)))
+        {
+            let at = offset + index * self.engine.block();
+            match packed {
+                Some(bytes) => self.put_packed(at, bytes)?,
+                None => self.write_at(at, block)?,
+            }
+        }
+        Ok(())
     }
 
     fn pinned(&self) -> Option<String> {

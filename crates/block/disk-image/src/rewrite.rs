@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::BlockError;
@@ -19,10 +18,12 @@ use crate::ParentReference;
 use crate::Progress;
 use crate::Result;
 use crate::Variant;
+use crate::Watcher;
 use crate::convert;
 use crate::convert::CopyOptions;
 use crate::convert::GRAIN;
 use crate::create;
+use crate::create::Unfinished;
 use crate::open_in;
 
 /// Gives back the space of zeros and of what the disk does not use. Returns the bytes occupied before and after.
@@ -33,7 +34,7 @@ pub fn compact(
     files: &Arc<dyn Files>,
     path: &Path,
     options: &OpenOptions,
-    progress: &mut dyn FnMut(Progress),
+    watcher: &mut Watcher<'_>,
 ) -> Result<(u64, u64)> {
     let image = open_in(
         files,
@@ -46,7 +47,7 @@ pub fn compact(
     let before = image.allocated()?;
     let kind = image.kind();
     if image.info().block_size <= 1 || kind.variant == Variant::Fixed {
-        punch(&*image, progress)?;
+        punch(&*image, watcher)?;
         return Ok((before, image.allocated()?));
     }
     let rewriting = Rewriting {
@@ -56,31 +57,33 @@ pub fn compact(
         size: image.info().size,
         zeros: 0..0,
     };
-    let after = rewriting.run(kind, progress)?;
+    let after = rewriting.run(kind, watcher)?;
     Ok((before, after))
 }
 
 /// Makes holes where the disk has zeros.
-fn punch(image: &dyn Image, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+fn punch(image: &dyn Image, watcher: &mut Watcher<'_>) -> Result<()> {
     let total = image.info().size;
-    let mut buf = vec![0; GRAIN];
+    let mut buf = vec![0; GRAIN as usize];
     let mut done = 0;
     while done < total {
         let extent = image.extent(done)?;
         let mut len = extent.len;
         if extent.kind == ExtentKind::Data {
-            len = len.min(GRAIN as u64 - done % GRAIN as u64);
-            let part = buf.get_mut(..usize::try_from(len).unwrap_or(GRAIN)).unwrap_or_default();
+            len = len.min(GRAIN - done % GRAIN);
+            let part = buf
+                .get_mut(..usize::try_from(len).unwrap_or(GRAIN as usize))
+                .unwrap_or_default();
             image.read_at(done, part)?;
             if convert::is_zero(part) {
                 image.discard(done, len)?;
             }
         }
         done += len.max(1);
-        progress(Progress {
+        watcher(Progress {
             done: done.min(total),
             total,
-        });
+        })?;
     }
     image.flush()
 }
@@ -94,7 +97,7 @@ pub fn resize(
     path: &Path,
     options: &OpenOptions,
     size: u64,
-    progress: &mut dyn FnMut(Progress),
+    watcher: &mut Watcher<'_>,
 ) -> Result<()> {
     if !size.is_multiple_of(512) || i64::try_from(size).is_err() {
         return Err(BlockError::Usage(format!(
@@ -126,7 +129,7 @@ pub fn resize(
         size: size.min(old),
         zeros: old..parent_size.min(size),
     };
-    rewriting.run(kind, progress).map(drop)
+    rewriting.run(kind, watcher).map(drop)
 }
 
 /// An image that is written as a new file in place of the old one.
@@ -142,7 +145,7 @@ struct Rewriting<'a> {
 
 impl Rewriting<'_> {
     /// Returns the bytes that the new file occupies.
-    fn run(&self, kind: CreateOptions, progress: &mut dyn FnMut(Progress)) -> Result<u64> {
+    fn run(&self, kind: CreateOptions, watcher: &mut Watcher<'_>) -> Result<u64> {
         if let Some(why) = self.image.pinned() {
             return Err(BlockError::Unsupported {
                 file: self.path.display().to_string(),
@@ -159,19 +162,17 @@ impl Rewriting<'_> {
             named: Some(self.path.to_owned()),
             ..kind
         };
-        let temporary = temporary(self.path);
-        let result = self.write(&temporary, &kind, progress).and_then(|after| {
-            self.files.rename(&temporary, self.path)?;
-            Ok(after)
-        });
-        if result.is_err() {
-            let _ = self.files.remove(&temporary);
-        }
-        result
+        let unfinished = Unfinished::new(self.files, self.path, kind.format);
+        let after = self
+            .write(&unfinished.path, &kind, watcher)
+            .map_err(|error| error.renamed(&unfinished.path, self.path))?;
+        self.files.rename(&unfinished.path, self.path)?;
+        unfinished.done();
+        Ok(after)
     }
 
     /// Makes the new file.
-    fn write(&self, path: &Path, kind: &CreateOptions, progress: &mut dyn FnMut(Progress)) -> Result<u64> {
+    fn write(&self, path: &Path, kind: &CreateOptions, watcher: &mut Watcher<'_>) -> Result<u64> {
         let open = |write| {
             let options = OpenOptions {
                 write,
@@ -180,8 +181,12 @@ impl Rewriting<'_> {
             };
             open_in(self.files, path, &options)
         };
+        let source = Limited {
+            image: self.image,
+            size: self.size,
+        };
         if kind.variant == Variant::StreamOptimized {
-            convert::copy(self.files, self.image, path, kind, false, progress)?;
+            convert::copy_to(self.files, &source, path, kind, false, watcher)?;
             return open(false)?.allocated();
         }
         let options = CopyOptions {
@@ -190,13 +195,9 @@ impl Rewriting<'_> {
             layer: true,
             over_parent: kind.parent.is_some(),
         };
-        create(self.files, path, kind)?;
+        create::make(self.files, path, kind)?;
         let target = open(true)?;
-        let source = Limited {
-            image: self.image,
-            size: self.size,
-        };
-        convert::into_image(&source, &*target, options, progress)?;
+        convert::into_image(&source, &*target, options, watcher)?;
         if !self.zeros.is_empty() {
             target.discard(self.zeros.start, self.zeros.end - self.zeros.start)?;
         }
@@ -205,12 +206,6 @@ impl Rewriting<'_> {
         drop(target);
         open(false)?.allocated()
     }
-}
-
-/// A name beside `path` that nobody else uses.
-fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", crate::Uuid::random()))
 }
 
 /// The first bytes of an image.

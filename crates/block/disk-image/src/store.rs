@@ -16,6 +16,7 @@ pub use memory::MemoryStore;
 pub use recording::Recording;
 
 use crate::BlockError;
+use crate::Format;
 use crate::Result;
 
 /// A file of bytes: positional, shared by threads.
@@ -105,6 +106,12 @@ pub trait Files: Debug + Send + Sync {
     /// The host's.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
+    /// Moves a file to a name that nobody has, durably.
+    ///
+    /// # Errors
+    /// The host's, or somebody has the name.
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()>;
+
     /// Removes a file.
     ///
     /// # Errors
@@ -150,6 +157,13 @@ impl File {
             file: self.name.to_string(),
             what: what.into(),
         }
+    }
+
+    /// Not an image of that format at all.
+    pub(crate) fn no_such_image(&self, format: Format) -> BlockError {
+        self.unsupported(format!(
+            "it does not look like {format}; leave out the format to have it found by the contents"
+        ))
     }
 
     pub(crate) fn unsupported(&self, what: impl Into<String>) -> BlockError {

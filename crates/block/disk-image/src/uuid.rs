@@ -23,6 +23,29 @@ impl Uuid {
         Self(bytes)
     }
 
+    /// The identifier that `text` is, as it is displayed.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text
+            .strip_prefix('{')
+            .map_or(text, |rest| rest.strip_suffix('}').unwrap_or(rest));
+        let dashes = [8, 13, 18, 23].iter().all(|&at| text.as_bytes().get(at) == Some(&b'-'));
+        let digits: Vec<u8> = text.bytes().filter(|byte| byte.is_ascii_hexdigit()).collect();
+        if text.len() != 36 || !dashes || digits.len() != 32 {
+            return None;
+        }
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        let [a, b, c, d, e, f, g, h, ..] = &mut bytes;
+        std::mem::swap(a, d);
+        std::mem::swap(b, c);
+        std::mem::swap(e, f);
+        std::mem::swap(g, h);
+        Some(Self(bytes))
+    }
+
     /// No identifier.
     #[must_use]
     pub fn is_zero(&self) -> bool {
@@ -58,5 +81,24 @@ mod tests {
         let bytes = std::array::from_fn(|i| i as u8);
         assert_eq!(Uuid(bytes).to_string(), "03020100-0504-0706-0809-0a0b0c0d0e0f");
         assert_ne!(Uuid::random(), Uuid::random());
+    }
+
+    #[test]
+    fn parse_takes_what_is_displayed_and_nothing_else() {
+        let uuid = Uuid::random();
+        assert_eq!(Uuid::parse(&uuid.to_string()), Some(uuid));
+        assert_eq!(
+            Uuid::parse(&format!("{{{}}}", uuid.to_string().to_uppercase())),
+            Some(uuid)
+        );
+        for text in [
+            "",
+            "0",
+            "03020100-0504-0706-0809-0a0b0c0d0e0",
+            "03020100-0504-0706-080900a0b0c0d0e0f",
+            "é3020100-0504-0706-0809-0a0b0c0d0e0",
+        ] {
+            assert_eq!(Uuid::parse(text), None, "{text}");
+        }
     }
 }

@@ -100,7 +100,10 @@ impl Header {
         file.read_exact(0, &mut head)?;
         let u32_at = |at| bytes::u32_le(&head, at);
         let version = u32_at(68);
-        if u32_at(64) != SIGNATURE || version >> 16 != 1 || version & 0xffff == 0 {
+        if u32_at(64) != SIGNATURE {
+            return Err(file.no_such_image(Format::Vdi));
+        }
+        if version >> 16 != 1 || version & 0xffff == 0 {
             return Err(file.unsupported(format!(
                 "VDI version {}.{} is not supported; 1.1 is",
                 version >> 16,

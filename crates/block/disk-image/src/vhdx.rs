@@ -14,10 +14,12 @@ use std::sync::Arc;
 use crate::BlockError;
 use crate::CreateOptions;
 use crate::Format;
+use crate::Identity;
 use crate::Image;
 use crate::ImageInfo;
 use crate::Report;
 use crate::Result;
+use crate::Uuid;
 use crate::bytes;
 use crate::engine::Engine;
 use crate::engine::Map;
@@ -179,6 +181,8 @@ struct Vhdx {
     path: PathBuf,
     parent: Option<(PathBuf, Arc<dyn Image>)>,
     sector: u32,
+    fixed: bool,
+    uuid: Uuid,
 }
 
 pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
@@ -186,7 +190,7 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         return Err(read_only(&file));
     }
     let mut meta = Meta::new(file.clone());
-    recover(&file, &mut meta)?;
+    let (uuid, end) = recover(&file, &mut meta)?;
     let (table, metadata) = regions(&file, &mut meta)?;
     let items = Items::read(&file, &mut meta, metadata)?;
     let parent = match &items.locator {
@@ -202,7 +206,7 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         sector: items.sector,
         size: items.size,
         ratio,
-        end: file.len()?,
+        end,
     };
     if blocks + blocks.div_ceil(ratio).saturating_sub(1) > tables.entries {
         return Err(file.corrupt(format!(
@@ -225,6 +229,8 @@ pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
         path: opening.path.clone(),
         parent,
         sector: items.sector as u32,
+        fixed: items.fixed,
+        uuid,
     }))
 }
 
@@ -235,8 +241,14 @@ fn checked(bytes: &[u8], at: usize) -> bool {
     crc32c::crc32c_append(sum, rest.get(4..).unwrap_or_default()) == bytes::u32_le(bytes, at)
 }
 
-/// Finds the current header and applies the log that it names.
-fn recover(file: &File, meta: &mut Meta) -> Result<()> {
+/// Finds the current header and applies the log that it names. Returns the identifier that changes with the data, and how
+/// long the file is.
+fn recover(file: &File, meta: &mut Meta) -> Result<(Uuid, u64)> {
+    let mut signature = [0; 8];
+    file.read_padded(0, &mut signature)?;
+    if signature != *b"vhdxfile" {
+        return Err(file.no_such_image(Format::Vhdx));
+    }
     let mut newest: Option<(u64, Vec<u8>)> = None;
     for at in [64 * KIB, 128 * KIB] {
         let mut head = vec![0; 4096];
@@ -254,17 +266,15 @@ fn recover(file: &File, meta: &mut Meta) -> Result<()> {
     if version != 1 {
         return Err(file.unsupported(format!("VHDX version {version} is not supported; 1 is")));
     }
+    let written = Uuid(bytes::get(&head, 32));
     let guid = bytes::get(&head, 48);
-    if guid == [0; 16] {
-        return Ok(());
-    }
-    log::replay(
-        file,
-        meta,
-        bytes::u64_le(&head, 72),
-        bytes::u32_le(&head, 68).into(),
-        guid,
-    )
+    let end = if guid == [0; 16] {
+        file.len()?
+    } else {
+        let (offset, len) = (bytes::u64_le(&head, 72), bytes::u32_le(&head, 68));
+        log::replay(file, meta, offset, len.into(), guid)?
+    };
+    Ok((written, end))
 }
 
 /// The block table and the metadata region.
@@ -309,6 +319,8 @@ struct Items {
     block: u64,
     sector: u64,
     size: u64,
+    /// Blocks stay allocated.
+    fixed: bool,
     locator: Option<Vec<(String, String)>>,
 }
 
@@ -334,6 +346,7 @@ impl Items {
             match bytes::get::<16>(entry, 0) {
                 ITEM_PARAMETERS => {
                     items.block = bytes::u32_le(&item, 0).into();
+                    items.fixed = bytes::u32_le(&item, 4) & 1 != 0;
                     has_parent = bytes::u32_le(&item, 4) & 2 != 0;
                 }
                 ITEM_SIZE => items.size = bytes::u64_le(&item, 0),
@@ -406,13 +419,32 @@ fn find_parent(opening: &Opening, locator: &[(String, String)]) -> Result<(PathB
         file: opening.path.display().to_string(),
         what: "it has a parent, but no name for it".to_owned(),
     })?;
-    Ok((path.clone(), opening.parent(path, None)?))
+    let image = opening.parent(path, None)?;
+    // MS-VHDX §2.6.2.6.3: the identifier of the parent's data when the child was made.
+    let linkages: Vec<Uuid> = locator
+        .iter()
+        .filter(|(key, _)| key == "parent_linkage" || key == "parent_linkage2")
+        .filter_map(|(_, value)| Uuid::parse(value))
+        .filter(|uuid| !uuid.is_zero())
+        .collect();
+    if image.info().format == Format::Vhdx && !linkages.is_empty() && !linkages.contains(&image.identity().uuid) {
+        return Err(BlockError::Parent {
+            file: opening.path.display().to_string(),
+            what: format!(
+                "`{}` is not its parent, or was written to since: the identifiers differ",
+                path.display()
+            ),
+        });
+    }
+    Ok((path.clone(), image))
 }
 
 disk_of_engine!(Vhdx, |image: &Vhdx| ImageInfo {
     format: Format::Vhdx,
     variant: if image.parent.is_some() {
         "differencing"
+    } else if image.fixed {
+        "fixed"
     } else {
         "dynamic"
     }
@@ -464,6 +496,13 @@ impl Image for Vhdx {
 
     fn parent(&self) -> Option<(PathBuf, Arc<dyn Image>)> {
         self.parent.clone()
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            uuid: self.uuid,
+            ..Identity::default()
+        }
     }
 
     fn pinned(&self) -> Option<String> {

@@ -9,14 +9,18 @@
 
 pub(crate) mod create;
 mod descriptor;
+mod parent;
 mod sparse;
 pub(crate) mod stream;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use device_model::Inspect;
 use device_model::Node;
@@ -35,12 +39,14 @@ use crate::BlockError;
 use crate::CreateOptions;
 use crate::Extent;
 use crate::ExtentKind;
+use crate::Files;
 use crate::Format;
 use crate::Identity;
 use crate::Image;
 use crate::ImageInfo;
 use crate::Report;
 use crate::Result;
+use crate::Uuid;
 use crate::Variant;
 use crate::engine::Engine;
 use crate::engine::Parent;
@@ -52,6 +58,7 @@ use crate::meta::Stage;
 use crate::open::Opening;
 use crate::packed::Codec;
 use crate::raw::Window;
+use crate::store::Access;
 use crate::store::File;
 
 /// What an extent is.
@@ -80,8 +87,10 @@ struct Vmdk {
     parts: Vec<Part>,
     size: u64,
     parent: Option<(PathBuf, Arc<dyn Image>)>,
-    /// The CID, and whether it was changed since the image was opened.
-    cid: Mutex<(u32, bool)>,
+    /// By what children know it.
+    identity: Mutex<Identity>,
+    /// It was changed since the image was opened.
+    changed: AtomicBool,
 }
 
 pub(crate) fn open(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
@@ -122,10 +131,12 @@ fn open_monolithic(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
 
 /// A descriptor and the files that it names.
 fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
-    let text = read_text(&file, 0, file.len()?)?;
-    if !is_descriptor(text.get(..512.min(text.len())).unwrap_or_default()) {
-        return Err(file.corrupt("it is neither a VMDK descriptor nor a sparse extent"));
+    let mut head = [0; 512];
+    file.read_padded(0, &mut head)?;
+    if !is_descriptor(&head) {
+        return Err(file.no_such_image(Format::Vmdk));
     }
+    let text = read_text(&file, 0, file.len()?)?;
     let descriptor = Descriptor::parse(&file, &text)?;
     if descriptor.extents.is_empty() {
         return Err(file.corrupt("the descriptor names no extents"));
@@ -171,6 +182,21 @@ fn open_descriptor(opening: &Opening, file: File) -> Result<Arc<dyn Image>> {
     Ok(Arc::new(image))
 }
 
+/// The files beside a descriptor that it says its extents are.
+pub(crate) fn extents(files: &Arc<dyn Files>, path: &Path) -> Vec<PathBuf> {
+    let Ok(file) = File::open(&**files, path, Access::ReadShared) else {
+        return Vec::new();
+    };
+    let text = file.len().and_then(|len| read_text(&file, 0, len)).unwrap_or_default();
+    let descriptor = match is_descriptor(text.get(..512.min(text.len())).unwrap_or_default()) {
+        true => Descriptor::parse(&file, &text).unwrap_or_default(),
+        false => Descriptor::default(),
+    };
+    let names = descriptor.extents.iter().map(|extent| extent.name.as_str());
+    let beside = names.filter(|name| !name.is_empty() && !name.contains('/'));
+    beside.map(|name| path.with_file_name(name)).collect()
+}
+
 fn read_text(file: &File, at: u64, len: u64) -> Result<Vec<u8>> {
     if len > MAX_DESCRIPTOR {
         return Err(file.corrupt(format!("the descriptor has {len} bytes, more than {MAX_DESCRIPTOR}")));
@@ -184,13 +210,18 @@ impl Vmdk {
     fn new(opening: &Opening, file: File, descriptor: Descriptor, descriptor_at: u64) -> Result<Self> {
         let parent = match descriptor.parent_cid {
             None => None,
-            Some(cid) => Some(find_parent(opening, &descriptor, cid)?),
+            Some(cid) => Some(parent::find(opening, &descriptor, cid)?),
         };
         Ok(Self {
             path: opening.path.clone(),
             file,
             writable: opening.write(),
-            cid: Mutex::new((descriptor.cid, false)),
+            identity: Mutex::new(Identity {
+                uuid: descriptor.uuid,
+                modified: descriptor.modified,
+                cid: Some(descriptor.cid),
+            }),
+            changed: AtomicBool::new(false),
             descriptor,
             descriptor_at,
             parts: Vec::new(),
@@ -269,27 +300,51 @@ impl Vmdk {
         {
             return Err(read_only("this extent of the image is for reading only"));
         }
-        let mut cid = self.cid.lock().unwrap_or_else(PoisonError::into_inner);
-        if len > 0 && !cid.1 {
-            *cid = (new_cid(), true);
-            self.put_cid(cid.0)?;
+        if len > 0 && !self.changed.load(Ordering::Acquire) {
+            let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.changed.load(Ordering::Acquire) {
+                identity.cid = Some(new_cid());
+                identity.modified = match self.descriptor.modified_at {
+                    Some(_) => Uuid::random(),
+                    None => Uuid::default(),
+                };
+                self.put_identity(&identity)?;
+                self.changed.store(true, Ordering::Release);
+            }
         }
         Ok(())
     }
 
-    /// Overwrites the CID in the descriptor.
-    fn put_cid(&self, cid: u32) -> Result<()> {
-        let Some(at) = self.descriptor.cid_at else {
-            return Ok(());
-        };
-        let at = self.descriptor_at + at as u64;
-        let digits = format!("{cid:08x}");
+    /// Overwrites what changes with every use in the descriptor.
+    fn put_identity(&self, identity: &Identity) -> Result<()> {
+        let cid = identity.cid.map(|cid| format!("{cid:08x}"));
+        let modified = identity.modified.to_string();
+        self.put_digits(self.descriptor.cid_at, cid.as_deref().unwrap_or_default())?;
+        self.put_digits(self.descriptor.modified_at, &modified)?;
+        // Flat extents have nothing else to write: no flush would take the descriptor along.
+        match self.embedding() {
+            Some(_) => Ok(()),
+            None => self.file.sync(),
+        }
+    }
+
+    /// The extent that has the descriptor in it.
+    fn embedding(&self) -> Option<&Engine<SparseTables>> {
         match self.parts.first().map(|part| &part.content) {
-            Some(Content::Sparse(engine)) if engine.file().id() == self.file.id() => {
+            Some(Content::Sparse(engine)) if engine.file().id() == self.file.id() => Some(engine),
+            _ => None,
+        }
+    }
+
+    fn put_digits(&self, at: Option<usize>, digits: &str) -> Result<()> {
+        let Some(at) = at else { return Ok(()) };
+        let at = self.descriptor_at + at as u64;
+        match self.embedding() {
+            Some(engine) => {
                 engine.prepare_maintenance()?;
                 engine.state().meta.put(at, digits.as_bytes(), Stage::Late)
             }
-            _ => self.file.write(at, digits.as_bytes()),
+            None => self.file.write(at, digits.as_bytes()),
         }
     }
 
@@ -308,26 +363,6 @@ impl Vmdk {
             .into_iter()
             .find(|(name, _)| *name == self.descriptor.create_type);
         known.map_or(Variant::MonolithicSparse, |(_, variant)| variant)
-    }
-}
-
-fn find_parent(opening: &Opening, descriptor: &Descriptor, cid: u32) -> Result<(PathBuf, Arc<dyn Image>)> {
-    let refuse = |what: String| BlockError::Parent {
-        file: opening.path.display().to_string(),
-        what,
-    };
-    let name = descriptor
-        .parent
-        .as_ref()
-        .ok_or_else(|| refuse("the descriptor has a parent, but no name for it".to_owned()))?;
-    let path = opening.resolve(name)?;
-    let image = opening.parent(&path, None)?;
-    match image.identity().cid {
-        Some(other) if other != cid => Err(refuse(format!(
-            "its parent `{}` was written to since (CID {other:08x}, not {cid:08x}); what the child has no longer fits",
-            path.display()
-        ))),
-        _ => Ok((path, image)),
     }
 }
 
@@ -458,21 +493,22 @@ impl Image for Vmdk {
     }
 
     fn identity(&self) -> Identity {
-        let (cid, _) = *self.cid.lock().unwrap_or_else(PoisonError::into_inner);
-        Identity {
-            cid: Some(cid),
-            ..Identity::default()
-        }
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_identity(&self, identity: &Identity) -> Result<()> {
-        let Some(cid) = identity.cid else { return Ok(()) };
-        *self.cid.lock().unwrap_or_else(PoisonError::into_inner) = (cid, true);
-        self.put_cid(cid)
+        self.changed.store(true, Ordering::Release);
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = *identity;
+        self.put_identity(identity)
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
-        vec![("CID", format!("{:08x}", self.identity().cid.unwrap_or_default()))]
+        let identity = self.identity();
+        let mut details = vec![("CID", format!("{:08x}", identity.cid.unwrap_or_default()))];
+        if !identity.uuid.is_zero() {
+            details.push(("identifier", identity.uuid.to_string()));
+        }
+        details
     }
 
     fn pinned(&self) -> Option<String> {

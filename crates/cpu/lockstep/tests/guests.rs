@@ -301,6 +301,14 @@ fn run(name: &str, cpus: u32, on: On) {
         watch(&board);
     });
     let printed = String::from_utf8_lossy(&board.text.lock().unwrap()).into_owned();
+    if on == On::JitSmall && name == "many" {
+        // It is about what happens then.
+        let evictions = engine.inspect().at("evictions").cloned();
+        assert!(
+            evictions.is_some_and(|n| n != device_model::Node::from(0u64)),
+            "room was made"
+        );
+    }
     let result = *board.result.get().unwrap();
     let state = vcpus[0].state();
     assert_eq!(
@@ -340,6 +348,7 @@ macro_rules! on_engines {
             pcid_guest_passes("pcid", 1),
             groups_guest_passes("groups", 1),
             crossing_guest_passes("crossing", 1),
+            high_guest_passes("high", 1),
         );)*
     };
 }

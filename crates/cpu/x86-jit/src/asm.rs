@@ -3,6 +3,8 @@
 //!
 //! Memory of the vCPU is addressed as `gs:[offset]`.
 
+use std::sync::LazyLock;
+
 /// A host register by its number.
 pub(crate) type Reg = u8;
 
@@ -43,6 +45,19 @@ pub(crate) const JCC: usize = 6;
 pub(crate) const CMP: usize = 7;
 /// Bytes that a processor keeps decoded together.
 pub(crate) const LINE: usize = 32;
+
+/// Whether the host decodes jumps anew each time that cross into another line or end with one (Intel, "Mitigations for Jump
+/// Conditional Code Erratum", 2019). Elsewhere the padding against that would only make code longer.
+fn lines_matter() -> bool {
+    static MATTER: LazyLock<bool> = LazyLock::new(|| {
+        let (vendor, version) = (std::arch::x86_64::__cpuid(0), std::arch::x86_64::__cpuid(1).eax);
+        // "Genu".
+        let intel = vendor.ebx == u32::from_le_bytes(*b"Genu");
+        let (family, model) = (version >> 8 & 15, version >> 12 & 0xf0 | version >> 4 & 15);
+        intel && family == 6 && matches!(model, 0x4e | 0x55 | 0x5e | 0x8e | 0x9e | 0xa5 | 0xa6)
+    });
+    *MATTER
+}
 
 /// Whether `n` bytes from `start` lie in one line, and end before it does.
 pub(crate) fn in_line(start: usize, n: usize) -> bool {
@@ -268,13 +283,17 @@ impl Asm {
     pub(crate) fn lea_any(&mut self, dst: Reg, base: Option<Reg>, index: Option<(Reg, u8)>, disp: i32, wide: bool) {
         let (i, scale) = index.unwrap_or((RSP, 0));
         self.bytes(&[rex(u8::from(wide), dst, i, base.unwrap_or(0)), 0x8d]);
-        let (mode, low) = if base.is_some() {
-            (0x80, base.unwrap_or(0) & 7)
-        } else {
-            (0, 5)
+        let (mode, low) = match base {
+            Some(base) if i8::try_from(disp).is_ok() => (0x40, base & 7),
+            Some(base) => (0x80, base & 7),
+            None => (0, 5),
         };
         self.bytes(&[mode | (dst & 7) << 3 | 4, scale << 6 | (i & 7) << 3 | low]);
-        self.u32(disp as u32);
+        if mode == 0x40 {
+            self.bytes(&[disp as u8]);
+        } else {
+            self.u32(disp as u32);
+        }
     }
 
     /// `mov dst32, src32`
@@ -325,6 +344,26 @@ impl Asm {
         self.bytes(&[0x65, 0xc7, 0x04, 0x25]);
         self.u32(off);
         self.u32(imm);
+    }
+
+    /// `mov qword gs:[off], imm` (sign-extended)
+    pub(crate) fn mov_qword_gs(&mut self, off: u32, imm: i32) {
+        self.bytes(&[0x65, 0x48, 0xc7, 0x04, 0x25]);
+        self.u32(off);
+        self.u32(imm as u32);
+    }
+
+    /// `cmp qword gs:[off], imm` (sign-extended)
+    pub(crate) fn cmp_qword_gs(&mut self, off: u32, imm: i32) {
+        self.bytes(&[0x65, 0x48, 0x81, 0x3c, 0x25]);
+        self.u32(off);
+        self.u32(imm as u32);
+    }
+
+    /// `mov reg, imm` (sign-extended)
+    pub(crate) fn mov_imm(&mut self, reg: Reg, imm: i32) {
+        self.bytes(&[rex(1, 0, 0, reg), 0xc7, 0xc0 | reg & 7]);
+        self.u32(imm as u32);
     }
 
     /// `cmp byte gs:[off], 0`
@@ -403,21 +442,20 @@ impl Asm {
     }
 
     /// Bytes to leave free at `start` so that a jump of `jump` bytes behind an instruction of `before` bytes begins at `phase`
-    /// in four bytes, and the two lie in one line, if they can.
+    /// in four bytes, and the two lie in one line, if that matters and they can.
     pub(crate) fn padding(&self, start: usize, before: usize, jump: usize, phase: usize) -> usize {
-        let apart = start >= self.split;
+        let anywhere = start >= self.split || !lines_matter();
         let aligned = phase.wrapping_sub(start + before) & 3;
         let mut choices = (aligned..LINE + 4).step_by(4);
         choices
-            .find(|pad| apart || in_line(start + pad, before + jump))
+            .find(|pad| anywhere || in_line(start + pad, before + jump))
             .unwrap_or(aligned)
     }
 
-    /// Begins a new line where the next `n` bytes, which end with a jump, would cross into it or end with this one: jumps
-    /// that do are decoded anew each time on some processors (Intel, "Mitigations for Jump Conditional Code Erratum",
-    /// 2019).
+    /// Begins a new line where the next `n` bytes, which end with a jump, would cross into it or end with this one, if that
+    /// matters.
     pub(crate) fn keep_together(&mut self, n: usize) {
-        if self.len() < self.split && !in_line(self.len(), n) {
+        if self.len() < self.split && lines_matter() && !in_line(self.len(), n) {
             self.align(LINE);
         }
     }

@@ -165,7 +165,11 @@ pub(crate) struct Block {
     pub(crate) id: u32,
     /// Number of its page, which may be too high for the page maps.
     pub(crate) page: u32,
+    /// The page.
+    pub(crate) code: *const CodePage,
     pub(crate) key: Key,
+    /// The virtual address of its page, if its code holds for that alone.
+    pub(crate) fixed: Option<u64>,
     /// Address of the code.
     pub(crate) host: u64,
     /// Bytes of code there.

@@ -96,7 +96,7 @@ impl JitEngine {
         Self::with_code_memory(memory, policy, crate::memory::LEN)
     }
 
-    /// The same, with room for so many bytes of code. All of it is thrown away when it is full.
+    /// The same, with room for so many bytes of code. The oldest of it is thrown away when it is full.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -160,7 +160,8 @@ impl Inspect for JitEngine {
             .with("blocks", blocks as u64)
             .with("translated", registry.translated)
             .with("pages_overwritten", registry.overwritten)
-            .with("flushes", registry.flushes)
+            .with("evictions", registry.evictions)
+            .with("blocks_evicted", registry.evicted)
     }
 }
 

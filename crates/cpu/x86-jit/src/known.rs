@@ -4,6 +4,11 @@ use crate::area::Jump;
 use crate::area::JumpCache;
 use crate::area::PageMap;
 
+/// Visits before what is known of an address space is forgotten for the first time.
+const OFTEN: u32 = 16;
+/// Visits between two such times later on.
+const LASTING: u32 = 256;
+
 /// A table of which few slots are in use.
 pub(crate) trait Table {
     type Entry: Copy;
@@ -77,7 +82,12 @@ impl<T: Table> Log<T> {
 }
 
 /// The contents of a jump cache and of a page map.
+///
+/// Much of it is from when a process began, and is never wanted again. So it is forgotten now and then: what is in use comes
+/// back at once.
 pub(crate) struct Known {
+    /// Times that it was put back.
+    visits: u32,
     jumps: Log<JumpCache>,
     pages: Log<PageMap>,
 }
@@ -85,6 +95,7 @@ pub(crate) struct Known {
 impl Known {
     pub(crate) fn new() -> Self {
         Self {
+            visits: 0,
             jumps: Log::new(),
             pages: Log::new(),
         }
@@ -110,8 +121,18 @@ impl Known {
         self.pages.clear(pages);
     }
 
+    /// It is about to be put back.
+    pub(crate) fn visit(&mut self) {
+        self.visits = self.visits.wrapping_add(1);
+        if self.visits >= OFTEN && (self.visits.is_power_of_two() || self.visits.is_multiple_of(LASTING)) {
+            self.jumps.forget();
+            self.pages.forget();
+        }
+    }
+
     /// The tables hold nothing of it any more.
     pub(crate) fn forget(&mut self) {
+        self.visits = 0;
         self.jumps.forget();
         self.pages.forget();
     }

@@ -21,6 +21,7 @@ mod block;
 mod engine;
 mod known;
 mod memory;
+mod perf;
 mod registry;
 mod signals;
 mod thunk;

@@ -16,8 +16,12 @@ use crate::asm::LINE;
 /// Bytes reserved unless told otherwise; only what is used takes memory.
 pub(crate) const LEN: usize = 128 << 20;
 
-/// The least that has room for any block.
+/// The least that has room for any block, in each of two parts.
 const LEAST: usize = 256 << 10;
+
+/// Parts that are given up one after the other, and bytes of one half of such a part at least.
+const PARTS: usize = 8;
+const PART: usize = 64 << 10;
 
 /// A huge page. Code is scattered, and the processor remembers few small pages of it.
 const HUGE: usize = 2 << 20;
@@ -41,8 +45,12 @@ pub(crate) struct CodeMemory {
     collapsed: Vec<bool>,
     /// Bytes at the start that stay for ever: the thunks.
     floor: usize,
+    /// The part that is being filled, and whether each was ever.
+    part: usize,
+    filled: Vec<bool>,
+    /// Where the next code goes.
     used: usize,
-    /// Bytes in use of the part for code that is rarely executed.
+    /// Where the next code goes that is rarely executed.
     cold: usize,
     /// Writes since the writable mapping was let go.
     writes: AtomicU32,
@@ -67,7 +75,8 @@ fn map(file: &OwnedFd, len: usize, prot: ProtFlags) -> std::io::Result<((*mut u8
 impl CodeMemory {
     /// Memory for `len` bytes of code.
     pub(crate) fn new(len: usize) -> std::io::Result<Self> {
-        let len = len.max(LEAST).next_multiple_of(8192);
+        let len = len.max(LEAST).next_multiple_of(8192 * PARTS);
+        let parts = (len / 2 / PART).clamp(2, PARTS);
         let file = rustix::fs::memfd_create("oxbow-code", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, len as u64)?;
         let (reserved_exec, exec) = map(&file, len, ProtFlags::READ | ProtFlags::EXEC)?;
@@ -79,6 +88,8 @@ impl CodeMemory {
             len,
             collapsed: vec![false; len / HUGE],
             floor: 0,
+            part: 0,
+            filled: (0..parts).map(|part| part == 0).collect(),
             used: 0,
             cold: len / 2,
             writes: AtomicU32::new(0),
@@ -97,7 +108,12 @@ impl CodeMemory {
 
     /// Bytes in use.
     pub(crate) fn used(&self) -> usize {
-        self.used + (self.cold - self.middle())
+        let of_each = |part: usize, (hot, cold): (usize, usize)| {
+            hot - part * self.part_len() + (cold - self.middle() - part * self.part_len())
+        };
+        let full = |part: usize| (self.filled[part] && part != self.part).then_some(2 * self.part_len());
+        let others: usize = (0..self.parts()).filter_map(full).sum();
+        others + of_each(self.part, (self.used, self.cold))
     }
 
     /// The address that the next rarely executed code gets.
@@ -105,9 +121,56 @@ impl CodeMemory {
         self.exec as u64 + self.cold.next_multiple_of(LINE) as u64
     }
 
+    /// Parts that are given up one after the other. Each has a piece of both halves.
+    pub(crate) fn parts(&self) -> usize {
+        self.filled.len()
+    }
+
+    /// The part that is being filled.
+    pub(crate) fn part(&self) -> usize {
+        self.part
+    }
+
+    /// Bytes that a part has of each half.
+    fn part_len(&self) -> usize {
+        self.middle() / self.parts() / LINE * LINE
+    }
+
+    /// The part that executable address `at` lies in, if that is in the half for ordinary code.
+    pub(crate) fn part_of(&self, at: u64) -> Option<usize> {
+        let offset = at.checked_sub(self.exec as u64)? as usize;
+        Some(offset / self.part_len()).filter(|part| *part < self.parts())
+    }
+
+    /// Whether an empty part has room for so many bytes of each kind.
+    pub(crate) fn may_hold(&self, bytes: usize) -> bool {
+        bytes + self.floor + LINE <= self.part_len()
+    }
+
     /// Whether there is room for so many bytes of both kinds.
     pub(crate) fn has_room(&self, hot: usize, cold: usize) -> bool {
-        self.used.next_multiple_of(LINE) + hot <= self.middle() && self.cold.next_multiple_of(LINE) + cold <= self.len
+        let end = (self.part + 1) * self.part_len();
+        self.used.next_multiple_of(LINE) + hot <= end && self.cold.next_multiple_of(LINE) + cold <= self.middle() + end
+    }
+
+    /// Goes on with the next part if that was never filled.
+    pub(crate) fn advance_into_empty(&mut self) -> bool {
+        let next = (self.part + 1) % self.parts();
+        if !self.filled[next] {
+            self.advance();
+            return true;
+        }
+        false
+    }
+
+    /// Goes on with the next part, whatever is in it. Nothing may execute that, nor come back to it.
+    pub(crate) fn advance(&mut self) -> usize {
+        self.part = (self.part + 1) % self.parts();
+        self.filled[self.part] = true;
+        let start = self.part * self.part_len();
+        self.used = start.max(self.floor);
+        self.cold = self.middle() + start;
+        self.part
     }
 
     /// Adds rarely executed code at [`Self::next_cold`].
@@ -155,7 +218,7 @@ impl CodeMemory {
     /// Adds code at [`Self::next`]; `None` when there is no room.
     pub(crate) fn add(&mut self, code: &[u8]) -> Option<u64> {
         let at = self.used.next_multiple_of(LINE);
-        if at + code.len() > self.middle() {
+        if at + code.len() > (self.part + 1) * self.part_len() {
             return None;
         }
         self.used = self.put(at, code);
@@ -165,12 +228,6 @@ impl CodeMemory {
     /// All that was added so far stays.
     pub(crate) fn keep(&mut self) {
         self.floor = self.used;
-    }
-
-    /// Forgets all but what stays. Nothing may execute it, nor come back to it.
-    pub(crate) fn clear(&mut self) {
-        self.used = self.floor;
-        self.cold = self.middle();
     }
 
     /// Changes the 32-bit displacement at executable address `at`, which is aligned, to lead to `to`.

@@ -1,6 +1,8 @@
 //! All translated blocks of a machine: found by physical address, linked to each other, thrown away when their code is
 //! overwritten.
 
+mod evict;
+
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -25,8 +27,10 @@ use crate::block::Key;
 use crate::block::Record;
 use crate::block::Second;
 use crate::memory::CodeMemory;
+use crate::perf::PerfMap;
 use crate::thunk::Thunks;
 use crate::thunk::Why;
+use crate::translate;
 use crate::translate::Draft;
 
 /// A jump that leads into a block: one of another block.
@@ -41,18 +45,35 @@ struct State {
     links: Vec<Link>,
 }
 
+/// What lies in one part of the code memory.
+#[derive(Default)]
+struct Part {
+    /// Blocks, in the order of their code.
+    blocks: Vec<u32>,
+    /// Exits of blocks anywhere that lead through code in this part.
+    guards: Vec<(u32, u32)>,
+}
+
 /// Blocks and their code.
 pub(crate) struct Registry {
     memory: CodeMemory,
+    perf: PerfMap,
     thunks: Thunks,
-    blocks: Vec<State>,
+    /// By number.
+    blocks: Vec<Option<State>>,
+    /// Numbers that nothing has.
+    free: Vec<u32>,
+    parts: Vec<Part>,
     by_key: FxHashMap<Key, u32>,
     by_page: FxHashMap<usize, Vec<u32>>,
     /// Numbers of code pages.
     pages: FxHashMap<usize, u32>,
+    free_pages: Vec<u32>,
     pub(crate) translated: u64,
     pub(crate) overwritten: u64,
-    pub(crate) flushes: u64,
+    /// Times that a part of the code memory was given up, and the blocks that were in it.
+    pub(crate) evictions: u64,
+    pub(crate) evicted: u64,
 }
 
 /// The registry, shared by the vCPUs and whoever writes to guest memory.
@@ -60,16 +81,22 @@ pub(crate) struct SharedRegistry(Mutex<Registry>);
 
 impl SharedRegistry {
     pub(crate) fn new(memory: CodeMemory, thunks: Thunks) -> Self {
+        let parts = (0..memory.parts()).map(|_| Part::default()).collect();
         Self(Mutex::new(Registry {
             memory,
+            perf: PerfMap::new(),
             thunks,
             blocks: Vec::new(),
+            free: Vec::new(),
+            parts,
             by_key: FxHashMap::default(),
             by_page: FxHashMap::default(),
             pages: FxHashMap::default(),
+            free_pages: Vec::new(),
             translated: 0,
             overwritten: 0,
-            flushes: 0,
+            evictions: 0,
+            evicted: 0,
         }))
     }
 
@@ -89,29 +116,37 @@ pub(crate) struct Origin {
     pub(crate) key: Key,
     pub(crate) code: *const CodePage,
     pub(crate) second: Option<Second>,
+    pub(crate) rip: u64,
 }
 
 impl Registry {
-    /// The block of `key`. It lives until the next flush.
+    /// The block of `key`. It lives until the next eviction.
     pub(crate) fn find(&self, key: Key) -> Option<*const Block> {
         let id = *self.by_key.get(&key)?;
-        Some(&raw const *self.blocks[id as usize].block)
+        Some(&raw const *self.blocks[id as usize].as_ref()?.block)
     }
 
     /// The block whose code holds host address `at`.
     pub(crate) fn find_host(&self, at: u64) -> Option<*const Block> {
-        // Code is added at ever higher addresses.
-        let behind = self.blocks.partition_point(|s| s.block.host <= at);
-        let block = &self.blocks[behind.checked_sub(1)?].block;
+        // Within a part, code is added at ever higher addresses.
+        let part = &self.parts[self.memory.part_of(at)?].blocks;
+        let block = |id: u32| self.blocks[id as usize].as_ref().map(|s| &s.block);
+        let behind = part.partition_point(|&id| block(id).is_some_and(|b| b.host <= at));
+        let block = block(part[behind.checked_sub(1)?])?;
         (at < block.host + u64::from(block.len)).then_some(&raw const **block)
     }
 
     /// Bytes of code, and blocks.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.memory.used(), self.blocks.len())
+        (self.memory.used(), self.blocks.len() - self.free.len())
     }
 
-    /// Takes in a block; `None` when the code memory is full.
+    /// Whether a block fits into the code memory at all.
+    pub(crate) fn may_fit(&self, draft: &Draft) -> bool {
+        self.memory.may_hold(draft.split.max(draft.code.len() - draft.split))
+    }
+
+    /// Takes in a block; `None` when there is no room.
     pub(crate) fn insert(&mut self, mut draft: Draft, origin: &Origin) -> Option<*const Block> {
         let mut place: Box<MaybeUninit<Block>> = Box::new_uninit();
         let pointer: *const Block = place.as_ptr();
@@ -123,7 +158,11 @@ impl Registry {
             draft.code[*at..*at + 8].copy_from_slice(&(record.block as u64).to_le_bytes());
             draft.code[*at + 8..*at + 16].copy_from_slice(&record.index.to_le_bytes());
         }
-        if !self.memory.has_room(draft.split, draft.code.len() - draft.split) {
+        let (hot, cold) = (draft.split, draft.code.len() - draft.split);
+        if !self.memory.has_room(hot, cold) && !self.memory.advance_into_empty() {
+            return None;
+        }
+        if !self.memory.has_room(hot, cold) {
             return None;
         }
         let (base, cold) = (self.memory.next(), self.memory.next_cold());
@@ -156,12 +195,15 @@ impl Registry {
         }
         let host = self.memory.add(&draft.code[..draft.split])?;
         self.memory.add_cold(&draft.code[draft.split..]);
-        let id = self.blocks.len() as u32;
+        self.perf.add(host, draft.split, origin.rip, origin.key.1 as u8 & 3);
+        let id = self.free.pop().unwrap_or(self.blocks.len() as u32);
         let page = self.page_number(origin.code);
         place.write(Block {
             id,
             page,
+            code: origin.code,
             key: origin.key,
+            fixed: translate::fixed_page(origin.key.1, origin.rip),
             host,
             len: draft.split as u32,
             cold,
@@ -185,17 +227,26 @@ impl Registry {
             self.by_page.entry(second.code as usize).or_default().push(id);
         }
         self.translated += 1;
-        self.blocks.push(State {
+        let state = State {
             block,
             links: Vec::new(),
-        });
+        };
+        match self.blocks.get_mut(id as usize) {
+            Some(place) => *place = Some(state),
+            None => self.blocks.push(Some(state)),
+        }
+        self.parts[self.memory.part()].blocks.push(id);
         Some(pointer)
     }
 
     /// The number of a page of code.
     fn page_number(&mut self, code: *const CodePage) -> u32 {
-        let next = self.pages.len() as u32;
-        *self.pages.entry(code as usize).or_insert(next)
+        let next = (self.pages.len() + self.free_pages.len()) as u32;
+        let free = &mut self.free_pages;
+        *self
+            .pages
+            .entry(code as usize)
+            .or_insert_with(|| free.pop().unwrap_or(next))
     }
 
     /// Lets exit `exit` of `from` lead into `to` from now on.
@@ -209,6 +260,13 @@ impl Registry {
         };
         let exit = &from.exits[exit];
         let place = from.place(exit);
+        let place_is_known = to.fixed.is_none() || from.fixed.is_some();
+        if !place_is_known {
+            if exit.leaves_page() {
+                self.memory.patch_jump(place, from.far(exit));
+            }
+            return;
+        }
         let entry = to.host
             + u64::from(match &to.hot {
                 Some(hot) if from.id == to.id => hot.again,
@@ -219,12 +277,15 @@ impl Registry {
             self.memory.patch_jump(place, entry);
         } else if let Some(guard) = self.guard(from, exit, to, entry) {
             self.memory.patch_jump(place, guard);
+            self.parts[self.memory.part()].guards.push((link.from, link.exit));
         } else {
             // For good: the way through the jump cache finds whatever is there.
             self.memory.patch_jump(place, from.far(exit));
             return;
         }
-        self.blocks[to.id as usize].links.push(link);
+        if let Some(to) = &mut self.blocks[to.id as usize] {
+            to.links.push(link);
+        }
     }
 
     /// Code that goes on at `entry` of `to` if its page is where the exit leads, else through the jump cache. Flags stay.
@@ -238,17 +299,29 @@ impl Registry {
             let fix = a.jmp();
             a.lead(fix, to.wrapping_sub(base) as i64);
         };
-        a.load(T0, area::PAGE);
-        a.lea(T0, T0, exit.target & !0xfff);
+        let page = from
+            .fixed
+            .map(|page| page.wrapping_add((exit.target & !0xfff) as i64 as u64));
+        let fixed = page.and_then(|page| i32::try_from(page as i64).ok());
         a.load(T1, area::page_map(to.key.1 as u8 & 3, to.page));
-        a.lea_sum(T1, T1, T0);
+        match fixed {
+            Some(page) => a.lea(T1, T1, page),
+            None => {
+                a.load(T0, area::PAGE);
+                a.lea(T0, T0, exit.target & !0xfff);
+                a.lea_sum(T1, T1, T0);
+            }
+        }
         a.xchg_rcx(T1);
         let hit = a.jrcxz();
         a.mov(RCX, T1);
         lead(&mut a, from.far(exit));
         a.here_short(hit);
         a.mov(RCX, T1);
-        a.store(area::PAGE, T0);
+        match fixed {
+            Some(page) => a.mov_qword_gs(area::PAGE, page),
+            None => a.store(area::PAGE, T0),
+        }
         lead(&mut a, entry);
         self.memory.add(&a.buf)
     }
@@ -264,7 +337,9 @@ impl Registry {
 
     /// Throws away one block: nothing enters it any more.
     pub(crate) fn kill(&mut self, id: u32) {
-        let state = &mut self.blocks[id as usize];
+        let Some(state) = &mut self.blocks[id as usize] else {
+            return;
+        };
         if state.block.dead.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -273,24 +348,10 @@ impl Registry {
             .patch_entry(block.host, self.thunks.leave[Why::Miss as usize]);
         let key = block.key;
         for link in std::mem::take(&mut state.links) {
-            let from = &self.blocks[link.from as usize].block;
-            let exit = &from.exits[link.exit as usize];
-            self.memory.patch_jump(from.place(exit), from.stub(exit));
+            self.unlink(link.from, link.exit);
         }
         if self.by_key.get(&key) == Some(&id) {
             self.by_key.remove(&key);
         }
-    }
-
-    /// Forgets everything.
-    ///
-    /// No vCPU may be in translated code or hold a block.
-    pub(crate) fn flush(&mut self) {
-        self.flushes += 1;
-        self.blocks.clear();
-        self.by_key.clear();
-        self.by_page.clear();
-        self.pages.clear();
-        self.memory.clear();
     }
 }

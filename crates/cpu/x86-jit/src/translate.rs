@@ -56,6 +56,9 @@ pub(crate) const EXACT_STACK: u32 = 1 << 31;
 /// The block is left at its end for good: it is neither linked nor goes on through the jump cache.
 pub(crate) const SINGLE: u32 = 1 << 30;
 
+/// The block holds at one virtual address only, which its code has in it: code of a kernel, which is where it is for good.
+pub(crate) const FIXED: u32 = 1 << 29;
+
 /// What tells translations of the same bytes apart. `None` when blocks cannot be translated in this mode.
 pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
     if mode.align_checks || mode.bits == 16 || mode.bits == 32 && !(mode.flat && mode.stack32) {
@@ -157,6 +160,8 @@ pub(crate) struct Translator {
     single: bool,
     /// 64-bit code; else 32-bit.
     wide: bool,
+    /// The virtual address of the page, if it is known for good.
+    fixed: Option<u64>,
     items: Vec<Item>,
     cold: Vec<Cold>,
     exits: Vec<Exit>,
@@ -176,6 +181,8 @@ pub(crate) struct Translator {
     stored: [bool; GROUPS],
     /// The instruction being translated.
     at: usize,
+    /// What the guest's RSP is ahead of the host's: a row of pushes or pops moves it once.
+    moved: i32,
 }
 
 /// Decodes a block from `bytes`, which lie at `at` and end with the page.
@@ -244,6 +251,11 @@ fn renamed_by_model(vcpu: &InterpVcpu, ins: &Instruction) -> bool {
     }
 }
 
+/// The virtual address of the page that the block at `at` is on, if it holds there only.
+pub(crate) fn fixed_page(key: u32, at: u64) -> Option<u64> {
+    (key & FIXED != 0).then_some(at & !0xfff)
+}
+
 impl Translator {
     /// Translates `items`, decoded from `bytes` at `at`. `hot`: it may be a loop that is executed
     /// often.
@@ -256,6 +268,7 @@ impl Translator {
             bank: mode.bank,
             single: key & SINGLE != 0,
             wide: mode.bits == 64,
+            fixed: fixed_page(key, at),
             cold: Vec::new(),
             exits: Vec::new(),
             hosts: Vec::new(),
@@ -270,6 +283,7 @@ impl Translator {
             groups: Vec::new(),
             stored: [false; GROUPS],
             at: 0,
+            moved: 0,
         };
         // A block that runs alone shows its flags to whoever looks at the processor's state behind it.
         if !t.single {
@@ -347,6 +361,9 @@ impl Translator {
         let mut vectors = false;
         for index in 0..self.items.len() {
             self.release_all();
+            if self.moved != 0 && !stack::rides(&self.items[index]) {
+                self.catch_up();
+            }
             self.at = index;
             if self.items[index].class.leaves() {
                 self.settle();
@@ -388,6 +405,7 @@ impl Translator {
         }
         let ends = self.items.last().is_some_and(|i| i.class.ends_block());
         if !ends {
+            self.catch_up();
             self.settle();
         }
         ends

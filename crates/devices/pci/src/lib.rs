@@ -20,13 +20,22 @@
 mod address;
 mod function;
 pub mod i440fx;
+pub mod ich9_lpc;
+pub mod ich9_smbus;
 mod interrupt;
 mod msi;
 mod msix;
+pub mod pci_bridge;
 pub mod piix3;
 pub mod piix4_pm;
 pub mod pirq;
+pub mod q35_mch;
 pub mod root;
+pub mod root_port;
+pub mod shadow;
+
+#[cfg(test)]
+mod tests;
 
 pub use address::Bdf;
 pub use function::Class;

@@ -5,6 +5,7 @@
 //! memory while the guest runs.
 
 mod screen;
+mod setup;
 
 use std::fs::File;
 use std::fs::OpenOptions;
@@ -31,20 +32,14 @@ use firmware::smbios::SmbiosInput;
 use firmware::video;
 use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
-use pci::Bdf;
 use pci::Root;
-use pci::i440fx;
-use pci::piix3;
-use pci::piix4_pm;
 use spec::BootSpec;
 use spec::MachineKind;
 use spec::MachineSpec;
-use storage::ide;
 
 use crate::BuildError;
 use crate::Plan;
 use crate::cpu_board::Board;
-use crate::registry::bdf;
 use crate::screen::Screen;
 use crate::vcpu::VcpuCell;
 
@@ -54,11 +49,6 @@ const SVR: (u64, u64) = (0xf0, 0x1ff);
 const LINT0: (u64, u64) = (0x350, 0x700);
 /// LVT LINT1 and its value: NMI.
 const LINT1: (u64, u64) = (0x360, 0x400);
-
-/// ISA interrupts of the four PCI lines.
-const PCI_IRQS: [u8; 4] = [10, 10, 11, 11];
-/// Edge/level control: interrupts 10 and 11, and the SCI, are level-triggered.
-const ELCR: [(u64, u64); 2] = [(0x4d0, 0), (0x4d1, 0x0e)];
 
 /// What the machine boots, as files.
 pub(crate) struct BootSource {
@@ -76,7 +66,7 @@ impl BootSource {
 
     /// Whether the machine starts with firmware: one that has it, without a kernel that is booted directly.
     pub(crate) fn by_firmware(&self) -> bool {
-        self.machine == MachineKind::Pc && self.boot.kernel.is_none()
+        self.machine.has_pci() && self.boot.kernel.is_none()
     }
 
     /// UEFI's variables, if that is the firmware: the file's, or the template's.
@@ -115,7 +105,12 @@ impl BootSource {
             tracing::warn!(value, "`vga=` names no video mode: text is shown");
             None
         });
-        screen::light(screen.adapter(), root, PciInput::below(low_end(plan)).memory, mode)
+        let place = plan.devices.iter().find(|place| place.chip == "vga");
+        // Behind a bridge nothing is seen before the operating system has set the bridge's windows.
+        match place.and_then(|place| place.bdf).filter(|bdf| bdf.bus() == 0) {
+            Some(bdf) => screen::light(screen.adapter(), root, (bdf, windows(plan).memory), mode),
+            None => video::Screen::None,
+        }
     }
 
     /// Loads the kernel and sets the boot processor to its entry point. Without a kernel nothing is done: the processor
@@ -186,7 +181,12 @@ fn entry_state(loaded: CpuState, before: CpuState) -> CpuState {
 }
 
 /// Sets processors and interrupt controllers as firmware leaves them, from the state after reset.
-pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[CpuState]) -> Result<(), BuildError> {
+pub(crate) fn power_on_self(
+    board: &Board,
+    plan: &Plan,
+    vcpus: &[Arc<VcpuCell>],
+    reset: &[CpuState],
+) -> Result<(), BuildError> {
     for (cell, reset) in vcpus.iter().zip(reset) {
         let msrs = firmware::firmware_msrs();
         let state = CpuState {
@@ -206,12 +206,7 @@ pub(crate) fn power_on_self(board: &Board, vcpus: &[Arc<VcpuCell>], reset: &[Cpu
         board.pio.write(port.into(), Width::Byte, value.into());
     }
     if let Some(root) = board.pci() {
-        for (bdf, register, value) in pci_writes() {
-            root.write(bdf, register, Width::Byte, value.into());
-        }
-        for (port, value) in ELCR {
-            board.pio.write(port, Width::Byte, value);
-        }
+        setup::chipset(root, &board.pio, plan);
     }
     if let Some(lapic) = board.fabric.lapic(0) {
         virtual_wire(&mut lapic.lock());
@@ -273,28 +268,6 @@ impl FlashStore for FlashFile {
     }
 }
 
-/// The PCI chipset as a BIOS leaves it: RAM where it was, ACPI at its ports, interrupts 10 and 11 for the PCI lines.
-fn pci_writes() -> Vec<(Bdf, u16, u8)> {
-    let maps = (i440fx::PAM..).take(7).map(|at| (bdf::HOST_BRIDGE, at, 0x33));
-    let routes = (piix3::PIRQRC..)
-        .zip(PCI_IRQS)
-        .map(|(at, irq)| (bdf::ISA_BRIDGE, at, irq));
-    let [low, high] = layout::PM_BASE.to_le_bytes();
-    let pm = [
-        (piix4_pm::PMBA, low | 1),
-        (piix4_pm::PMBA + 1, high),
-        (piix4_pm::PMREGMISC, 1),
-        (piix4_pm::SMBBA, low | 1),
-        (piix4_pm::SMBBA + 1, high + 1),
-        (piix4_pm::SMBHSTCFG, 9),
-    ];
-    let pm = pm.into_iter().map(|(at, value)| (bdf::PM, at, value));
-    // Both channels decode their ports.
-    let ide = [(0x04, 0x01), (ide::IDETIM + 1, 0x80), (ide::IDETIM + 3, 0x80)];
-    let ide = ide.into_iter().map(|(at, value)| (bdf::IDE, at, value));
-    maps.chain(routes).chain(pm).chain(ide).collect()
-}
-
 /// Lets the 8259 pair and NMI through to the boot processor.
 fn virtual_wire(lapic: &mut Lapic) {
     for (offset, value) in [SVR, LINT0, LINT1] {
@@ -352,6 +325,17 @@ fn e820(plan: &Plan) -> Vec<u8> {
     std::iter::once(low).chain(high).flat_map(entry).collect()
 }
 
+/// Where PCI devices get their memory.
+fn windows(plan: &Plan) -> PciInput {
+    let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
+    let ecam = if has("pflash") { layout::UEFI_ECAM } else { layout::ECAM };
+    if has("q35_mch") {
+        PciInput::express(low_end(plan), ecam)
+    } else {
+        PciInput::below(low_end(plan))
+    }
+}
+
 /// The devices that the ACPI tables speak of, out of the plan.
 fn acpi_input(plan: &Plan) -> AcpiInput {
     let has = |chip: &str| plan.devices.iter().any(|device| device.chip == chip);
@@ -361,13 +345,17 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
         Some((port, *device.irqs.first()?))
     };
     let pci = plan.devices.iter().any(|device| device.bdf.is_some());
+    let express = has("q35_mch");
     AcpiInput {
-        pm: match (pci, has("pflash")) {
-            (false, _) => PmPorts::default(),
-            (true, false) => PmPorts::PIIX4,
-            (true, true) => PmPorts::piix4(layout::UEFI_PM_BASE),
+        pm: match (pci, express, has("pflash")) {
+            (false, ..) => PmPorts::default(),
+            (true, false, false) => PmPorts::PIIX4,
+            (true, false, true) => PmPorts::piix4(layout::UEFI_PM_BASE),
+            (true, true, false) => PmPorts::ich9(layout::PM_BASE),
+            (true, true, true) => PmPorts::ich9(layout::UEFI_ICH9_PM_BASE),
         },
-        pci: pci.then(|| PciInput::below(low_end(plan)).with_high(end(plan))),
+        pci: pci.then(|| windows(plan).with_high(end(plan))),
+        vga: has("vga"),
         floppy: has("fdc"),
         parallel: has("parallel"),
         apic_ids: (0..plan.cpus).collect(),

@@ -87,6 +87,12 @@ impl Board {
         (port & !7 == pci::root::ADDRESS_PORT).then(|| self.pci.get())?
     }
 
+    /// The PCI buses and where in their memory-mapped configuration space `gpa` is, if it is there.
+    fn ecam_at(&self, gpa: u64) -> Option<(&Arc<Root>, u64)> {
+        let root = self.pci.get()?;
+        Some((root, root.ecam().offset(gpa)?))
+    }
+
     /// Looks again where every local APIC sits: after a reset or restore.
     pub(crate) fn refresh_lapic_pages(&self) {
         for cpu in 0..self.lapic_page.len() {
@@ -155,8 +161,11 @@ impl CpuBoard for Board {
 
     fn mmio_read(&self, cpu: u32, gpa: u64, width: Width) -> u64 {
         let gpa = self.memory.on_bus(gpa);
-        match self.lapic_at(cpu, gpa) {
-            Some(lapic) => read_lapic(&mut lapic.lock(), gpa & PAGE_MASK, width),
+        if let Some(lapic) = self.lapic_at(cpu, gpa) {
+            return read_lapic(&mut lapic.lock(), gpa & PAGE_MASK, width);
+        }
+        match self.ecam_at(gpa) {
+            Some((root, offset)) => root.read_ecam(offset, width),
             None => self.mmio.read(gpa, width),
         }
     }
@@ -164,7 +173,10 @@ impl CpuBoard for Board {
     fn mmio_write(&self, cpu: u32, gpa: u64, width: Width, value: u64) {
         let gpa = self.memory.on_bus(gpa);
         if self.lapic_at(cpu, gpa).is_none() {
-            return self.mmio.write(gpa, width, value);
+            return match self.ecam_at(gpa) {
+                Some((root, offset)) => root.write_ecam(offset, width, value),
+                None => self.mmio.write(gpa, width, value),
+            };
         }
         // Only aligned 32-bit writes are defined (SDM vol. 3 §11.4.1). Of a wider one the low half counts; a narrower
         // one is dropped.

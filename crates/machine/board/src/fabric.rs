@@ -43,7 +43,7 @@ use device_model::Slot;
 /// Number of GSIs: the pins of the one I/O APIC.
 pub(crate) const GSIS: usize = 24;
 /// ISA lines.
-const ISA_LINES: u32 = 16;
+pub(crate) const ISA_LINES: u32 = 16;
 /// Destination of a broadcast.
 const EVERYONE: u32 = u32::MAX;
 /// GSI of ISA line 0; the 8259's pin of that number is the cascade, so it is free.

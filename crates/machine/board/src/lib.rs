@@ -23,6 +23,7 @@ mod fabric;
 mod floppy;
 mod gate;
 mod machine;
+mod optical;
 mod plan;
 mod registry;
 mod screen;

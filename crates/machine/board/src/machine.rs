@@ -25,6 +25,7 @@ use cpu_model::Signal;
 use device_model::BusConflict;
 use device_model::Clock;
 use device_model::Inspect;
+use device_model::IrqLine;
 use device_model::Mapping;
 use device_model::Node;
 use device_model::Region;
@@ -40,6 +41,7 @@ use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
 use spec::EngineKind;
+use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::OnTripleFault;
@@ -69,6 +71,7 @@ use crate::events::Events;
 use crate::events::PollRequest;
 use crate::events::Watched;
 use crate::fabric::Fabric;
+use crate::fabric::ISA_LINES;
 use crate::gate::Gate;
 use crate::registry;
 use crate::registry::Builder;
@@ -234,7 +237,7 @@ impl Parts {
         if self.boot.by_firmware() {
             return Ok(());
         }
-        boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
+        boot::power_on_self(&self.board, &self.plan, &self.vcpus, &self.reset_states)?;
         let screen = match (&self.screen, self.board.pci()) {
             (Some(screen), Some(root)) => self.boot.light(screen, root, &self.plan),
             _ => firmware::video::Screen::None,
@@ -255,7 +258,7 @@ impl Parts {
             self.board.note_resume();
             return Ok(());
         }
-        boot::power_on_self(&self.board, &self.vcpus, &self.reset_states)?;
+        boot::power_on_self(&self.board, &self.plan, &self.vcpus, &self.reset_states)?;
         boot::wake(&self.vcpus, vector)
     }
 
@@ -593,7 +596,10 @@ fn assemble(
     let alarm_request = PollRequest::new(Arc::clone(&events));
     let raised = alarm_request.clone();
     let alarm = AlarmLatch::new(move || raised.raise());
-    let router = PirqRouter::new(|irq| fabric.isa(irq));
+    let router = match spec.machine {
+        MachineKind::Q35 => PirqRouter::ich9(|irq| fabric.isa(irq), ich9_pins(&fabric)),
+        MachineKind::Microvm | MachineKind::Pc => PirqRouter::new(|irq| fabric.isa(irq)),
+    };
     let mut builder = Builder {
         spec,
         plan: &plan,
@@ -675,6 +681,12 @@ fn assemble(
     })
 }
 
+/// The pins of the I/O APIC that an ICH9's interrupt lines are.
+fn ich9_pins(fabric: &Arc<Fabric>) -> [IrqLine; pci::pirq::ICH9_LINES] {
+    let mut pins = ISA_LINES..;
+    std::array::from_fn(|_| fabric.gsi(pins.next().unwrap_or(0)))
+}
+
 /// Puts devices on the buses, and tells the board of those that it knows itself.
 fn connect(builder: &mut Builder<'_>, board: &Board, devices: &[SharedDevice]) -> Result<(), BuildError> {
     if builder.spec.machine.has_pci() {
@@ -682,6 +694,11 @@ fn connect(builder: &mut Builder<'_>, board: &Board, devices: &[SharedDevice]) -
     }
     if let Some(rtc) = builder.rtc.take() {
         board.set_rtc(rtc);
+    }
+    for place in &builder.plan.devices {
+        if let (Some(bdf), Some(wire)) = (place.bdf, place.wire) {
+            builder.root.add_wire(wire, bdf);
+        }
     }
     for (device, place) in devices.iter().zip(&builder.plan.devices) {
         map_windows(board, device, place)?;

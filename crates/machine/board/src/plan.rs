@@ -87,8 +87,11 @@ pub struct Placement {
     pub windows: Vec<Window>,
     /// ISA interrupts that it drives.
     pub irqs: Vec<u8>,
-    /// Address of the PCI function that it is. Windows are then those that do not move.
+    /// Address of the PCI function that it is; its bus is a wire, zero being that of the root. Windows are then those that do
+    /// not move.
     pub bdf: Option<Bdf>,
+    /// The wire behind the bridge that it is.
+    pub wire: Option<u8>,
 }
 
 impl Placement {
@@ -101,11 +104,17 @@ impl Placement {
             windows: Vec::new(),
             irqs: Vec::new(),
             bdf: None,
+            wire: None,
         }
     }
 
     pub(crate) fn at(mut self, bdf: Bdf) -> Self {
         self.bdf = Some(bdf);
+        self
+    }
+
+    pub(crate) fn above(mut self, wire: u8) -> Self {
+        self.wire = Some(wire);
         self
     }
 
@@ -177,6 +186,7 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
         board: match spec.machine {
             MachineKind::Microvm => "microvm",
             MachineKind::Pc => "pc",
+            MachineKind::Q35 => "q35",
         },
         cpus: spec.cpus,
         cpu: spec.cpu.clone(),
@@ -185,6 +195,7 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
         ram: match spec.machine {
             MachineKind::Microvm => firmware::layout::ram_ranges(spec.memory.bytes()),
             MachineKind::Pc => firmware::layout::pc_ram_ranges(spec.memory.bytes()),
+            MachineKind::Q35 => firmware::layout::express_ram_ranges(spec.memory.bytes()),
         },
         devices: REGISTRY.iter().flat_map(|entry| (entry.place)(spec)).collect(),
     };
@@ -197,6 +208,21 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
 }
 
 impl Plan {
+    /// The pin of the root bus that pin `pin` of the function at `bdf` reaches: slot and pin.
+    pub(crate) fn root_pin(&self, bdf: Bdf, pin: u8) -> (u8, u8) {
+        let (mut at, mut pin) = (bdf, pin);
+        // No path is longer than there are devices.
+        for _ in &self.devices {
+            let above = self.devices.iter().find(|place| place.wire == Some(at.bus()));
+            let Some(bridge) = above.and_then(|place| place.bdf) else {
+                break;
+            };
+            pin = pci::pirq::behind_bridge(at.device(), pin);
+            at = bridge;
+        }
+        (at.device(), pin)
+    }
+
     /// Every pair of devices that want the same, with both names.
     fn conflicts(&self) -> Vec<String> {
         let mut out = Vec::new();
@@ -294,7 +320,11 @@ fn write_device(f: &mut fmt::Formatter<'_>, device: &Placement) -> fmt::Result {
     let mut head = (device.name.as_str(), device.chip, irqs.join(" "));
     if let Some(bdf) = device.bdf {
         let (name, chip, irqs) = std::mem::take(&mut head);
-        let line = format!("{name:<11} {chip:<13} pci  {:<17}  {:<12} {irqs}", bdf.to_string(), "");
+        let behind = device.wire.map(|wire| format!("bus {wire}")).unwrap_or_default();
+        let line = format!(
+            "{name:<11} {chip:<13} pci  {:<17}  {behind:<12} {irqs}",
+            bdf.to_string()
+        );
         writeln!(f, "{}", line.trim_end())?;
     }
     for window in &device.windows {

@@ -8,6 +8,7 @@ mod interrupts;
 mod legacy;
 mod pc;
 mod platform;
+mod q35;
 mod screen;
 mod storage;
 mod timers;
@@ -71,6 +72,11 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "uart16550",     place: legacy::place_uarts,         build: legacy::build_uart },
     Entry { chip: "i440fx",        place: pc::place_i440fx,            build: pc::build_i440fx },
     Entry { chip: "piix3",         place: pc::place_piix3,             build: pc::build_piix3 },
+    Entry { chip: "q35_mch",       place: q35::place_mch,              build: q35::build_mch },
+    Entry { chip: "ich9_lpc",      place: q35::place_lpc,              build: q35::build_lpc },
+    Entry { chip: "ich9_smbus",    place: q35::place_smbus,            build: q35::build_smbus },
+    Entry { chip: "root_port",     place: q35::place_ports,            build: q35::build_port },
+    Entry { chip: "pci_bridge",    place: q35::place_bridge,           build: q35::build_bridge },
     Entry { chip: "ide",           place: storage::place_ide,          build: storage::build_ide },
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
@@ -97,9 +103,13 @@ pub fn chips() -> impl Iterator<Item = &'static str> {
     REGISTRY.iter().map(|entry| entry.chip)
 }
 
-/// PCI addresses of the chipset.
+/// PCI addresses, whose buses are wires: the root's is wire 0, and PCI Express port `n` of a q35 has wire `n` behind it.
 pub(crate) mod bdf {
     use pci::Bdf;
+    use spec::MachineKind;
+    use spec::MachineSpec;
+    use spec::PORTS;
+    use spec::PciPlace;
 
     /// The host bridge.
     pub(crate) const HOST_BRIDGE: Bdf = Bdf::new(0, 0, 0);
@@ -109,12 +119,41 @@ pub(crate) mod bdf {
     pub(crate) const IDE: Bdf = Bdf::new(0, 1, 1);
     /// Power management.
     pub(crate) const PM: Bdf = Bdf::new(0, 1, 3);
-    /// The display adapter.
-    pub(crate) const VGA: Bdf = Bdf::new(0, 2, 0);
-    /// The SATA controller.
-    pub(crate) const AHCI: Bdf = Bdf::new(0, 3, 0);
-    /// The NVMe controller.
-    pub(crate) const NVME: Bdf = Bdf::new(0, 4, 0);
+    /// LPC bridge of a q35.
+    pub(crate) const LPC: Bdf = Bdf::new(0, 31, 0);
+    /// Its SMBus controller.
+    pub(crate) const SMBUS: Bdf = Bdf::new(0, 31, 3);
+    /// Its bridge to a bus for conventional cards.
+    pub(crate) const PCI_BRIDGE: Bdf = Bdf::new(0, 30, 0);
+    /// The wire of that bus.
+    pub(crate) const CARDS: u8 = PORTS + 1;
+
+    /// PCI Express port number `number`, from one, of a q35.
+    pub(crate) const fn port(number: u8) -> Bdf {
+        Bdf::new(0, 28, number - 1)
+    }
+
+    /// Where the device called `name` is: `vga`, `ahci` or `nvme`.
+    pub(crate) fn of(spec: &MachineSpec, name: &str) -> Bdf {
+        match spec.devices.places.get(name) {
+            Some(PciPlace::Root(slot)) => Bdf::new(0, *slot, 0),
+            Some(PciPlace::Port(number)) => Bdf::new(*number, 0, 0),
+            Some(PciPlace::Bridge(slot)) => Bdf::new(CARDS, *slot, 0),
+            None => usual(spec.machine, name),
+        }
+    }
+
+    fn usual(machine: MachineKind, name: &str) -> Bdf {
+        match (machine, name) {
+            (MachineKind::Q35, "vga") => Bdf::new(0, 1, 0),
+            (MachineKind::Q35, "ahci") => Bdf::new(0, 31, 2),
+            // A card in the first port.
+            (MachineKind::Q35, _) => Bdf::new(1, 0, 0),
+            (_, "vga") => Bdf::new(0, 2, 0),
+            (_, "ahci") => Bdf::new(0, 3, 0),
+            _ => Bdf::new(0, 4, 0),
+        }
+    }
 }
 
 /// What firmware boots from if nothing else is said.
@@ -187,6 +226,17 @@ impl Builder<'_> {
     fn slot<D: Device>(&self, place: &Placement, device: D) -> Arc<Slot<D>> {
         let wake = Arc::clone(&self.events) as Arc<dyn Wake>;
         Slot::new(&place.name, device, Arc::clone(&self.clock), wake)
+    }
+}
+
+/// The pin `pin` (1 for INTA#) of a PCI function.
+fn pin(builder: &Builder<'_>, place: &Placement, pin: u8) -> device_model::IrqLine {
+    match place.bdf {
+        Some(bdf) => {
+            let (slot, pin) = builder.plan.root_pin(bdf, pin);
+            builder.router.pin(slot, pin)
+        }
+        None => device_model::IrqLine::detached(),
     }
 }
 

@@ -38,8 +38,7 @@ pub(crate) struct ImageMedium {
     image: Arc<dyn Image>,
     size: u64,
     read_only: bool,
-    /// Flushes do nothing.
-    careless: bool,
+    cache: CacheMode,
     /// The format was found out, and is none: the guest must not make it another.
     guard: bool,
     told: AtomicU32,
@@ -51,7 +50,7 @@ impl ImageMedium {
         let format = config.format.as_deref().map(str::parse::<Format>).transpose()?;
         let medium = Self::open(&config.image, format, config.read_only)?;
         Ok(Arc::new(Self {
-            careless: config.cache == CacheMode::Unsafe,
+            cache: config.cache,
             ..medium
         }))
     }
@@ -94,7 +93,7 @@ impl ImageMedium {
             image,
             size: info.size,
             read_only: !info.writable,
-            careless: false,
+            cache: CacheMode::Writeback,
             guard: format.is_none() && info.format == Format::Raw,
             told: AtomicU32::new(0),
         })
@@ -112,6 +111,15 @@ impl ImageMedium {
             tracing::warn!(%error, source, "cannot {what} a disk image");
         }
         Err(MediumError::Failed)
+    }
+
+    /// What a write has come to, once it is as safe as the user wants it to be.
+    fn written(&self, result: disk_image::Result<()>) -> Result<(), MediumError> {
+        self.told("write", result)?;
+        match self.cache {
+            CacheMode::Writethrough => self.told("flush", self.image.flush()),
+            CacheMode::Writeback | CacheMode::Unsafe => Ok(()),
+        }
     }
 
     /// Refuses a write that would make the image look like one of a format that refers to other files.
@@ -187,19 +195,19 @@ impl Medium for ImageMedium {
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<(), MediumError> {
         self.guard(offset, buf)?;
-        self.told("write", self.image.write_at(offset, buf))
+        self.written(self.image.write_at(offset, buf))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), MediumError> {
-        self.told("write", self.image.write_zeroes(offset, len))
+        self.written(self.image.write_zeroes(offset, len))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), MediumError> {
-        self.told("write", self.image.discard(offset, len))
+        self.written(self.image.discard(offset, len))
     }
 
     fn flush(&self) -> Result<(), MediumError> {
-        if self.careless {
+        if self.cache == CacheMode::Unsafe {
             return Ok(());
         }
         self.told("flush", self.image.flush())
@@ -238,13 +246,18 @@ struct Queue {
     threads: usize,
     /// Threads that wait for work.
     idle: usize,
+    /// How often a thread found no work.
+    rests: u64,
 }
 
 /// The threads that carry out requests to media. They come when there is work, and end when there is none for a while.
 #[derive(Default)]
 pub(crate) struct Workers {
     queue: Mutex<Queue>,
-    changed: Condvar,
+    /// A job has come: for one thread that waits.
+    work: Condvar,
+    /// A thread has become idle: for those who wait until all have. Apart, or idle threads would wake one another for ever.
+    rest: Condvar,
 }
 
 impl Workers {
@@ -263,13 +276,15 @@ impl Workers {
                 continue;
             }
             queue.idle += 1;
-            self.changed.notify_all();
-            let waited = self.changed.wait_timeout(queue, IDLE);
+            queue.rests += 1;
+            self.rest.notify_all();
+            let waited = self.work.wait_timeout(queue, IDLE);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = guard;
             queue.idle -= 1;
             if timeout.timed_out() && queue.jobs.is_empty() {
                 queue.threads -= 1;
+                self.rest.notify_all();
                 return;
             }
         }
@@ -284,7 +299,7 @@ impl Workers {
             if left.is_zero() {
                 return;
             }
-            let waited = self.changed.wait_timeout(queue, left);
+            let waited = self.rest.wait_timeout(queue, left);
             (queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -308,7 +323,7 @@ impl Executor for WorkerPool {
                 Err(error) => tracing::warn!(%error, "cannot start a thread for disks"),
             }
         }
-        self.0.changed.notify_one();
+        self.0.work.notify_one();
     }
 }
 
@@ -348,6 +363,30 @@ mod tests {
     }
 
     #[test]
+    fn writes_through_the_cache_are_in_the_file_at_once() {
+        let dir = tempfile::TempDir::new().unwrap();
+        for (cache, safe) in [(CacheMode::Writethrough, true), (CacheMode::Writeback, false)] {
+            let image = dir.path().join(format!("{cache:?}.qcow2"));
+            let options = disk_image::CreateOptions::new(Format::Qcow2, 1 << 20);
+            let files: Arc<dyn disk_image::Files> = Arc::new(disk_image::HostFiles::default());
+            disk_image::create(&files, &image, &options).unwrap();
+            let config = DiskConfig {
+                image: image.clone(),
+                cache,
+                ..DiskConfig::default()
+            };
+            let medium = ImageMedium::disk(&config).unwrap();
+            medium.write_at(0, &[7; 512]).unwrap();
+            let copy = dir.path().join("copy.qcow2");
+            std::fs::copy(&image, &copy).unwrap();
+            let copy = disk_image::open(&copy, &OpenOptions::default()).unwrap();
+            let mut got = [0; 512];
+            copy.read_at(0, &mut got).unwrap();
+            assert_eq!(got == [7; 512], safe, "{cache:?}");
+        }
+    }
+
+    #[test]
     fn jobs_run_side_by_side_and_settle() {
         let workers = Arc::new(Workers::default());
         let pool = WorkerPool(Arc::clone(&workers));
@@ -363,5 +402,18 @@ mod tests {
         workers.settle(Duration::from_secs(60));
         let queue = workers.lock();
         assert_eq!((queue.jobs.len(), queue.idle), (0, queue.threads));
+    }
+
+    #[test]
+    fn idle_threads_sleep() {
+        let workers = Arc::new(Workers::default());
+        let pool = WorkerPool(Arc::clone(&workers));
+        for _ in 0..8 {
+            pool.run(Box::new(|| std::thread::sleep(Duration::from_millis(20))));
+        }
+        workers.settle(Duration::from_secs(60));
+        let before = workers.lock().rests;
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(workers.lock().rests, before);
     }
 }

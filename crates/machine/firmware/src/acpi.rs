@@ -5,6 +5,7 @@
 //!         └─► XSDT ─┴─► FADT ─┬─► FACS
 //!                  │          └─► DSDT (+ the devices' own AML)
 //!                  ├────► MADT
+//!                  ├────► MCFG
 //!                  └────► HPET
 //! ```
 //!
@@ -12,10 +13,11 @@
 //! command port. Sleep states other than S3 and S5, processor power states and thermal zones are not described. After S3
 //! the operating system is entered in real mode; a 64-bit waking vector in the FACS is not looked at.
 //!
-//! Spec: ACPI 6.5 §5.2, §16.3.2 (waking); IA-PC HPET Specification 1.0a §3.2.4 (HPET table).
+//! Spec: ACPI 6.5 §5.2, §16.3.2 (waking); IA-PC HPET Specification 1.0a §3.2.4 (HPET table); PCI Firmware 3.3 §4.1.2 (MCFG).
 
 mod dsdt;
 mod fadt;
+mod ich9;
 mod loader;
 mod madt;
 mod root_bridge;
@@ -51,6 +53,8 @@ const PROCESSORS_MAX: usize = 0x1000;
 const RSDP_REVISION: u8 = 2;
 /// Bytes of an RSDP since ACPI 2.0.
 const RSDP_LEN: u64 = 36;
+/// Offsets of an RSDP's checksums.
+const RSDP_CHECKSUMS: [usize; 2] = [8, 32];
 /// Low half of the HPET's capabilities: Intel, revision 1, three 64-bit timers, legacy replacement.
 const HPET_ID: u32 = 0x8086_a201;
 /// Shortest period in ticks that the HPET keeps up with in periodic mode.
@@ -78,6 +82,8 @@ pub struct PciInput {
     pub memory: u32,
     /// The window for memory above 4 GiB: first address and bytes; none where it is empty.
     pub high: Option<(u64, u64)>,
+    /// Memory-mapped configuration space, first address and bytes, on a machine with an ICH9; else it has a PIIX.
+    pub ecam: Option<(u32, u32)>,
 }
 
 impl PciInput {
@@ -89,7 +95,39 @@ impl PciInput {
             0x8000_0001..=0xc000_0000 => 0xc000_0000,
             _ => 0xe000_0000,
         };
-        Self { memory, high: None }
+        Self {
+            memory,
+            high: None,
+            ecam: None,
+        }
+    }
+
+    /// The same for a machine with PCI Express, whose configuration space is at `ecam`.
+    #[must_use]
+    pub fn express(low_end: u64, ecam: (u32, u32)) -> Self {
+        let memory = match low_end {
+            0..=0x8000_0000 => 0x8000_0000,
+            _ => 0xb000_0000,
+        };
+        Self {
+            memory,
+            high: None,
+            ecam: Some(ecam),
+        }
+    }
+
+    /// First and last address of what is left of the window below 4 GiB around configuration space.
+    fn low(&self) -> Vec<(u32, u32)> {
+        const LAST: u32 = (layout::IOAPIC - 1) as u32;
+        let (hole, len) = self.ecam.unwrap_or((LAST, 0));
+        let parts = [
+            (self.memory, hole.wrapping_sub(1).min(LAST)),
+            (hole.saturating_add(len).max(self.memory), LAST),
+        ];
+        match len {
+            0 => vec![(self.memory, LAST)],
+            _ => parts.into_iter().filter(|(first, last)| first < last).collect(),
+        }
     }
 
     /// With a window above all RAM, which ends at `end`, up to the last physical address.
@@ -114,8 +152,10 @@ pub struct PmPorts {
     pub control: u16,
     /// PM timer, 4 bytes, 32 bits wide.
     pub timer: u16,
-    /// General-purpose event block 0, 4 bytes.
+    /// General-purpose event block 0.
     pub gpe0: u16,
+    /// Bytes of it: half of them status, half enables.
+    pub gpe0_len: u8,
     /// Value of SLP_TYP that means suspend to RAM.
     pub s3: u8,
     /// Value of SLP_TYP that means soft-off.
@@ -136,6 +176,7 @@ impl PmPorts {
             control: base + 4,
             timer: base + 8,
             gpe0: base + 12,
+            gpe0_len: 4,
             s3: 1,
             s5: 0,
             smi: Some(SmiPort {
@@ -143,6 +184,16 @@ impl PmPorts {
                 enable: 0xf1,
                 disable: 0xf0,
             }),
+        }
+    }
+
+    /// Intel's ICH9, which is the same at other places.
+    #[must_use]
+    pub const fn ich9(base: u16) -> Self {
+        Self {
+            gpe0: base + 0x20,
+            gpe0_len: 16,
+            ..Self::piix4(base)
         }
     }
 }
@@ -154,6 +205,7 @@ impl Default for PmPorts {
             control: 0x604,
             timer: 0x608,
             gpe0: 0x620,
+            gpe0_len: 4,
             s3: 1,
             s5: 5,
             smi: None,
@@ -234,13 +286,25 @@ pub fn build(input: &AcpiInput, memory: &GuestMemory) -> Result<AcpiAddresses, A
 /// The tables for firmware that puts them where it likes, with the script that says what to correct then.
 #[must_use]
 pub fn linked(input: &AcpiInput) -> Linked {
-    let tables = Tables::of(input);
-    let rsdp = root_pointer(tables.rsdt, tables.xsdt);
+    let mut tables = Tables::of(input);
+    let mut rsdp = root_pointer(tables.rsdt, tables.xsdt);
+    // UEFI's firmware adds up what is there already into the checksum that it makes.
+    let sums: Vec<usize> = tables.summed.iter().map(|table| table.start + CHECKSUM).collect();
+    clear(&mut tables.bytes, &sums);
+    clear(&mut rsdp, &RSDP_CHECKSUMS);
     let loader = loader::script(&tables);
     Linked {
         rsdp,
         tables: tables.bytes,
         loader,
+    }
+}
+
+fn clear(bytes: &mut [u8], places: &[usize]) {
+    for place in places {
+        if let Some(byte) = bytes.get_mut(*place) {
+            *byte = 0;
+        }
     }
 }
 
@@ -299,6 +363,9 @@ impl Tables {
             this.put_summed(&fadt, &fadt::POINTERS),
             this.put_summed(madt::build(input).as_slice(), &[]),
         ];
+        if let Some(ecam) = input.pci.and_then(|pci| pci.ecam) {
+            roots.push(this.put_summed(ich9::mcfg(ecam).as_slice(), &[]));
+        }
         if input.hpet {
             roots.push(this.put_summed(hpet().as_slice(), &[]));
         }

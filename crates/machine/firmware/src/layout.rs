@@ -39,6 +39,16 @@ pub const PHYSICAL_END: u64 = 1 << 40;
 pub const UEFI_PM_BASE: u16 = 0xb000;
 /// First port of a PC's ACPI registers.
 pub const PM_BASE: u16 = 0x600;
+/// First port of the ACPI registers of a PC with an ICH9 where UEFI firmware puts them.
+pub const UEFI_ICH9_PM_BASE: u16 = 0x600;
+/// Memory-mapped configuration space of a PC with PCI Express: first address and bytes.
+pub const ECAM: (u32, u32) = (0xb000_0000, 0x1000_0000);
+/// The same where UEFI firmware puts it.
+pub const UEFI_ECAM: (u32, u32) = (0xb000_0000, 0x1000_0000);
+/// Chipset configuration registers of an ICH9.
+pub const RCBA: u32 = 0xfed1_c000;
+/// Bytes of them.
+pub const RCBA_LEN: u32 = 0x4000;
 /// Registers of the HPET.
 pub const HPET: u64 = 0xfed0_0000;
 /// Registers of the local APICs after reset.
@@ -56,13 +66,27 @@ pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
 
 /// Largest amount of RAM that a PC has all below 4 GiB: the hole is smaller there than [`HOLE_START`] leaves it.
 const PC_LOW_MAX: u64 = 0xe000_0000;
+/// The same of a PC with PCI Express, whose configuration space is in the hole; and where the hole begins if there is more.
+const EXPRESS_LOW_MAX: u64 = 0xb000_0000;
+const EXPRESS_HOLE: u64 = 0x8000_0000;
 /// Video memory, where a PC's RAM pauses until 1 MiB.
 pub const VIDEO: u64 = 0xa_0000;
 
 /// Where `bytes` of a PC's RAM go: what video memory and firmware hide between A0000h and 1 MiB is not among them.
 #[must_use]
 pub fn pc_ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
-    let low = if bytes <= PC_LOW_MAX { bytes } else { HOLE_START };
+    around_video(bytes, if bytes <= PC_LOW_MAX { bytes } else { HOLE_START })
+}
+
+/// The same for a PC with PCI Express.
+#[must_use]
+pub fn express_ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
+    let low = if bytes <= EXPRESS_LOW_MAX { bytes } else { EXPRESS_HOLE };
+    around_video(bytes, low)
+}
+
+/// `low` bytes from address zero, without what is hidden, and the others from 4 GiB on.
+fn around_video(bytes: u64, low: u64) -> Vec<(u64, u64)> {
     [
         (0, low.min(VIDEO)),
         (MIB, low.saturating_sub(MIB)),

@@ -1,11 +1,13 @@
 //! Configuration of the devices: one struct each, with the defaults of a plain PC.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::PciPlace;
 use crate::Size;
 
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
@@ -134,13 +136,15 @@ pub enum CacheMode {
     /// They are safe once the guest has flushed them.
     #[default]
     Writeback,
+    /// They are safe when the guest is told that they are done.
+    Writethrough,
     /// Flushes do nothing: a crash of the host loses or damages data.
     Unsafe,
 }
 
 impl CacheMode {
     /// What may be written.
-    pub const NAMES: [&str; 2] = ["writeback", "unsafe"];
+    pub const NAMES: [&str; 3] = ["writeback", "writethrough", "unsafe"];
 }
 
 impl FromStr for CacheMode {
@@ -149,6 +153,7 @@ impl FromStr for CacheMode {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "writeback" => Ok(Self::Writeback),
+            "writethrough" => Ok(Self::Writethrough),
             "unsafe" => Ok(Self::Unsafe),
             _ => Err(format!(
                 "unknown cache mode `{text}`; there are {}",
@@ -210,6 +215,8 @@ pub struct DevicesSpec {
     pub disks: Vec<DiskConfig>,
     /// CD and DVD drives of a PC.
     pub cdroms: Vec<CdromConfig>,
+    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
+    pub places: BTreeMap<String, PciPlace>,
 }
 
 impl Default for DevicesSpec {
@@ -225,6 +232,7 @@ impl Default for DevicesSpec {
             floppies: Vec::new(),
             disks: Vec::new(),
             cdroms: Vec::new(),
+            places: BTreeMap::new(),
         }
     }
 }

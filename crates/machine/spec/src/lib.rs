@@ -5,6 +5,7 @@
 
 mod devices;
 mod machine;
+mod place;
 mod size;
 mod validate;
 
@@ -29,6 +30,8 @@ pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;
 pub use machine::UefiSpec;
+pub use place::PORTS;
+pub use place::PciPlace;
 pub use size::Size;
 pub use size::SizeError;
 pub use validate::Problem;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::DevicesSpec;
 use crate::Size;
+use crate::StorageBus;
 
 /// Which engine runs the guest's instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,16 +69,27 @@ pub enum MachineKind {
     Microvm,
     /// A PC of Intel's 440FX chipset, with a BIOS.
     Pc,
+    /// A PC of Intel's Q35 chipset, with PCI Express.
+    Q35,
 }
 
 impl MachineKind {
     /// What may be written.
-    pub const NAMES: [&str; 2] = ["microvm", "pc"];
+    pub const NAMES: [&str; 3] = ["microvm", "pc", "q35"];
 
     /// Whether there is a PCI bus.
     #[must_use]
     pub fn has_pci(self) -> bool {
         self != Self::Microvm
+    }
+
+    /// What drives are attached to if nothing is said.
+    #[must_use]
+    pub fn usual_bus(self) -> StorageBus {
+        match self {
+            Self::Microvm | Self::Pc => StorageBus::Ide,
+            Self::Q35 => StorageBus::Ahci,
+        }
     }
 }
 
@@ -88,6 +100,7 @@ impl FromStr for MachineKind {
         match text {
             "microvm" => Ok(Self::Microvm),
             "pc" => Ok(Self::Pc),
+            "q35" => Ok(Self::Q35),
             _ => Err(format!(
                 "unknown machine `{text}`; there are {}",
                 Self::NAMES.join(", ")
@@ -101,6 +114,7 @@ impl fmt::Display for MachineKind {
         f.write_str(match self {
             Self::Microvm => "microvm",
             Self::Pc => "pc",
+            Self::Q35 => "q35",
         })
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::MachineKind;
 use crate::MachineSpec;
+use crate::PciPlace;
 use crate::Size;
 use crate::StorageBus;
 use crate::VgaConfig;
@@ -22,6 +23,8 @@ const BUSES: [(StorageBus, &str, usize); 3] = [
     (StorageBus::Ahci, "ahci", 6),
     (StorageBus::Nvme, "nvme", 16),
 ];
+/// PCI devices that may be elsewhere than usual.
+const MOVABLE: [&str; 3] = ["vga", "ahci", "nvme"];
 /// Characters of a serial number.
 const SERIAL: usize = 20;
 /// Memory that a PC's firmware can start with.
@@ -94,10 +97,16 @@ impl MachineSpec {
             problems.add("boot.initrd", "needs a kernel beside it".to_owned());
         }
         if self.machine == MachineKind::Microvm && self.boot.firmware.is_some() {
-            problems.add("boot.firmware", "a microvm has none; machine pc has".to_owned());
+            problems.add(
+                "boot.firmware",
+                "a microvm has none; the machines pc and q35 have".to_owned(),
+            );
         }
         if self.machine == MachineKind::Microvm && self.boot.uefi.is_some() {
-            problems.add("boot.uefi", "a microvm has no firmware; machine pc has".to_owned());
+            problems.add(
+                "boot.uefi",
+                "a microvm has no firmware; the machines pc and q35 have".to_owned(),
+            );
         }
         if self.boot.uefi.is_some() && self.boot.kernel.is_some() {
             problems.add("boot.uefi", "a kernel is booted without firmware".to_owned());
@@ -125,6 +134,7 @@ impl MachineSpec {
             );
         }
         self.check_storage(problems);
+        self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
         }
@@ -154,12 +164,31 @@ impl MachineSpec {
 }
 
 impl MachineSpec {
+    fn check_places(&self, problems: &mut Problems) {
+        for (name, place) in &self.devices.places {
+            let field = format!("devices.places.{name}");
+            let movable = MOVABLE.contains(&name.as_str());
+            let on_root = matches!(place, PciPlace::Root(_));
+            let what = match self.machine {
+                MachineKind::Microvm => "a microvm has no PCI".to_owned(),
+                _ if !movable => format!("not a device that can be elsewhere; there are {}", MOVABLE.join(", ")),
+                MachineKind::Q35 if name == "ahci" => "a q35 has it at a fixed place".to_owned(),
+                MachineKind::Pc if !on_root => format!("a pc has no {place}; it has slots"),
+                _ => continue,
+            };
+            problems.add(&field, what);
+        }
+    }
+
     fn check_storage(&self, problems: &mut Problems) {
         let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
         let any = !disks.is_empty() || !cdroms.is_empty();
         if any && !self.machine.has_pci() {
             let field = if disks.is_empty() { "cdroms" } else { "disks" };
-            let what = format!("a {} has no storage controllers; machine pc has", self.machine);
+            let what = format!(
+                "a {} has no storage controllers; the machines pc and q35 have",
+                self.machine
+            );
             problems.add(&format!("devices.{field}"), what);
         }
         for (bus, name, most) in BUSES {
@@ -171,6 +200,12 @@ impl MachineSpec {
                     format!("{drives} drives on {name} are more than {most}"),
                 );
             }
+        }
+        let on_ide = disks.iter().any(|disk| disk.bus == StorageBus::Ide)
+            || cdroms.iter().any(|cdrom| cdrom.bus == StorageBus::Ide);
+        if self.machine == MachineKind::Q35 && on_ide {
+            let what = "a q35 has no ide; it has ahci and nvme";
+            problems.add("devices.disks", what.to_owned());
         }
         if cdroms.iter().any(|cdrom| cdrom.bus == StorageBus::Nvme) {
             problems.add("devices.cdroms", "there are no CD drives on nvme".to_owned());
@@ -268,6 +303,29 @@ mod tests {
         spec.machine = MachineKind::Pc;
         spec.memory = Size::from_mib(3);
         assert_eq!(fields(&spec), ["memory", "boot.order", "devices.floppies"]);
+    }
+
+    #[test]
+    fn what_a_q35_lacks_is_refused_there() {
+        let mut spec = MachineSpec {
+            machine: MachineKind::Q35,
+            ..MachineSpec::default()
+        };
+        spec.devices.disks = vec![crate::DiskConfig::default()];
+        let places = [
+            ("ahci", PciPlace::Root(4)),
+            ("nvme", PciPlace::Port(2)),
+            ("fdc", PciPlace::Root(5)),
+        ];
+        spec.devices.places = places.map(|(name, place)| (name.to_owned(), place)).into();
+        let text = spec.validate().unwrap_err().to_string();
+        for part in ["no ide", "places.ahci", "places.fdc"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("places.nvme"), "{text}");
+        spec.machine = MachineKind::Pc;
+        let text = spec.validate().unwrap_err().to_string();
+        assert!(text.contains("a pc has no port2"), "{text}");
     }
 
     #[test]

@@ -10,9 +10,15 @@ use std::sync::Arc;
 
 use guest_memory::MemoryRegion;
 
+pub use self::bridge::Forwarding;
+pub use self::bridge::control;
+pub use self::bridge::make_bridge;
+pub use self::bridge::reg1;
 use crate::RestoreError;
 use crate::Space;
 use crate::Width;
+
+mod bridge;
 
 /// Registers of every header, by offset.
 pub mod reg {
@@ -413,6 +419,11 @@ pub trait PciFunction {
     /// Where the function answers at present. Functions that also answer at fixed addresses add those.
     fn windows(&self) -> Vec<PciWindow> {
         self.header().windows()
+    }
+
+    /// What a bridge passes on to the bus behind it; none for a function that is no bridge.
+    fn forwarding(&self) -> Option<Forwarding> {
+        None
     }
 
     /// The memory behind a region, if it is memory rather than registers: the bus then maps it, and processors access it

@@ -29,7 +29,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 18] = [
+pub(super) const CASES: [Case; 19] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -43,6 +43,7 @@ pub(super) const CASES: [Case; 18] = [
     case("suspended_guest_wakes_by_its_alarm", suspended_guest_wakes_by_its_alarm),
     case("suspended_pc_wakes_by_its_alarm", suspended_pc_wakes_by_its_alarm),
     case("pc_shows_its_pci_devices", pc_shows_its_pci_devices),
+    case("q35_shows_its_pci_devices", q35_shows_its_pci_devices),
     case(
         "two_processors_work_at_the_same_time",
         two_processors_work_at_the_same_time,
@@ -66,7 +67,11 @@ pub(super) const CASES: [Case; 18] = [
 ];
 
 const fn case(name: &'static str, check: fn(&Lab) -> anyhow::Result<()>) -> Case {
-    Case { name, check }
+    Case {
+        name,
+        check,
+        extra: false,
+    }
 }
 
 fn cloud_kernel_boots_without_complaints(lab: &Lab) -> anyhow::Result<()> {
@@ -126,6 +131,43 @@ fn pc_shows_its_pci_devices(lab: &Lab) -> anyhow::Result<()> {
             says(seen, part)?;
         }
         ensure!(seen.line("PCI: Fatal").is_none(), "there is no configuration space");
+        Ok(())
+    })
+}
+
+fn q35_shows_its_pci_devices(lab: &Lab) -> anyhow::Result<()> {
+    // A display adapter in a PCI Express port; then a sleep, after which bridges and interrupts are as before.
+    let devices = "for i in /sys/bus/pci/devices/*; do echo ${i##*/} $(cat $i/vendor $i/device); done";
+    let sleep = "echo +10 > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && echo awake:$(nproc)";
+    let commands = format!("{devices}; {sleep}; grep MMCONFIG /proc/iomem");
+    let options = [
+        "--machine",
+        "q35",
+        "--cpus",
+        "2",
+        "--memory",
+        "4G",
+        "--place",
+        "vga=port2",
+    ];
+    let boot = lab.commands("full", &commands)?.with(&options);
+    lab.watch(&boot, |seen| {
+        ends_well(seen)?;
+        no_complaints(seen)?;
+        for part in [
+            "PCI: Using ACPI for IRQ routing",
+            "_OSC: OS now controls [PCIeHotplug PME PCIeCapability]",
+            "quirk: [io  0x0600-0x067f] claimed by ICH6 ACPI/GPIO/TCO",
+            "pcieport 0000:00:1c.1: pciehp: Slot #2",
+            "0000:00:00.0 0x8086 0x29c0",
+            "0000:00:1f.0 0x8086 0x2918",
+            "0000:00:1f.2 0x8086 0x2922",
+            "0000:02:00.0 0x1234 0x1111",
+            "awake:2",
+            "b0000000-bfffffff : PCI MMCONFIG 0000 [bus 00-ff]",
+        ] {
+            says(seen, part)?;
+        }
         Ok(())
     })
 }
@@ -345,7 +387,7 @@ pub(super) fn no_complaints(seen: &Seen) -> anyhow::Result<()> {
     }
 }
 
-fn says(seen: &Seen, part: &str) -> anyhow::Result<()> {
+pub(super) fn says(seen: &Seen, part: &str) -> anyhow::Result<()> {
     ensure!(seen.line(part).is_some(), "the guest did not say {part:?}");
     Ok(())
 }

@@ -31,7 +31,7 @@ pub(crate) struct CompactArgs {
 }
 
 pub(super) fn run(args: &CompactArgs) -> Result<ExitCode, Failure> {
-    let bar = Bar::new("compacting", args.json);
+    let bar = Bar::new("compacting", args.json)?;
     let image = &args.source.image;
     let sizes = disk_image::compact(&target::files(), image, &args.source.options(), &mut |progress| {
         bar.show(progress)

@@ -62,7 +62,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<ExitCode, Failure> {
         ..OpenOptions::default()
     };
     let second = disk_image::open(&args.other, &options)?;
-    let bar = Bar::new("comparing", args.json);
+    let bar = Bar::new("comparing", args.json)?;
     let comparison = disk_image::compare(&*first, &*second, &mut |progress| bar.show(progress));
     drop(bar);
     let (same, value, line) = match comparison? {

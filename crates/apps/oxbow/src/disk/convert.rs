@@ -54,7 +54,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<ExitCode, Failure> {
     let files = target::files();
     let source = args.source.open(args.force_share)?;
     let options = args.kind.options(&args.target, Some(source.info().size))?;
-    let bar = Bar::new("converting", args.json);
+    let bar = Bar::new("converting", args.json)?;
     disk_image::copy(
         &files,
         &*source,

@@ -2,11 +2,20 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
+use disk_image::BlockError;
 use disk_image::Progress;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::flag;
 
 use crate::completions::print;
 use crate::failure::Failure;
@@ -38,27 +47,47 @@ pub(super) fn answer(json: bool, value: &serde_json::Value, lines: &str) -> Resu
 }
 
 /// A bar on standard error, where that is a terminal. It is gone when this is dropped.
-pub(super) struct Bar(ProgressBar);
+///
+/// As long as it lives, a signal ends the operation in good order; the second one ends the process.
+pub(super) struct Bar {
+    bar: ProgressBar,
+    /// The signal that came; 0 for none.
+    signal: Arc<AtomicUsize>,
+}
 
 impl Bar {
-    pub(super) fn new(what: &str, json: bool) -> Self {
-        if json || !std::io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
+    pub(super) fn new(what: &str, json: bool) -> Result<Self, Failure> {
+        let bar = if json || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {binary_bytes_per_sec} {eta}");
+            let bar = ProgressBar::new(0).with_message(what.to_owned());
+            style.map_or(bar.clone(), |style| bar.with_style(style))
+        };
+        let signal = Arc::new(AtomicUsize::new(0));
+        let second = Arc::new(AtomicBool::new(false));
+        for number in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register_conditional_default(number, Arc::clone(&second)).map_err(Failure::host)?;
+            flag::register(number, Arc::clone(&second)).map_err(Failure::host)?;
+            let value = usize::try_from(number).unwrap_or_default();
+            flag::register_usize(number, Arc::clone(&signal), value).map_err(Failure::host)?;
         }
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent}% {binary_bytes_per_sec} {eta}");
-        let bar = ProgressBar::new(0).with_message(what.to_owned());
-        Self(style.map_or(bar.clone(), |style| bar.with_style(style)))
+        Ok(Self { bar, signal })
     }
 
-    pub(super) fn show(&self, progress: Progress) {
-        self.0.set_length(progress.total);
-        self.0.set_position(progress.done);
+    pub(super) fn show(&self, progress: Progress) -> Result<(), BlockError> {
+        self.bar.set_length(progress.total);
+        self.bar.set_position(progress.done);
+        match u8::try_from(self.signal.load(Ordering::Relaxed)) {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(signal) => Err(BlockError::Stopped { signal }),
+        }
     }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

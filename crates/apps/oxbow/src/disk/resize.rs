@@ -68,15 +68,13 @@ pub(super) fn run(args: &ResizeArgs) -> Result<ExitCode, Failure> {
         )
         .into());
     }
-    let bar = Bar::new("resizing", args.json);
+    let bar = Bar::new("resizing", args.json)?;
     disk_image::resize(
         &target::files(),
         &args.source.image,
         &args.source.options(),
         size,
-        &mut |progress| {
-            bar.show(progress);
-        },
+        &mut |progress| bar.show(progress),
     )?;
     drop(bar);
     let value = json!({ "image": args.source.image, "before": old, "size": size });

@@ -91,10 +91,11 @@ impl Header {
 
     pub(crate) fn read(file: &File) -> Result<Self> {
         let mut head = [0; 112];
-        file.read_exact(0, &mut head[..72])?;
+        file.read_padded(0, head.get_mut(..72).unwrap_or_default())?;
         if bytes::u32_be(&head, 0) != MAGIC {
-            return Err(file.corrupt("it does not begin with qcow2's signature"));
+            return Err(file.no_such_image(Format::Qcow2));
         }
+        file.read_exact(0, head.get_mut(..72).unwrap_or_default())?;
         let version = bytes::u32_be(&head, 4);
         if !(2..=3).contains(&version) {
             return Err(file.unsupported(format!("qcow2 version {version} is not supported; 2 and 3 are")));

@@ -12,8 +12,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::CWD;
 use rustix::fs::FallocateFlags;
 use rustix::fs::FlockOperation;
+use rustix::fs::RenameFlags;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
@@ -61,6 +63,20 @@ fn lock(file: &fs::File, operation: FlockOperation) -> rustix::io::Result<()> {
     rustix::fs::flock(file, operation)
 }
 
+/// The entry of `path` in its folder is on the medium.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    fs::File::open(folder)?.sync_all()
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> BlockError {
+    let file = path.display().to_string();
+    move |source| BlockError::Io { file, action, source }
+}
+
 impl Files for HostFiles {
     fn open(&self, path: &Path, access: Access) -> Result<(Arc<dyn Store>, FileId)> {
         let io = |action| {
@@ -73,7 +89,11 @@ impl Files for HostFiles {
         let mut options = fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags);
         options.read(true).write(write).create_new(access == Access::Create);
-        let action = if access == Access::Create { "create" } else { "open" };
+        let action = match access {
+            Access::Create => "create",
+            Access::Write => "open for writing",
+            Access::Read | Access::ReadShared => "open",
+        };
         let file = options.open(path).map_err(io(action))?;
         let data = file.metadata().map_err(io("open"))?;
         let kind = data.file_type();
@@ -117,20 +137,21 @@ impl Files for HostFiles {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        let io = |action| {
-            move |source: io::Error| BlockError::Io {
-                file: to.display().to_string(),
-                action,
-                source,
+        fs::rename(from, to)
+            .and_then(|()| sync_folder(to))
+            .map_err(io_error(to, "replace"))
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        let renamed = rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE);
+        let result = match renamed {
+            // Not every file system can do that; a second name does not replace anything either.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
             }
+            result => result.map_err(io::Error::from),
         };
-        fs::rename(from, to).map_err(io("replace"))?;
-        let folder = match to.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let folder = fs::File::open(folder).map_err(io("replace"))?;
-        folder.sync_all().map_err(io("replace"))
+        result.and_then(|()| sync_folder(to)).map_err(io_error(to, "create"))
     }
 
     fn remove(&self, path: &Path) -> Result<()> {

@@ -273,6 +273,17 @@ impl Files for MemoryFiles {
         Ok(())
     }
 
+    fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
+        if self.id(to).is_some() {
+            return Err(BlockError::Io {
+                file: to.display().to_string(),
+                action: "create",
+                source: rustix::io::Errno::EXIST.into(),
+            });
+        }
+        self.rename(from, to)
+    }
+
     fn remove(&self, path: &Path) -> Result<()> {
         self.files().remove(&plain(path));
         Ok(())

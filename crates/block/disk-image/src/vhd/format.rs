@@ -68,6 +68,11 @@ impl Footer {
         if is_footer(&sector) {
             return Ok((Self::parse(file, sector)?, false));
         }
+        let mut last = [0; 8];
+        file.read_padded(len.saturating_sub(SECTOR), &mut last)?;
+        if !sector.starts_with(b"conectix") && last != *b"conectix" {
+            return Err(file.no_such_image(crate::Format::Vhd));
+        }
         Err(file.corrupt("neither the end nor the beginning of the file is a VHD footer with the right checksum"))
     }
 

@@ -14,7 +14,7 @@ const SECTOR: u64 = 4096;
 /// Logs are 1 MiB usually.
 const MAX_LOG: u64 = 64 << 20;
 /// What a log may change, in bytes.
-const MAX_CHANGES: u64 = 256 << 20;
+const MAX_CHANGES: u64 = 64 << 20;
 
 /// An entry of the log with its descriptors and data.
 struct Entry {
@@ -25,8 +25,8 @@ struct Entry {
     bytes: Vec<u8>,
 }
 
-/// Applies the log at `offset` to the cached metadata.
-pub(super) fn replay(file: &File, meta: &mut Meta, offset: u64, len: u64, guid: [u8; 16]) -> Result<()> {
+/// Applies the log at `offset` to the cached metadata. Returns how long the file is: changes may be behind its end.
+pub(super) fn replay(file: &File, meta: &mut Meta, offset: u64, len: u64, guid: [u8; 16]) -> Result<u64> {
     let bad = |what: &str| {
         file.corrupt(format!(
             "the log at {offset:#x} {what}; attach the image to Windows once to recover it"
@@ -51,10 +51,17 @@ pub(super) fn replay(file: &File, meta: &mut Meta, offset: u64, len: u64, guid: 
         .find_map(|head| sequence(&entries, head, len))
         .ok_or_else(|| bad("has no valid entry"))?;
     let mut changes = 0;
+    let mut end = file.len()?;
     for entry in active {
+        // What was on the medium when the entry was written must be there still.
+        if bytes::u64_le(&entry.bytes, 48) > file.len()? {
+            return Err(file.corrupt("the file is shorter than its log says; it was cut off"));
+        }
+        let last = bytes::u64_le(&entry.bytes, 56);
+        end = end.max(last.min(i64::MAX as u64));
         apply(meta, entry, &mut changes).ok_or_else(|| bad("is damaged"))??;
     }
-    Ok(())
+    Ok(end)
 }
 
 /// The entry at `at`, if there is one with a right checksum.
@@ -99,6 +106,17 @@ fn sequence<'a>(entries: &'a [Entry], head: &Entry, len: u64) -> Option<Vec<&'a 
     None
 }
 
+fn zero(meta: &mut Meta, target: u64, len: u64) -> Result<()> {
+    const ZEROS: [u8; SECTOR as usize] = [0; SECTOR as usize];
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(SECTOR);
+        meta.put(target + done, ZEROS.get(..part as usize).unwrap_or(&ZEROS), Stage::Late)?;
+        done += part;
+    }
+    Ok(())
+}
+
 /// Makes an entry's changes. None when it contradicts itself.
 fn apply(meta: &mut Meta, entry: &Entry, changes: &mut u64) -> Option<Result<()>> {
     let count = bytes::u32_le(&entry.bytes, 24) as usize;
@@ -123,8 +141,11 @@ fn apply(meta: &mut Meta, entry: &Entry, changes: &mut u64) -> Option<Result<()>
         if *changes > MAX_CHANGES || target.checked_add(len)? > i64::MAX as u64 {
             return None;
         }
-        let content = content.unwrap_or_else(|| vec![0; len as usize]);
-        if let Err(error) = meta.put(target, &content, Stage::Late) {
+        let result = match content {
+            Some(content) => meta.put(target, &content, Stage::Late),
+            None => zero(meta, target, len),
+        };
+        if let Err(error) = result {
             return Some(Err(error));
         }
     }

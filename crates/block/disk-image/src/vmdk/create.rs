@@ -8,6 +8,7 @@ use super::sparse::SECTOR;
 use super::sparse::SparseHeader;
 use super::stream::StreamWriter;
 use crate::BlockError;
+use crate::Identity;
 use crate::Result;
 use crate::Variant;
 use crate::convert::Sink;
@@ -143,11 +144,8 @@ fn write_sparse(file: &File, header: &SparseHeader, text: Option<&str>) -> Resul
 /// The descriptor's text.
 pub(crate) fn descriptor(making: &Making<'_>, kind: &str, extents: &[(u64, &str, String)]) -> Result<String> {
     let sectors = making.size / SECTOR;
-    let cid = making
-        .options
-        .identity
-        .and_then(|identity| identity.cid)
-        .unwrap_or_else(new_cid);
+    let identity = making.identity();
+    let cid = identity.cid.unwrap_or_else(new_cid);
     let (parent_cid, parent) = match &making.parent {
         None => (NO_PARENT, String::new()),
         Some(parent) => {
@@ -173,9 +171,10 @@ pub(crate) fn descriptor(making: &Making<'_>, kind: &str, extents: &[(u64, &str,
         "# Disk DescriptorFile\nversion=1\nCID={cid:08x}\nparentCID={parent_cid:08x}\ncreateType=\"{kind}\"\n{parent}\n\
          # Extent description\n{}\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"4\"\n\
          ddb.geometry.cylinders = \"{}\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\n\
-         ddb.adapterType = \"ide\"\n",
+         ddb.adapterType = \"ide\"\n{}",
         lines.concat(),
         (sectors / (16 * 63)).min(16383),
+        uuids(&identity, making.parent.as_ref().map(|parent| parent.image.identity())),
     );
     if extents.len() == 1 && text.len() as u64 > DESCRIPTOR_SECTORS * SECTOR {
         return Err(BlockError::Usage(
@@ -183,6 +182,23 @@ pub(crate) fn descriptor(making: &Making<'_>, kind: &str, extents: &[(u64, &str,
         ));
     }
     Ok(text)
+}
+
+/// VirtualBox's identifiers. An image that had none when it was rewritten has none.
+fn uuids(identity: &Identity, parent: Option<Identity>) -> String {
+    if identity.uuid.is_zero() {
+        return String::new();
+    }
+    let parent = parent.unwrap_or_default();
+    let lines = [
+        ("image", identity.uuid),
+        ("modification", identity.modified),
+        ("parent", parent.uuid),
+        ("parentmodification", parent.modified),
+    ];
+    lines
+        .map(|(name, uuid)| format!("ddb.uuid.{name} = \"{uuid}\"\n"))
+        .concat()
 }
 
 /// A CID: not the one that means "no parent", and not the one for parents without.

@@ -2,6 +2,7 @@
 
 use crate::BlockError;
 use crate::Result;
+use crate::Uuid;
 use crate::store::File;
 
 /// Bytes at most.
@@ -39,6 +40,13 @@ pub(crate) struct Descriptor {
     pub(crate) parent_cid: Option<u32>,
     pub(crate) create_type: String,
     pub(crate) parent: Option<String>,
+    /// VirtualBox's identifiers.
+    pub(crate) uuid: Uuid,
+    pub(crate) modified: Uuid,
+    /// Where the digits of `modified` are in the text.
+    pub(crate) modified_at: Option<usize>,
+    pub(crate) parent_uuid: Uuid,
+    pub(crate) parent_modified: Uuid,
     pub(crate) extents: Vec<ExtentLine>,
 }
 
@@ -46,10 +54,13 @@ pub(crate) struct Descriptor {
 pub(crate) fn is_descriptor(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head);
     for line in text.lines().map(str::trim) {
-        if line.starts_with("# Disk DescriptorFile") || line.starts_with("version=") && text.contains("CID=") {
+        if line.starts_with("# Disk DescriptorFile")
+            || line.starts_with("version=") && text.contains("CID=")
+            || line.starts_with("encryption.keySafe")
+        {
             return true;
         }
-        if !line.is_empty() && !line.starts_with('#') {
+        if !line.is_empty() && !line.starts_with(['#', '.']) {
             return false;
         }
     }
@@ -59,13 +70,13 @@ pub(crate) fn is_descriptor(head: &[u8]) -> bool {
 impl Descriptor {
     pub(crate) fn parse(file: &File, bytes: &[u8]) -> Result<Self> {
         let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-        // Other encodings than UTF-8 occur in names; what cannot be read will not be found.
-        let text = String::from_utf8_lossy(text);
         let mut descriptor = Self::default();
         let mut at = 0;
-        for line in text.split_inclusive('\n') {
+        for line in text.split_inclusive(|&byte| byte == b'\n') {
             let start = at;
             at += line.len();
+            // Other encodings than UTF-8 occur in names; what cannot be read will not be found.
+            let line = String::from_utf8_lossy(line);
             let line = line.trim_end();
             if let Some(extent) = extent(file, line.trim())? {
                 descriptor.extents.push(extent);
@@ -95,6 +106,14 @@ impl Descriptor {
             "parentCID" => self.parent_cid = Some(hex()?).filter(|&cid| cid != NO_PARENT),
             "createType" => plain.clone_into(&mut self.create_type),
             "parentFileNameHint" => self.parent = Some(plain.to_owned()),
+            "ddb.uuid.image" => self.uuid = uuid(plain),
+            "ddb.uuid.modification" => {
+                self.modified = uuid(plain);
+                let digits = value.find(plain).filter(|_| !self.modified.is_zero());
+                self.modified_at = digits.map(|digits| at + digits);
+            }
+            "ddb.uuid.parent" => self.parent_uuid = uuid(plain),
+            "ddb.uuid.parentmodification" => self.parent_modified = uuid(plain),
             "encryption.keySafe" | "encryption.data" => {
                 return Err(BlockError::Encrypted {
                     file: file.name().to_owned(),
@@ -105,6 +124,11 @@ impl Descriptor {
         }
         Ok(())
     }
+}
+
+/// One that cannot be read is none.
+fn uuid(text: &str) -> Uuid {
+    Uuid::parse(text).unwrap_or_default()
 }
 
 /// `RW 4192256 SPARSE "disk-s001.vmdk"`, with the offset of flat ones behind. None for other lines.
@@ -186,6 +210,31 @@ mod tests {
             ("a b.vmdk", 16, 2048, true)
         );
         assert_eq!((zero.kind, zero.sectors), (ExtentType::Zero, 8));
+    }
+
+    #[test]
+    fn places_to_write_over_are_those_in_the_file() {
+        // Latin-1 in a comment: one byte that is three as UTF-8.
+        let mut bytes = b"# Disk DescriptorFile\n# caf\xe9\nCID=0123abcd\nddb.uuid.modification = \"".to_vec();
+        let uuid = Uuid::random();
+        bytes.extend(format!("{uuid}\"\nddb.uuid.image=\"{uuid}\"\n").bytes());
+        let files = MemoryFiles::default();
+        files.put("d.vmdk", Arc::new(MemoryStore::new(0)));
+        let file = File::open(&files, Path::new("d.vmdk"), Access::Read).unwrap();
+        let descriptor = Descriptor::parse(&file, &bytes).unwrap();
+        assert_eq!((descriptor.uuid, descriptor.modified), (uuid, uuid));
+        assert_eq!(&bytes[descriptor.cid_at.unwrap()..][..8], b"0123abcd");
+        assert_eq!(
+            &bytes[descriptor.modified_at.unwrap()..][..36],
+            uuid.to_string().as_bytes()
+        );
+    }
+
+    #[test]
+    fn encrypted_descriptors_are_known_as_such() {
+        let text = ".encoding = \"UTF-8\"\nencryption.keySafe = \"vmware:key/list/(pair/(phrase/x\"\nencryption.data = \"abcd\"\n";
+        assert!(is_descriptor(text.as_bytes()));
+        assert!(matches!(parse(text), Err(BlockError::Encrypted { .. })));
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl SparseTables {
         } else {
             self.header.overhead.max(1)
         };
-        if at >= self.end || at < first * SECTOR {
+        if at >= self.end || at < first.saturating_mul(SECTOR) {
             return Err(meta.file().corrupt(format!(
                 "grain {grain} is said to be at {at:#x}, where none can be; run `oxbow disk check`"
             )));

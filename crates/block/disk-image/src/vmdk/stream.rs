@@ -21,6 +21,8 @@ use crate::store::File;
 
 const GRAIN: u64 = 128;
 const ENTRIES: u64 = 512;
+/// Grains that are compressed at once.
+const BATCH: usize = 32;
 /// Sectors before the first grain.
 const OVERHEAD: u64 = 128;
 
@@ -33,8 +35,8 @@ pub(crate) struct StreamWriter {
     header: SparseHeader,
     /// Where the next piece goes, in sectors.
     next: u64,
-    /// The grain that is being filled.
-    grain: Option<(u64, Vec<u8>)>,
+    /// Grains that are to be written, in rising order; the last one is being filled.
+    grains: Vec<(u64, Vec<u8>)>,
     table: Vec<u32>,
     /// Which table that is.
     table_index: u64,
@@ -67,7 +69,7 @@ impl StreamWriter {
             file,
             header,
             next: OVERHEAD,
-            grain: None,
+            grains: Vec::new(),
             table: Vec::new(),
             table_index: 0,
             directory: Vec::new(),
@@ -90,17 +92,24 @@ impl StreamWriter {
         self.append(&mut marker)
     }
 
-    /// Writes the grain that was filled.
-    fn end_grain(&mut self) -> Result<()> {
-        let Some((index, data)) = self.grain.take() else {
-            return Ok(());
-        };
+    /// Writes the grains that were filled.
+    fn end_grains(&mut self) -> Result<()> {
+        let grains = std::mem::take(&mut self.grains);
+        let blocks: Vec<&[u8]> = grains.iter().map(|(_, data)| data.as_slice()).collect();
+        let packed = packed::pack_all(Codec::Zlib, &blocks);
+        for ((index, data), packed) in grains.iter().zip(packed) {
+            // What does not become smaller is stored all the same: every grain has a marker.
+            let packed = packed.or_else(|| packed::store(data));
+            let packed = packed.ok_or_else(|| self.file.unsupported("a grain cannot be compressed"))?;
+            self.put_grain(*index, &packed)?;
+        }
+        Ok(())
+    }
+
+    fn put_grain(&mut self, index: u64, packed: &[u8]) -> Result<()> {
         while self.table_index < index / ENTRIES {
             self.end_table()?;
         }
-        // What does not become smaller is stored all the same: every grain has a marker.
-        let packed = packed::pack(Codec::Zlib, &data).or_else(|| packed::store(&data));
-        let packed = packed.ok_or_else(|| self.file.unsupported("a grain cannot be compressed"))?;
         let mut bytes = vec![0; 12];
         put(&mut bytes, 0, &(index * GRAIN).to_le_bytes());
         put(&mut bytes, 8, &(packed.len() as u32).to_le_bytes());
@@ -127,6 +136,10 @@ impl StreamWriter {
 }
 
 impl Sink for StreamWriter {
+    fn block(&self) -> u64 {
+        GRAIN * SECTOR
+    }
+
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let size = GRAIN * SECTOR;
         let (mut offset, mut data) = (offset, data);
@@ -134,11 +147,15 @@ impl Sink for StreamWriter {
             let (index, within) = (offset / size, (offset % size) as usize);
             let len = (size as usize - within).min(data.len());
             let (part, rest) = data.split_at(len);
-            if self.grain.as_ref().is_none_or(|(current, _)| *current != index) {
-                self.end_grain()?;
+            if self.grains.last().is_none_or(|(last, _)| *last != index) {
+                if self.grains.len() >= BATCH {
+                    self.end_grains()?;
+                }
+                self.grains.push((index, vec![0; size as usize]));
             }
-            let (_, grain) = self.grain.get_or_insert_with(|| (index, vec![0; size as usize]));
-            put(grain, within, part);
+            if let Some((_, grain)) = self.grains.last_mut() {
+                put(grain, within, part);
+            }
             offset += len as u64;
             data = rest;
         }
@@ -150,7 +167,7 @@ impl Sink for StreamWriter {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.end_grain()?;
+        self.end_grains()?;
         while self.table_index < self.header.tables() {
             self.end_table()?;
         }

@@ -24,9 +24,9 @@ use crate::kit::memory;
 use crate::kit::open;
 use crate::kit::parent;
 
-const SIZE: u64 = 256 * KIB;
+pub(crate) const SIZE: u64 = 256 * KIB;
 /// What a damaged image may grow to.
-const LIMIT: usize = 32 << 20;
+pub(crate) const LIMIT: usize = 32 << 20;
 const ROUNDS: u64 = 400;
 
 fn checked<T>(result: Result<T>) -> Option<T> {
@@ -41,7 +41,7 @@ fn checked<T>(result: Result<T>) -> Option<T> {
 }
 
 /// Uses an image in every way.
-fn exercise(files: &Arc<dyn Files>, format: Format, write: bool) {
+pub(crate) fn exercise(files: &Arc<dyn Files>, format: Format, write: bool) {
     let options = OpenOptions {
         write,
         format: Some(format),
@@ -93,7 +93,7 @@ fn change(image: &dyn Image, size: u64) {
 }
 
 /// An image with something of everything, as bytes.
-fn sample(memory: &MemoryFiles, files: &Arc<dyn Files>, kind: &CreateOptions) -> Vec<u8> {
+pub(crate) fn sample(memory: &MemoryFiles, files: &Arc<dyn Files>, kind: &CreateOptions) -> Vec<u8> {
     create(files, "image", kind);
     let image = open(files, "image", kind, true);
     image.write_at(0, &[1; 5000]).unwrap();
@@ -105,7 +105,7 @@ fn sample(memory: &MemoryFiles, files: &Arc<dyn Files>, kind: &CreateOptions) ->
 }
 
 /// Offsets of metadata: sectors that hold anything but data.
-fn interesting(bytes: &[u8]) -> Vec<usize> {
+pub(crate) fn interesting(bytes: &[u8]) -> Vec<usize> {
     let data = |sector: &[u8]| sector.iter().all(|&byte| byte == sector[0]) && matches!(sector[0], 0..=2 | 7);
     let sectors = bytes.chunks(512).enumerate().filter(|(_, sector)| !data(sector));
     sectors.map(|(index, _)| index * 512).collect()
@@ -139,7 +139,7 @@ fn damage(bytes: &[u8], places: &[usize], random: &mut Random) -> Vec<u8> {
 }
 
 /// Makes the checksums of a VHD right again, so that damage gets past them.
-fn repair_checksums(bytes: &mut [u8]) {
+pub(crate) fn repair_checksums(bytes: &mut [u8]) {
     let mut fix = |from: usize, len: usize, at: usize| {
         let Some(part) = bytes.get_mut(from..from + len) else {
             return;
@@ -207,7 +207,7 @@ fn compressed_and_truncated_images_never_panic() {
     };
     for (number, kind) in (0..).zip([stream, zlib, zstd]) {
         files.remove(Path::new("image")).unwrap();
-        disk_image::copy(&files, &*source, Path::new("image"), &kind, true, &mut |_| {}).unwrap();
+        disk_image::copy(&files, &*source, Path::new("image"), &kind, true, &mut |_| Ok(())).unwrap();
         let bytes = memory.bytes("image");
         let places = interesting(&bytes);
         let mut random = Random::new(number);

@@ -50,8 +50,10 @@ fn resized_disks_keep_their_bytes_and_grow_by_zeros() {
         model[SIZE as usize - 512..].fill(0xee);
         parent(&files, "image", &kind, &model);
         for size in [3 * MIB + 512, 40 * MIB, MIB / 2 + 512, MIB] {
-            disk_image::resize(&files, Path::new("image"), &OpenOptions::default(), size, &mut |_| {})
-                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            disk_image::resize(&files, Path::new("image"), &OpenOptions::default(), size, &mut |_| {
+                Ok(())
+            })
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
             model.resize(size as usize, 0);
             let image = open(&files, "image", &kind, true);
             assert_same(&format!("{name} to {size}"), &read_all(&*image), &model);
@@ -86,7 +88,7 @@ fn grown_children_do_not_show_what_their_parent_has_behind() {
             Path::new("image"),
             &OpenOptions::default(),
             5 * MIB,
-            &mut |_| {},
+            &mut |_| Ok(()),
         )
         .unwrap();
         let mut model = vec![0xbb; SIZE as usize];
@@ -123,6 +125,7 @@ fn compacted_images_are_smaller_and_the_same() {
         let (before, after) = disk_image::compact(&files, &path, &options, &mut |progress| {
             assert!(progress.done >= last.done && progress.done <= progress.total);
             last = progress;
+            Ok(())
         })
         .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(last.done, last.total, "{name}");
@@ -151,7 +154,7 @@ fn compacted_parents_keep_their_children() {
             ..kind
         };
         create(&files, "child", &child);
-        disk_image::compact(&files, Path::new("base"), &OpenOptions::default(), &mut |_| {}).unwrap();
+        disk_image::compact(&files, Path::new("base"), &OpenOptions::default(), &mut |_| Ok(())).unwrap();
         assert_same(format.name(), &read_all(&*open(&files, "child", &child, false)), &model);
         // The child itself: only its own blocks stay in it.
         let image = open(&files, "child", &child, true);
@@ -161,7 +164,7 @@ fn compacted_parents_keep_their_children() {
         let mut model = model;
         model[MIB as usize..3 * MIB as usize].fill(0);
         model[..512].fill(1);
-        disk_image::compact(&files, Path::new("child"), &OpenOptions::default(), &mut |_| {}).unwrap();
+        disk_image::compact(&files, Path::new("child"), &OpenOptions::default(), &mut |_| Ok(())).unwrap();
         let image = open(&files, "child", &child, false);
         assert_same(format.name(), &read_all(&*image), &model);
         assert!(image.parent().is_some());
@@ -180,10 +183,10 @@ fn compacted_images_stay_compressed() {
         ..CreateOptions::new(Format::Vmdk, MIB)
     };
     for (name, kind) in [("a", CreateOptions::new(Format::Qcow2, MIB)), ("b", stream)] {
-        disk_image::copy(&files, &*source, Path::new(name), &kind, true, &mut |_| {}).unwrap();
+        disk_image::copy(&files, &*source, Path::new(name), &kind, true, &mut |_| Ok(())).unwrap();
         let before = memory.bytes(name).len();
         if kind.format == Format::Qcow2 {
-            disk_image::compact(&files, Path::new(name), &OpenOptions::default(), &mut |_| {}).unwrap();
+            disk_image::compact(&files, Path::new(name), &OpenOptions::default(), &mut |_| Ok(())).unwrap();
         }
         assert!(
             memory.bytes(name).len() <= before && before < MIB as usize / 2,
@@ -217,14 +220,14 @@ fn every_format_converts_to_every_other() {
     for (index, (name, kind)) in all.iter().enumerate() {
         let first = format!("/a{index}.img");
         let compress = kind.compression == Compression::Zstd;
-        disk_image::copy(&files, &*raw, Path::new(&first), kind, compress, &mut |_| {}).unwrap();
+        disk_image::copy(&files, &*raw, Path::new(&first), kind, compress, &mut |_| Ok(())).unwrap();
         let source = open(&files, &first, kind, false);
         assert_same(name, &read_all(&*source), &model);
         assert!(source.check(false).unwrap().is_sound(), "{name}");
         for (other, kind) in &all {
-            disk_image::copy(&files, &*source, Path::new("/b.img"), kind, false, &mut |_| {}).unwrap();
+            disk_image::copy(&files, &*source, Path::new("/b.img"), kind, false, &mut |_| Ok(())).unwrap();
             let target = open(&files, "/b.img", kind, false);
-            let equal = disk_image::compare(&*source, &*target, &mut |_| {}).unwrap();
+            let equal = disk_image::compare(&*source, &*target, &mut |_| Ok(())).unwrap();
             assert_eq!(equal, Comparison::Equal, "{name} to {other}");
             for path in target.files() {
                 files.remove(&path).unwrap();
@@ -248,8 +251,65 @@ fn copies_over_a_parent_hold_only_the_difference() {
         block_size: Some(4 * KIB),
         ..CreateOptions::new(Format::Qcow2, SIZE)
     };
-    disk_image::copy(&files, &*source, Path::new("child"), &kind, false, &mut |_| {}).unwrap();
-    assert_same("child", &read_all(&*open(&files, "child", &kind, false)), &model);
+    disk_image::copy(&files, &*source, Path::new("child"), &kind, false, &mut |_| Ok(())).unwrap();
+    let child = open(&files, "child", &kind, false);
+    assert_same("child", &read_all(&*child), &model);
+    // Of the data, one cluster or two; the zeros need none.
+    assert_eq!(child.check(false).unwrap().allocated, 2);
+}
+
+#[test]
+fn blocks_are_compressed_wherever_data_begins() {
+    let (memory, files) = memory();
+    let model: Vec<u8> = (0..2 * MIB)
+        .map(|at| if at % 65536 < 12288 { 0 } else { (at / 3000) as u8 | 1 })
+        .collect();
+    parent(&files, "source", &CreateOptions::new(Format::Raw, 0), &model);
+    let source = disk_image::open_in(&files, Path::new("source"), &OpenOptions::default()).unwrap();
+    assert!(source.extent(0).unwrap().len < 64 * KIB, "the source has no holes");
+    let kind = CreateOptions::new(Format::Qcow2, 2 * MIB);
+    disk_image::copy(&files, &*source, Path::new("packed"), &kind, true, &mut |_| Ok(())).unwrap();
+    let image = open(&files, "packed", &kind, false);
+    assert_same("packed", &read_all(&*image), &model);
+    let report = image.check(false).unwrap();
+    assert_eq!((report.compressed, report.allocated), (32, 32));
+    assert!(memory.bytes("packed").len() < MIB as usize);
+}
+
+#[test]
+fn stopped_operations_leave_everything_as_it_was() {
+    let (memory, files) = memory();
+    let model = pattern(&mut Random::new(41), 4 * MIB);
+    for (name, kind) in kinds(4 * MIB) {
+        parent(&files, "source.img", &kind, &model);
+        let before: Vec<_> = memory.names();
+        let source = open(&files, "source.img", &kind, false);
+        let stop = |progress: Progress| match progress.done > MIB {
+            true => Err(disk_image::BlockError::Stopped { signal: 2 }),
+            false => Ok(()),
+        };
+        for (to, kind) in kinds(4 * MIB) {
+            let result = disk_image::copy(&files, &*source, Path::new("target.img"), &kind, false, &mut { stop });
+            assert!(
+                matches!(result, Err(disk_image::BlockError::Stopped { signal: 2 })),
+                "{name} to {to}"
+            );
+            assert_eq!(memory.names(), before, "{name} to {to}");
+        }
+        drop(source);
+        if !several_files(&kind) {
+            let options = OpenOptions {
+                format: Some(kind.format),
+                ..OpenOptions::default()
+            };
+            let _ = disk_image::compact(&files, Path::new("source.img"), &options, &mut { stop });
+            let _ = disk_image::resize(&files, Path::new("source.img"), &options, 2 * MIB, &mut { stop });
+            assert_eq!(memory.names(), before, "{name}");
+        }
+        for path in before {
+            files.remove(&path).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -261,7 +321,7 @@ fn comparison_says_where_disks_differ() {
     }
     let raw = |name: &str| disk_image::open_in(&files, Path::new(name), &OpenOptions::writable()).unwrap();
     let (a, b) = (raw("a"), raw("b"));
-    let compare = |a: &dyn BlockBackend, b: &dyn BlockBackend| disk_image::compare(a, b, &mut |_| {}).unwrap();
+    let compare = |a: &dyn BlockBackend, b: &dyn BlockBackend| disk_image::compare(a, b, &mut |_| Ok(())).unwrap();
     assert_eq!(compare(&*a, &*b), Comparison::Equal);
     b.write_at(777_777, &[!model[777_777]]).unwrap();
     assert_eq!(compare(&*a, &*b), Comparison::Different { offset: 777_777 });
@@ -284,7 +344,7 @@ fn failed_copy_leaves_nothing_behind() {
         }),
         ..CreateOptions::new(Format::Qcow2, SIZE)
     };
-    assert!(disk_image::copy(&files, &*source, Path::new("b.img"), &kind, false, &mut |_| {}).is_err());
+    assert!(disk_image::copy(&files, &*source, Path::new("b.img"), &kind, false, &mut |_| Ok(())).is_err());
     assert!(
         disk_image::copy(
             &files,
@@ -292,7 +352,7 @@ fn failed_copy_leaves_nothing_behind() {
             Path::new("b.img"),
             &CreateOptions::new(Format::Vdi, SIZE),
             true,
-            &mut |_| {}
+            &mut |_| Ok(())
         )
         .is_err()
     );

@@ -55,7 +55,7 @@ fn record(
         let (at, bytes) = (from * SECTOR as u64, len * SECTOR as u64);
         let touched = from as usize..(from + len) as usize;
         // What is under way may be there already when the power is cut.
-        match random.below(5) {
+        match random.below(6) {
             0 => {
                 image.flush().unwrap();
                 for sector in &mut versions {
@@ -67,6 +67,12 @@ fn record(
                     .iter_mut()
                     .for_each(|sector| sector.push(vec![0; SECTOR]));
                 image.discard(at, bytes).unwrap();
+            }
+            2 => {
+                versions[touched]
+                    .iter_mut()
+                    .for_each(|sector| sector.push(vec![0; SECTOR]));
+                image.write_zeroes(at, bytes).unwrap();
             }
             _ => {
                 let data = random.bytes(bytes as usize);

@@ -7,6 +7,11 @@ use super::tlb::StackPage;
 /// Slots of the largest bank.
 pub(super) const SLOTS: usize = 4096;
 
+/// Visits before what is known of an address space is forgotten for the first time.
+const OFTEN: u32 = 16;
+/// Visits between two such times later on.
+const LASTING: u32 = 256;
+
 /// An entry of a bank.
 pub(super) trait Entry: Copy {
     const EMPTY: Self;
@@ -116,7 +121,11 @@ impl<E: Entry> Log<E> {
 
 /// An address space: a process-context identifier and its translations.
 #[derive(Default)]
+///
+/// What is known is forgotten now and then, since much of it is from when a process began.
 pub(super) struct Space {
+    /// Times that it was put back.
+    visits: u32,
     pub(super) pcid: u16,
     pub(super) code_gen: u32,
     /// By bank.
@@ -127,7 +136,17 @@ pub(super) struct Space {
 }
 
 impl Space {
+    /// It is about to be put back.
+    pub(super) fn visit(&mut self) {
+        self.visits = self.visits.wrapping_add(1);
+        if self.visits >= OFTEN && (self.visits.is_power_of_two() || self.visits.is_multiple_of(LASTING)) {
+            self.data.iter_mut().for_each(Log::clear);
+            self.exec.iter_mut().for_each(Log::clear);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
+        self.visits = 0;
         self.data.iter_mut().for_each(Log::clear);
         self.exec.iter_mut().for_each(Log::clear);
         self.stack = Default::default();

@@ -339,7 +339,11 @@ impl Tlb {
         self.flushes += 1;
         let found = self.spaces.iter().position(|s| s.pcid == to);
         let mut new = match found {
-            Some(at) => self.spaces.remove(at),
+            Some(at) => {
+                let mut space = self.spaces.remove(at);
+                space.visit();
+                space
+            }
             None => self.spare.pop().unwrap_or_default(),
         };
         if found.is_none() || !keep {

@@ -77,6 +77,8 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.fs_gs_base => {
             Class::Base
         }
+        // Processors differ in what they leave undefined.
+        Mnemonic::Shld | Mnemonic::Shrd if beyond_operand(ins) => Class::Interpret,
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
@@ -90,6 +92,12 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         _ if encodable(ins, mode) && (integer(ins) || unit(ins, mode)) => Class::Same,
         _ => Class::Interpret,
     }
+}
+
+/// A double shift that may be by more bits than the operand has.
+fn beyond_operand(ins: &Instruction) -> bool {
+    let count = (ins.op2_kind() == OpKind::Immediate8).then(|| ins.immediate8() & 31);
+    ins.op1_register().is_gpr16() && count.is_none_or(|n| n > 16)
 }
 
 fn control(ins: &Instruction, mode: &Mode) -> Option<Class> {

@@ -60,6 +60,7 @@ fn spilled(ins: &Instruction, operand: u32) -> Option<Reg> {
 impl Translator {
     pub(crate) fn same(&mut self, index: usize) {
         if self.try_same(index).is_none() {
+            self.catch_up();
             self.hand_over(index);
         }
     }
@@ -184,9 +185,17 @@ impl Translator {
         if target.is_gpr16() || ins.memory_base() == Register::EIP {
             return None;
         }
+        let n = target.full_register().number() as Reg;
+        if let Some(address) = self.fixed_operand(index)
+            && target.is_gpr64()
+        {
+            let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
+            self.asm.mov_imm(host, address);
+            self.written(host);
+            return Some(());
+        }
         self.claim(&[T0, T1]);
         self.effective_address(index)?;
-        let n = target.full_register().number() as Reg;
         let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
         if target.is_gpr32() {
             self.asm.mov32(host, T0);

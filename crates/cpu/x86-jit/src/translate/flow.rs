@@ -45,8 +45,12 @@ impl Translator {
         self.thunks.push((jump, Why::Miss));
         self.asm.here_short(hit);
         self.asm.mov(RCX, T1);
-        self.asm.lea(T1, T0, -offset);
-        self.asm.store(area::PAGE, T1);
+        if let Some(page) = self.fixed_address(0) {
+            self.asm.mov_qword_gs(area::PAGE, page);
+        } else {
+            self.asm.lea(T1, T0, -offset);
+            self.asm.store(area::PAGE, T1);
+        }
         let poll = self.asm.len() as u32;
         self.poll();
         let body = self.asm.len() as u32;
@@ -174,6 +178,9 @@ impl Translator {
 
     /// T0 = start of the running page + `offset`.
     pub(crate) fn page_relative(&mut self, offset: i64) {
+        if let Some(address) = self.fixed_address(offset) {
+            return self.asm.mov_imm(T0, address);
+        }
         self.asm.load(T0, area::PAGE);
         match i32::try_from(offset) {
             Ok(offset) => self.asm.lea(T0, T0, offset),
@@ -182,6 +189,11 @@ impl Translator {
                 self.asm.bytes(&[0x4f, 0x8d, 0x14, 0x1a]);
             }
         }
+    }
+
+    /// The address `offset` from the start of the page, if it is known and sign-extended from 32 bits.
+    pub(crate) fn fixed_address(&self, offset: i64) -> Option<i32> {
+        i32::try_from(self.fixed?.wrapping_add(offset as u64) as i64).ok()
     }
 
     /// A direct jump to `target`.
@@ -238,8 +250,18 @@ impl Translator {
 
     pub(crate) fn call(&mut self, index: usize, page: u64) {
         let ins = self.items[index].ins;
-        self.page_relative(ins.next_ip().wrapping_sub(page) as i64);
-        self.push_t0(index);
+        let back = ins.next_ip().wrapping_sub(page) as i64;
+        match self.fixed_address(back) {
+            Some(back) if self.items[index].on_stack => {
+                let by = std::mem::take(&mut self.moved) - self.slot();
+                self.asm.store_mem_imm(self.wide, RSP, STK, by, back);
+                self.move_stack(RSP, by);
+            }
+            _ => {
+                self.page_relative(back);
+                self.push_t0(index);
+            }
+        }
         let target = ins.near_branch_target();
         self.transfer(page, target, target <= ins.ip());
     }
@@ -247,12 +269,13 @@ impl Translator {
     /// Pushes T0, the return address of a call.
     fn push_t0(&mut self, index: usize) {
         if self.items[index].on_stack {
-            self.store_slot(RSP, STK, -self.slot(), T0);
+            self.store_slot(RSP, STK, self.moved - self.slot(), T0);
         } else {
             self.asm.mov(T2, T0);
             self.checked_push(index, T2);
         }
-        self.move_stack(RSP, -self.slot());
+        let by = std::mem::take(&mut self.moved) - self.slot();
+        self.move_stack(RSP, by);
     }
 
     pub(crate) fn indirect(&mut self, index: usize) {
@@ -331,7 +354,8 @@ impl Translator {
             0
         };
         self.pop_to_t0(index).expect("nothing else is in use");
-        self.move_stack(RSP, self.slot() + extra);
+        let by = std::mem::take(&mut self.moved) + self.slot() + extra;
+        self.move_stack(RSP, by);
         self.indirect_from(index);
     }
 }

@@ -30,6 +30,7 @@ use crate::translate::encode::memory_operand;
 use crate::translate::memory::Look;
 use crate::translate::memory::Place;
 use crate::translate::memory::in_memory;
+use crate::translate::memory::on_one_page;
 use crate::translate::memory::writes;
 
 /// Bytes that one check covers at most.
@@ -227,6 +228,25 @@ impl Translator {
     fn check_group(&mut self, index: usize, g: u8) -> Option<Reg> {
         let group = self.groups[usize::from(g)];
         let flags = self.items[index].wanted != 0;
+        let size = (group.high - group.low) as u32;
+        if let Some(address) = self.fixed_group(&group)
+            && on_one_page(address, size)
+        {
+            self.claim(if flags { &[T1, T2] } else { &[T1] });
+            self.with_flags(index, Parked::In(T2), |t, parked| {
+                let look = Look {
+                    offset: T1,
+                    write: group.write,
+                    size,
+                    group: Some(g),
+                };
+                t.look_fixed_up(index, parked, address, &look);
+            });
+            self.asm.lea(T1, T1, address);
+            self.release(T1);
+            self.release(T2);
+            return self.keep_group(index, g, T1);
+        }
         let simple = match group.base {
             Base::Register(base) if group.scaled.is_none() && group.segment.is_none() => Some(base),
             _ => None,
@@ -249,7 +269,6 @@ impl Translator {
             Some(_) => (T0, Parked::In(T2)),
             None => (T2, Parked::InMemory),
         };
-        let size = (group.high - group.low) as u32;
         self.with_flags(index, parked, |t, parked| {
             let look = Look {
                 offset,
@@ -273,6 +292,16 @@ impl Translator {
             self.release(r);
         }
         self.keep_group(index, g, T1)
+    }
+
+    /// The address of the group's first byte, if it is known.
+    fn fixed_group(&self, group: &Group) -> Option<i32> {
+        let plain = group.base == Base::Page && group.scaled.is_none() && group.segment.is_none();
+        if plain {
+            self.fixed_address(group.low.into())
+        } else {
+            None
+        }
     }
 
     /// The linear address of the group's first byte into T0.

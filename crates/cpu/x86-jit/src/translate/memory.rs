@@ -22,6 +22,7 @@ use crate::area;
 use crate::asm::A;
 use crate::asm::CMP;
 use crate::asm::JCC;
+use crate::asm::NE;
 use crate::asm::RSP;
 use crate::asm::Reg;
 use crate::asm::T0;
@@ -121,13 +122,31 @@ impl Translator {
             return Some(Place {
                 base: RSP,
                 index: Some(self.stack_addend(index)?),
-                disp,
+                disp: disp + self.moved,
             });
         }
         if let Some(g) = self.items[index].group {
             return self.group_operand(index, g);
         }
         let (write, size) = self.operand_access(index);
+        if let Some(address) = self.fixed_operand(index)
+            && segment(&self.items[index].ins).is_none()
+            && on_one_page(address, size)
+        {
+            let flags = self.items[index].wanted != 0;
+            self.claim(if flags { &[T1, T2] } else { &[T1] });
+            self.with_flags(index, Parked::In(T2), |t, parked| {
+                t.look_fixed_up(index, parked, address, &Look::new(T1, write, size));
+            });
+            if flags {
+                self.release(T2);
+            }
+            return Some(Place {
+                base: T1,
+                index: None,
+                disp: address,
+            });
+        }
         if let Some((base, disp)) = self.simple_base(index) {
             let flags = self.items[index].wanted != 0;
             self.claim(if flags { &[T0, T1, T2] } else { &[T0, T1] });
@@ -180,6 +199,34 @@ impl Translator {
         self.slow_of(vec![fix], Why::Slow, index, parked, group);
     }
 
+    /// The same for an address that is known: its entry is too.
+    pub(crate) fn look_fixed_up(&mut self, index: usize, parked: Parked, address: i32, look: &Look) {
+        let tag = if look.write {
+            layout::TLB_WRITE
+        } else {
+            layout::TLB_READ
+        } as u32;
+        let slot = (address as u32 >> 12) & (layout::TLB_ENTRIES as u32 - 1);
+        let entry = area::tlb(self.bank) + (slot << layout::TLB_ENTRY_SHIFT);
+        self.asm.keep_together(13 + JCC);
+        self.asm.cmp_qword_gs(entry + tag, address & !0xfff);
+        let fix = self.asm.jcc(NE);
+        self.asm.load(T1, entry + layout::TLB_ADDEND as u32);
+        self.slow_of(vec![fix], Why::Slow, index, parked, look.group);
+    }
+
+    /// The address of an operand relative to the instruction, if it is known.
+    pub(crate) fn fixed_operand(&self, index: usize) -> Option<i32> {
+        let ins = &self.items[index].ins;
+        let relative = ins.is_ip_rel_memory_operand() && ins.memory_base() == Register::RIP;
+        let offset = ins.ip_rel_memory_address().wrapping_sub(ins.ip() & !0xfff);
+        if relative {
+            self.fixed_address(offset as i64)
+        } else {
+            None
+        }
+    }
+
     /// `[base + disp]`
     fn simple_base(&self, index: usize) -> Option<(Reg, i32)> {
         let ins = &self.items[index].ins;
@@ -190,6 +237,24 @@ impl Translator {
 
     /// The linear address of the memory operand into T0.
     pub(crate) fn address(&mut self, index: usize) -> Option<()> {
+        if let Some((n, address)) = segment(&self.items[index].ins).zip(self.fixed_operand(index)) {
+            self.asm.load(T0, area::segment_base(n));
+            self.asm.lea(T0, T0, address);
+            return Some(());
+        }
+        if let Some((n, scaled)) = self.simple_in_segment(index) {
+            let scaled = match scaled {
+                Some((n, scale)) => Some((self.host_of(index, n)?, scale)),
+                None => None,
+            };
+            self.asm.load(T0, area::segment_base(n));
+            let disp = self.items[index].ins.memory_displacement64() as i32;
+            self.asm.lea_any(T0, Some(T0), scaled, disp, true);
+            if let Some((host, _)) = scaled {
+                self.release(host);
+            }
+            return Some(());
+        }
         self.effective_address(index)?;
         if let Some(n) = segment(&self.items[index].ins) {
             self.asm.load(T1, area::segment_base(n));
@@ -200,6 +265,21 @@ impl Translator {
             }
         }
         Some(())
+    }
+
+    /// The number of a segment register, and the one register that the operand is relative to beside it.
+    fn simple_in_segment(&self, index: usize) -> Option<(u8, Option<(Reg, u8)>)> {
+        let ins = &self.items[index].ins;
+        let n = segment(ins)?;
+        let (base, scaled) = (ins.memory_base(), ins.memory_index());
+        let scale = ins.memory_index_scale().trailing_zeros() as u8;
+        match (base, scaled) {
+            _ if !self.wide || ins.is_ip_rel_memory_operand() => None,
+            (Register::None, Register::None) => (ins.memory_displ_size() != 4).then_some((n, None)),
+            (base, Register::None) if base.is_gpr64() => Some((n, Some((base.number() as Reg, 0)))),
+            (Register::None, scaled) if scaled.is_gpr64() => Some((n, Some((scaled.number() as Reg, scale)))),
+            _ => None,
+        }
     }
 
     /// The effective address of the memory operand into T0, which is claimed.
@@ -276,6 +356,11 @@ impl Translator {
             self.asm.lea32(T0, base, by);
         }
     }
+}
+
+/// Whether `size` bytes at a known address lie on one page.
+pub(crate) fn on_one_page(address: i32, size: u32) -> bool {
+    (address as u32 & 0xfff) + size <= 4096
 }
 
 /// FS or GS, when the memory operand is relative to one of them.

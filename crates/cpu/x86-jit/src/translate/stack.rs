@@ -204,6 +204,45 @@ pub(crate) fn hoist(items: &mut [Item], slot: i32) {
     }
 }
 
+/// Whether an instruction may be executed while the host's RSP is not yet the guest's: it cannot leave the block before its
+/// end, and uses RSP in no other way than those that know of it.
+pub(crate) fn rides(item: &Item) -> bool {
+    use iced_x86::Mnemonic as M;
+    let ins = &item.ins;
+    let pointer = |r: Register| r.full_register() == Register::RSP;
+    if item.check.is_some() || item.vector {
+        return false;
+    }
+    let memory = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Memory);
+    let on_stack = item.on_stack && stack_operand(item).is_some();
+    let names_it = (0..ins.op_count()).any(|i| ins.op_kind(i) == OpKind::Register && pointer(ins.op_register(i)));
+    match item.class {
+        Class::Nothing => true,
+        Class::Push | Class::Pop => item.on_stack && !memory && !names_it,
+        Class::Call | Class::Ret => item.on_stack,
+        Class::Same if names_it => false,
+        Class::Same if ins.mnemonic() == M::Lea => !pointer(ins.memory_base()),
+        Class::Same => {
+            (!memory || on_stack)
+                && matches!(
+                    ins.mnemonic(),
+                    M::Mov
+                        | M::Movzx
+                        | M::Movsx
+                        | M::Movsxd
+                        | M::Add
+                        | M::Sub
+                        | M::And
+                        | M::Or
+                        | M::Xor
+                        | M::Cmp
+                        | M::Test
+                )
+        }
+        _ => false,
+    }
+}
+
 /// Lets the check at `first` cover another access.
 fn widen(items: &mut [Item], first: usize, moved: i32, low: i32, high: i32) -> bool {
     let Some(span) = &mut items[first].check else {
@@ -319,8 +358,26 @@ impl Translator {
             self.push_checked(index)
         };
         match done {
+            Some(()) if self.items[index].on_stack => {
+                self.moved -= self.slot();
+                if self.items[index].ins.op0_kind() == OpKind::Memory {
+                    // Whoever has the interpreter do it comes back behind it.
+                    self.catch_up();
+                }
+            }
             Some(()) => self.move_stack(RSP, -self.slot()),
-            None => self.hand_over(index),
+            None => {
+                self.catch_up();
+                self.hand_over(index);
+            }
+        }
+    }
+
+    /// The host's RSP is the guest's again.
+    pub(crate) fn catch_up(&mut self) {
+        match std::mem::take(&mut self.moved) {
+            0 => {}
+            by => self.move_stack(RSP, by),
         }
     }
 
@@ -335,12 +392,12 @@ impl Translator {
             _ => {
                 let stack = self.stack_addend(index)?;
                 self.asm
-                    .store_mem_imm(self.wide, RSP, stack, -self.slot(), ins.immediate(0) as i32);
+                    .store_mem_imm(self.wide, RSP, stack, self.moved - self.slot(), ins.immediate(0) as i32);
                 return Some(());
             }
         };
         let stack = self.stack_addend(index)?;
-        self.store_slot(RSP, stack, -self.slot(), value);
+        self.store_slot(RSP, stack, self.moved - self.slot(), value);
         Some(())
     }
 
@@ -367,6 +424,7 @@ impl Translator {
 
     pub(crate) fn pop(&mut self, index: usize) {
         if self.try_pop(index).is_none() {
+            self.catch_up();
             self.hand_over(index);
         }
     }
@@ -376,9 +434,9 @@ impl Translator {
         if self.items[index].on_stack && n != RSP {
             let stack = self.stack_addend(index)?;
             let host = if in_memory(n) { self.fetch(index, n, false)? } else { n };
-            self.load_slot(host, RSP, stack, 0);
+            self.load_slot(host, RSP, stack, self.moved);
             self.written(host);
-            self.move_stack(RSP, self.slot());
+            self.moved += self.slot();
             return Some(());
         }
         self.pop_to_t0(index)?;
@@ -395,7 +453,7 @@ impl Translator {
         if self.items[index].on_stack {
             let stack = self.stack_addend(index)?;
             self.claim(&[T0]);
-            self.load_slot(T0, RSP, stack, 0);
+            self.load_slot(T0, RSP, stack, self.moved);
         } else {
             self.checked_stack_read(index, RSP);
         }

@@ -1,4 +1,5 @@
-//! REP STOS and REP MOVS that stay on a page: the host does them at once. All others are the interpreter's.
+//! REP STOS and REP MOVS: the host does as much at once as lies on one page. Elements that lie on two, and pages that the TLB
+//! does not know, are the interpreter's.
 
 use iced_x86::Code;
 use iced_x86::Instruction;
@@ -51,24 +52,45 @@ impl Translator {
         let log = element(&ins).expect("it was classified so");
         let copies = ins.op1_kind() != iced_x86::OpKind::Register;
         const SOURCE: u32 = area::SCRATCH + 24;
+        const REST: u32 = area::SCRATCH + 16;
         self.claim(&[T0, T1, T2, STK]);
+        let again = self.asm.len();
         self.with_flags(index, Parked::InMemory, |t, parked| {
             let mut fixes = Vec::new();
+            t.asm.load(T0, area::PENDING);
+            t.asm.cmp_dword_zero(T0);
+            fixes.push(t.asm.jcc(NE));
             t.put(Instruction::with2(
                 Code::Test_rm32_imm32,
                 super::system::at(area::SYSFLAGS),
                 flags::DF as i32,
             ));
             fixes.push(t.asm.jcc(NE));
-            t.asm.cmp_imm(RCX, 4096 >> log);
-            fixes.push(t.asm.jcc(A));
-            t.asm.lea_any(T2, None, Some((RCX, log)), 0, true);
+            // As many bytes as are left, or as a page has.
+            t.put(Instruction::with2(Code::Mov_r32_imm32, Register::R9D, 4096 >> log));
+            t.put(Instruction::with2(Code::Cmp_r64_rm64, Register::R9, Register::RCX));
+            t.put(Instruction::with2(Code::Cmova_r64_rm64, Register::R9, Register::RCX));
+            t.asm.lea_any(T2, None, Some((T2, log)), 0, true);
             if copies {
                 fixes.push(t.page_of_string(RSI, layout::TLB_READ));
                 t.asm.store(SOURCE, T1);
             }
             fixes.push(t.page_of_string(RDI, layout::TLB_WRITE));
+            t.put(Instruction::with2(Code::Mov_r64_rm64, Register::R10, Register::R9));
+            if log != 0 {
+                // None of them lies on two pages.
+                t.put(Instruction::with2(Code::Shr_rm64_imm8, Register::R10, u32::from(log)));
+                let some = t.asm.jcc(NE);
+                let none_left = t.asm.jrcxz();
+                fixes.push(t.asm.jmp());
+                t.asm.here_short(none_left);
+                t.asm.here(some);
+                t.asm.lea_any(T2, None, Some((T0, log)), 0, true);
+            }
             t.slow(fixes, Why::Slow, index, parked);
+            t.put(Instruction::with2(Code::Sub_r64_rm64, Register::RCX, Register::R10));
+            t.asm.store(REST, RCX);
+            t.asm.mov(RCX, T0);
         });
         self.asm.mov(T0, RDI);
         self.asm.lea_sum(RDI, RDI, T1);
@@ -83,21 +105,28 @@ impl Translator {
         if copies {
             self.asm.lea_sum(RSI, T1, T2);
         }
+        self.asm.load(RCX, REST);
+        let done = self.asm.jrcxz();
+        let more = self.asm.jmp();
+        self.asm.lead(more, again as i64);
+        self.asm.here_short(done);
     }
 
-    /// The addend of the page that the T2 bytes at `pointer` lie on into T1. The jump that is taken when it is not known, or
-    /// when they lie on two.
+    /// The addend of the page that `pointer` leads to into T1, and T2 bytes become as many as are left there. The jump that is
+    /// taken when it is not known.
     fn page_of_string(&mut self, pointer: Reg, tag: usize) -> Fix {
         let tlb = area::tlb(self.bank);
         self.asm.rorx(T1, pointer, SLOT_ROTATE);
         self.asm.and32(T1, SLOT_MASK);
         self.asm.mov(T0, pointer);
         self.asm.sub_at(T0, T1, tlb + tag as u32);
-        // A miss is so far off that the sum does not come round.
-        self.asm.lea_sum(T0, T0, T2);
-        self.asm.cmp_imm(T0, 4096);
+        self.asm.cmp_imm(T0, 4095);
         let fix = self.asm.jcc(A);
         self.asm.load_at(T1, T1, tlb + layout::TLB_ADDEND as u32);
+        self.put(Instruction::with1(Code::Neg_rm64, Register::R10));
+        self.asm.lea(T0, T0, 4096);
+        self.put(Instruction::with2(Code::Cmp_r64_rm64, Register::R9, Register::R10));
+        self.put(Instruction::with2(Code::Cmova_r64_rm64, Register::R9, Register::R10));
         fix
     }
 }

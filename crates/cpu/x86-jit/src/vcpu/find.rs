@@ -14,6 +14,7 @@ use crate::known::Known;
 use crate::registry::Origin;
 use crate::thunk::Why;
 use crate::translate;
+use crate::translate::FIXED;
 use crate::translate::SINGLE;
 use crate::translate::Translator;
 
@@ -123,7 +124,10 @@ impl Frame {
         let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
         let found = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode);
         let known = match found.and_then(|at| self.rest.aside.remove(at)) {
-            Some((_, _, known)) => known,
+            Some((_, _, mut known)) => {
+                known.visit();
+                known
+            }
             None => {
                 let mut spare = self.rest.spare.pop().unwrap_or_else(Known::new);
                 spare.forget();
@@ -151,8 +155,9 @@ impl Frame {
         };
         self.check_jumps(key);
         let alone = if self.rest.end.is_some() { SINGLE } else { 0 };
-        let key = key | more | alone;
         let rip = self.interp.rip();
+        let kernel = mode.bits == 64 && mode.cpl != 3 && rip >> 63 != 0;
+        let key = key | more | alone | if kernel { FIXED } else { 0 };
         let context = u64::from(key) << 32 | u64::from(self.rest.generations[(rip >> 63) as usize]);
         let slot = seen_slot(rip);
         let seen = self.rest.found[slot];
@@ -194,11 +199,16 @@ impl Frame {
         let slot = placed_slot(at);
         let placed = self.rest.placed[slot];
         // SAFETY: the table is emptied by flushes.
-        if placed.key == at && !unsafe { &*placed.block }.dead.load(Ordering::Relaxed) {
+        if placed.key == at && holds_at(unsafe { &*placed.block }, rip) {
             return Found::Code(placed.block);
         }
         let found = self.rest.shared.registry.lock().find(at);
         if let Some(block) = found {
+            // SAFETY: found just now.
+            if !holds_at(unsafe { &*block }, rip) {
+                // The page is somewhere else too.
+                return self.find_slow(rip, mode, key & !FIXED);
+            }
             // SAFETY: found just now.
             match unsafe { &*block }.second {
                 None => {
@@ -245,6 +255,7 @@ impl Frame {
                 key: (source.gpa | rip & 0xfff, key),
                 code: source.code,
                 second: None,
+                rip,
             };
             if let Some(found) = self.take_in(draft, &origin, version, None) {
                 return found;
@@ -281,6 +292,7 @@ impl Frame {
                 gpa: source2.gpa,
                 code: source2.code,
             }),
+            rip,
         };
         self.take_in(draft, &origin, versions.0, Some(versions.1))
             .unwrap_or(Found::Interpret)
@@ -297,6 +309,9 @@ impl Frame {
         self.rest.counters.translated += 1;
         let shared = Arc::clone(&self.rest.shared);
         let mut registry = shared.registry.lock();
+        if !registry.may_fit(&draft) {
+            return Some(Found::Interpret);
+        }
         // SAFETY: code pages live as long as guest memory.
         let same = unsafe {
             (*origin.code).version() == version && origin.second.is_none_or(|s| Some((*s.code).version()) == version2)
@@ -305,7 +320,10 @@ impl Frame {
             return None;
         }
         if let Some(block) = registry.find(origin.key) {
-            return Some(Found::Code(block));
+            // SAFETY: found just now.
+            let holds = holds_at(unsafe { &*block }, origin.rip);
+            // Another vCPU was faster, and perhaps at another address.
+            return Some(if holds { Found::Code(block) } else { Found::Interpret });
         }
         if let Some(block) = registry.insert(draft, origin) {
             return Some(Found::Code(block));
@@ -315,7 +333,7 @@ impl Frame {
         None
     }
 
-    /// Throws all translations away: the code memory is full.
+    /// Has the oldest translations thrown away: the code memory is full.
     fn flush(&mut self) {
         let shared = Arc::clone(&self.rest.shared);
         shared.flush_wanted.store(true, Ordering::SeqCst);
@@ -325,7 +343,7 @@ impl Frame {
         while shared.flush_wanted.load(Ordering::SeqCst) {
             if let Some(_world) = shared.try_write() {
                 if shared.flush_wanted.swap(false, Ordering::SeqCst) {
-                    shared.registry.lock().flush();
+                    shared.registry.lock().evict();
                     shared.flushes.fetch_add(1, Ordering::SeqCst);
                 }
             } else {
@@ -338,6 +356,11 @@ impl Frame {
         self.rest.running = std::ptr::null();
         self.check_jumps(self.rest.modes[0]);
     }
+}
+
+/// Whether a block may be executed at `rip`.
+fn holds_at(block: &Block, rip: u64) -> bool {
+    !block.dead.load(Ordering::Relaxed) && block.fixed.is_none_or(|page| page == rip & !0xfff)
 }
 
 pub(super) fn next_page(lin: u64) -> u64 {

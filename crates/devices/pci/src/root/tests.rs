@@ -4,10 +4,13 @@ use device_model::Clock;
 use device_model::Slot;
 use device_model::TestClock;
 use device_model::Wake;
+use device_model::pci::control;
 use device_model::pci::reg;
+use device_model::pci::reg1;
 use test_kit::Endpoint;
 
 use super::*;
+use crate::pci_bridge::PciBridge;
 
 struct NoWake;
 
@@ -128,4 +131,87 @@ fn of_two_at_one_place_one_answers_until_it_moves() {
     bench.root.remove(ONE);
     assert_eq!(bench.pio.read(0xc100, Width::Dword), 0xffff_ffff);
     assert_eq!(bench.root.functions().len(), 1);
+}
+
+/// A port at 00:1c.0 with wire 1 behind it, and a bridge there with wire 2 behind it.
+fn bench_with_bridges() -> Bench {
+    let bench = bench();
+    let clock: Arc<dyn Clock> = Arc::new(TestClock::new());
+    for (wire, at) in [(1, PORT), (2, NESTED)] {
+        bench.root.add_wire(wire, at);
+        let bridge = PciBridge::new();
+        bench.root.add(
+            at,
+            Slot::new(&at.to_string(), bridge, Arc::clone(&clock), Arc::new(NoWake)),
+        );
+    }
+    bench.add(Bdf::new(1, 3, 0));
+    bench.add(Bdf::new(2, 4, 0));
+    bench
+}
+
+const PORT: Bdf = Bdf::new(0, 0x1c, 0);
+const NESTED: Bdf = Bdf::new(1, 0, 0);
+
+#[test]
+fn buses_behind_bridges_have_the_numbers_that_the_guest_gives_them() {
+    let bench = bench_with_bridges();
+    let root = &bench.root;
+    let id = |bus, device| root.read(Bdf::new(bus, device, 0), 0, Width::Dword);
+    assert!(
+        (1..=u8::MAX).all(|bus| id(bus, 3) == u32::MAX),
+        "no bus has a number yet"
+    );
+    bench.set(PORT, reg1::PRIMARY, 0x0009_0500);
+    assert_eq!((id(5, 3), id(5, 4), id(1, 3)), (0x0001_1b36, u32::MAX, u32::MAX));
+    bench.set(Bdf::new(5, 0, 0), reg1::PRIMARY, 0x0008_0705);
+    assert_eq!((id(7, 4), id(7, 3), id(8, 4)), (0x0001_1b36, u32::MAX, u32::MAX));
+    let base = u64::from(Bdf::new(7, 4, 0).bits()) << 12;
+    assert_eq!(root.read_ecam(base, Width::Dword), 0x0001_1b36);
+    bench.set(PORT, reg1::PRIMARY, 0x0006_0500);
+    assert_eq!(id(7, 4), u32::MAX, "beyond the subordinate of the bridge above");
+}
+
+#[test]
+fn functions_decode_what_all_bridges_above_pass_on() {
+    let bench = bench_with_bridges();
+    bench.set(PORT, reg1::PRIMARY, 0x0009_0500);
+    bench.set(Bdf::new(5, 0, 0), reg1::PRIMARY, 0x0007_0705);
+    let (near, far) = (Bdf::new(5, 3, 0), Bdf::new(7, 4, 0));
+    for (bdf, memory) in [(near, 0xfe80_0000), (far, 0xfe90_0000)] {
+        bench.set(bdf, reg::BAR0 + 4, memory);
+        bench.set(bdf, reg::BAR0 + 8, memory + 0x20_0000);
+        bench.set(bdf, reg::COMMAND, 3);
+    }
+    let answers = |at: u64| bench.mmio.read(at, Width::Dword) != 0xffff_ffff;
+    let seen = || [0xfe80_0000, 0xfe90_0000].map(answers);
+    assert_eq!(seen(), [false, false]);
+    bench.set(PORT, reg::COMMAND, 3);
+    assert_eq!(seen(), [true, false]);
+    assert!(bench.memory.page(0xfea0_0000).is_some() && bench.memory.page(0xfeb0_0000).is_none());
+    bench.set(Bdf::new(5, 0, 0), reg::COMMAND, 3);
+    assert_eq!(seen(), [true, true]);
+    assert!(bench.memory.page(0xfeb0_0000).is_some());
+    bench.set(PORT, reg::COMMAND, 0);
+    assert_eq!(seen(), [false, false]);
+    assert!(bench.memory.page(0xfea0_0000).is_none() && bench.memory.page(0xfeb0_0000).is_none());
+}
+
+#[test]
+fn secondary_reset_resets_all_that_is_behind() {
+    let bench = bench_with_bridges();
+    bench.set(PORT, reg1::PRIMARY, 0x0009_0500);
+    bench.set(Bdf::new(5, 0, 0), reg1::PRIMARY, 0x0007_0705);
+    for bdf in [Bdf::new(5, 3, 0), Bdf::new(7, 4, 0)] {
+        bench.set(bdf, reg::BAR0, 0xc000);
+    }
+    bench
+        .root
+        .write(PORT, reg1::CONTROL, Width::Word, control::RESET.into());
+    bench.root.write(PORT, reg1::CONTROL, Width::Word, 0);
+    let at = |bdf| bench.root.read(bdf, reg::BAR0, Width::Dword);
+    assert_eq!(at(Bdf::new(5, 3, 0)), 1);
+    assert_eq!(at(Bdf::new(7, 4, 0)), u32::MAX, "the bridge above it has no bus number");
+    bench.set(Bdf::new(5, 0, 0), reg1::PRIMARY, 0x0007_0705);
+    assert_eq!(at(Bdf::new(7, 4, 0)), 1);
 }

@@ -1,3 +1,5 @@
+//! Tests of ATA disks and CD drives.
+
 use std::sync::Arc;
 
 use super::*;

@@ -9,16 +9,16 @@
 //! ```
 //!
 //! Spec: ATA8-APT §3-4 (registers, protocols); ACS-3 §7.
+
+mod data;
+mod saved;
+
 use device_model::IrqLine;
-use device_model::Node;
-use device_model::RestoreError;
-use device_model::Width;
 use serde::Deserialize;
 use serde::Serialize;
 
 use crate::Drive;
 use crate::ata;
-use crate::ata::DriveState;
 use crate::ata::Protocol;
 use crate::ata::Step;
 use crate::ata::Taskfile;
@@ -31,6 +31,7 @@ use crate::work::Channel;
 use crate::work::Data;
 use crate::work::Outcome;
 use crate::work::Request;
+pub(super) use saved::CableV1;
 
 /// Bytes that are fetched for, or collected from, the data register at a time.
 const CHUNK: u64 = 128 << 10;
@@ -603,167 +604,5 @@ impl Cable {
         let drive = self.drive_mut(usize::from(second));
         let step = drive.map_or(Step::Fail(error::ABRT), |drive| drive.receive(code, &task, given));
         self.follow(step);
-    }
-}
-
-/// The data register.
-impl Cable {
-    pub(super) fn read_data(&mut self, width: Width) -> u64 {
-        if self.state.phase != Phase::DataIn || self.state.second != self.state.by_second {
-            return 0;
-        }
-        let from = bytes::index(self.state.passed.into());
-        let value = bytes::le64(&self.state.buffer, from) & width.ones();
-        let end = self.state.block_end;
-        self.state.passed = self.state.passed.saturating_add(u32::from(width as u8)).min(end);
-        if self.state.passed == end {
-            self.block_sent();
-        }
-        value
-    }
-
-    fn block_sent(&mut self) {
-        if bytes::index(self.state.passed.into()) < self.state.buffer.len() {
-            return self.begin_block(true);
-        }
-        if self.state.transfer.is_some() {
-            return self.fetch();
-        }
-        if self.by_packet() {
-            return self.end(0);
-        }
-        // The last block of a disk's data brings no interrupt of its own.
-        self.state.phase = Phase::Idle;
-        self.state.buffer = Vec::new();
-        self.executing().status = status::READY;
-    }
-
-    pub(super) fn write_data(&mut self, width: Width, value: u64) {
-        if self.state.second != self.state.by_second {
-            return;
-        }
-        let room = match self.state.phase {
-            Phase::Packet => PACKET.saturating_sub(self.state.buffer.len()),
-            Phase::DataOut => bytes::index(self.state.block_end.into()).saturating_sub(self.state.buffer.len()),
-            _ => return,
-        };
-        let given = value.to_le_bytes();
-        let taken = given.iter().take(usize::from(width as u8).min(room));
-        self.state.buffer.extend(taken);
-        let len = self.state.buffer.len();
-        if self.state.phase == Phase::Packet {
-            if len >= PACKET {
-                self.packet_given();
-            }
-        } else if len as u64 >= self.state.block_end.into() {
-            self.block_taken();
-        }
-    }
-
-    fn packet_given(&mut self) {
-        let packet = std::mem::take(&mut self.state.buffer);
-        let drive = self.drive_mut(usize::from(self.state.by_second));
-        let step = drive.map_or(Step::Fail(error::ABRT), |drive| drive.packet(&packet));
-        self.follow(step);
-    }
-
-    fn block_taken(&mut self) {
-        self.state.passed = self.state.block_end;
-        if self.state.passed < self.state.total {
-            return self.begin_block(true);
-        }
-        let given = std::mem::take(&mut self.state.buffer);
-        match self.next_chunk() {
-            Some((transfer, offset, len)) => {
-                let request = ata::request(&transfer, offset, len, Data::Bytes(given));
-                self.ask(request, Then::Written);
-            }
-            None => self.taken(&given),
-        }
-    }
-}
-
-/// Saved state of a channel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct CableV1 {
-    state: State,
-    drives: [Option<DriveState>; 2],
-}
-
-impl Cable {
-    pub(super) fn save(&self) -> CableV1 {
-        let Self {
-            irq: _,
-            work: _,
-            drives,
-            state,
-            asked: _,
-            may_master: _,
-        } = self;
-        CableV1 {
-            state: state.clone(),
-            drives: drives.each_ref().map(|drive| drive.as_ref().map(Drive::save)),
-        }
-    }
-
-    pub(super) fn restore(&mut self, saved: CableV1) -> Result<(), RestoreError> {
-        let CableV1 { state, drives } = saved;
-        let invalid = |what: &str| RestoreError::Invalid(what.to_owned());
-        let most = bytes::low32(CHUNK);
-        let sizes = [state.passed, state.block_end, state.total, state.block];
-        let fits = state.buffer.len() as u64 <= CHUNK && sizes.iter().all(|size| *size <= most);
-        let moves = |transfer: Transfer| transfer.len > 0 && transfer.offset.checked_add(transfer.len).is_some();
-        let in_order = state.passed <= state.block_end && state.block > 0;
-        if !fits || !in_order || !state.transfer.is_none_or(moves) {
-            return Err(invalid("IDE transfer that cannot be"));
-        }
-        let open = match &state.phase {
-            Phase::Asked { request, .. } => request.check().map(|()| true)?,
-            Phase::DataIn => u64::from(state.block_end) <= state.buffer.len() as u64 && state.passed < state.block_end,
-            Phase::DataOut => {
-                state.block_end <= state.total && (state.buffer.len() as u64) < u64::from(state.block_end)
-            }
-            Phase::Packet => state.buffer.len() < PACKET,
-            Phase::Dma { take } => *take <= most,
-            Phase::Idle => true,
-        };
-        if !open {
-            return Err(invalid("IDE data phase that cannot be"));
-        }
-        for (drive, saved) in self.drives.iter_mut().zip(drives) {
-            match (drive, saved) {
-                (Some(drive), Some(saved)) => drive.restore(saved)?,
-                (None, None) => {}
-                _ => return Err(invalid("the IDE channel has other drives")),
-            }
-        }
-        self.work.abandon();
-        self.asked = false;
-        self.state = state;
-        self.update_irq();
-        Ok(())
-    }
-
-    pub(super) fn inspect(&self) -> Node {
-        let phase = match self.state.phase {
-            Phase::Idle => "idle",
-            Phase::Asked { .. } => "asked",
-            Phase::DataIn => "data in",
-            Phase::DataOut => "data out",
-            Phase::Packet => "packet",
-            Phase::Dma { .. } => "dma",
-        };
-        let tree = Node::tree()
-            .with("phase", phase)
-            .with("command", self.state.code)
-            .with("status", self.alternate_status())
-            .with("interrupt", self.state.interrupt)
-            .with("bus_master", self.state.master.inspect());
-        let names = ["device0", "device1"];
-        let drives = names.iter().zip(&self.drives);
-        drives.fold(tree, |tree, (name, drive)| match drive {
-            Some(drive) => tree.with(name, drive.inspect()),
-            None => tree,
-        })
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of the NVMe controller.
+
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
 use proptest::prelude::*;

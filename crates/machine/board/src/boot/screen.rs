@@ -9,24 +9,24 @@ use display::vga::Vga;
 use firmware::video::Linear;
 use firmware::video::Mode;
 use firmware::video::Screen;
+use pci::Bdf;
 use pci::Root;
-
-use crate::registry::bdf;
 
 /// Base address registers of video memory and of the adapter's registers.
 const VRAM_BAR: u16 = reg::BAR0;
 const REGISTERS_BAR: u16 = reg::BAR0 + 8;
 
-/// Maps the adapter at the start of the window for PCI memory, `base`, and sets `mode`, or text if it is none.
-pub(super) fn light(adapter: &Slot<Vga>, root: &Root, base: u32, mode: Option<Mode>) -> Screen {
+/// Maps the adapter, the function `at`, at the start of the window for PCI memory, `base`, and sets `mode`, or text if it is
+/// none.
+pub(super) fn light(adapter: &Slot<Vga>, root: &Root, (at, base): (Bdf, u32), mode: Option<Mode>) -> Screen {
     let len = adapter.lock().vram().len();
     // The adapter has 256 MiB of memory at most, the window more.
     let behind = base.saturating_add(u32::try_from(len).unwrap_or(u32::MAX));
     for (register, address) in [(VRAM_BAR, base), (REGISTERS_BAR, behind)] {
-        root.write(bdf::VGA, register, Width::Dword, address);
+        root.write(at, register, Width::Dword, address);
     }
     let on = u32::from(command::IO | command::MEMORY);
-    root.write(bdf::VGA, reg::COMMAND, Width::Byte, on);
+    root.write(at, reg::COMMAND, Width::Byte, on);
     adapter.with(|vga| {
         if let Some(mode) = mode {
             let Mode { width, height, bits } = mode;

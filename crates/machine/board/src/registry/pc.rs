@@ -16,10 +16,10 @@ use device_model::SharedDevice;
 use firmware::layout;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
-use pci::i440fx;
 use pci::i440fx::I440fx;
 use pci::piix3::Piix3;
 use pci::piix4_pm::Piix4Pm;
+use pci::shadow;
 use spec::MachineKind;
 use spec::MachineSpec;
 
@@ -37,14 +37,19 @@ use crate::storage::ImageMedium;
 /// DMA channel of the floppy controller.
 const FLOPPY_CHANNEL: u8 = 2;
 
-/// `places` on a PC, nothing elsewhere.
+/// `place` on every PC, nothing elsewhere.
 fn on_a_pc(spec: &MachineSpec, place: impl FnOnce() -> Placement) -> Vec<Placement> {
-    let is_pc = spec.machine == MachineKind::Pc;
-    is_pc.then(place).into_iter().collect()
+    spec.machine.has_pci().then(place).into_iter().collect()
+}
+
+/// `place` on a PC with this chipset, nothing elsewhere.
+fn on_i440fx(spec: &MachineSpec, place: impl FnOnce() -> Placement) -> Vec<Placement> {
+    let is_ours = spec.machine == MachineKind::Pc;
+    is_ours.then(place).into_iter().collect()
 }
 
 pub(super) fn place_i440fx(spec: &MachineSpec) -> Vec<Placement> {
-    on_a_pc(spec, || {
+    on_i440fx(spec, || {
         Placement::new("host", "i440fx")
             .at(bdf::HOST_BRIDGE)
             .window(Window::mmio("segments", 0xc_0000, 0x4_0000))
@@ -52,14 +57,14 @@ pub(super) fn place_i440fx(spec: &MachineSpec) -> Vec<Placement> {
 }
 
 pub(super) fn build_i440fx(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
-    let shadow = MemoryRegion::new("shadow", Kind::Ram, i440fx::SHADOW_LEN)?;
+    let shadow = MemoryRegion::new("shadow", Kind::Ram, shadow::SHADOW_LEN)?;
     let latch = Arc::clone(builder.root.latch());
     let chip = I440fx::new(latch, builder.memory.clone(), Arc::new(shadow), builder.rom.clone());
     Ok(builder.slot(place, chip))
 }
 
 pub(super) fn place_piix3(spec: &MachineSpec) -> Vec<Placement> {
-    on_a_pc(spec, || Placement::new("isa", "piix3").at(bdf::ISA_BRIDGE))
+    on_i440fx(spec, || Placement::new("isa", "piix3").at(bdf::ISA_BRIDGE))
 }
 
 pub(super) fn build_piix3(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
@@ -67,7 +72,7 @@ pub(super) fn build_piix3(builder: &mut Builder<'_>, place: &Placement) -> Resul
 }
 
 pub(super) fn place_piix4_pm(spec: &MachineSpec) -> Vec<Placement> {
-    on_a_pc(spec, || {
+    on_i440fx(spec, || {
         Placement::new("pm", "piix4_pm")
             .at(bdf::PM)
             .window(Window::pio("smi_command", acpi_pm::SMI_COMMAND_PORT, 2))
@@ -176,7 +181,7 @@ fn variables_window() -> Option<(u64, u64)> {
 }
 
 pub(super) fn place_pflash(spec: &MachineSpec) -> Vec<Placement> {
-    let wanted = spec.machine == MachineKind::Pc && spec.boot.uefi.is_some() && spec.boot.kernel.is_none();
+    let wanted = spec.machine.has_pci() && spec.boot.uefi.is_some() && spec.boot.kernel.is_none();
     // Without the image there is no machine; that is found when it is built.
     let window = wanted.then(variables_window).flatten();
     let place = |(base, len)| Placement::new("variables", "pflash").window(Window::mmio("flash", base, len));

@@ -15,7 +15,6 @@ use chipset::port92::Port92;
 use chipset::reset_control;
 use chipset::reset_control::ResetControl;
 use device_model::SharedDevice;
-use spec::MachineKind;
 use spec::MachineSpec;
 
 use super::Builder;
@@ -29,7 +28,7 @@ use crate::fabric::GSIS;
 
 pub(super) fn place_acpi_pm(spec: &MachineSpec) -> Vec<Placement> {
     // On a PC it is part of a PCI function.
-    if spec.machine != MachineKind::Microvm {
+    if spec.machine.has_pci() {
         return Vec::new();
     }
     let place = Placement::new("acpi_pm", "acpi_pm")

@@ -18,7 +18,7 @@ use crate::boot::read_file;
 
 /// Its ports and windows follow its configuration space.
 pub(super) fn place_vga(spec: &MachineSpec) -> Vec<Placement> {
-    let place = |_| Placement::new("vga", "vga").at(bdf::VGA);
+    let place = |_| Placement::new("vga", "vga").at(bdf::of(spec, "vga"));
     let wanted = spec.devices.vga.iter().filter(|_| spec.machine.has_pci());
     wanted.map(place).collect()
 }

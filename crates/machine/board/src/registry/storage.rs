@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use device_model::SharedDevice;
+use pci::Bdf;
 use spec::BootDevice;
 use spec::MachineKind;
 use spec::MachineSpec;
@@ -24,9 +25,13 @@ use super::Builder;
 use super::DEFAULT_ORDER;
 use super::bdf;
 use super::irq;
+use super::pin;
 use crate::BuildError;
 use crate::Placement;
 use crate::PollRequest;
+use crate::drives;
+use crate::optical::CdDrive;
+use crate::optical::Trays;
 use crate::storage::ImageMedium;
 use crate::storage::WorkerPool;
 
@@ -100,6 +105,18 @@ fn drive(builder: &mut Builder<'_>, wish: Wish) -> Result<Drive, BuildError> {
     }
 }
 
+/// Lets users change the discs of a controller's drives.
+fn add_trays(builder: &mut Builder<'_>, controller: &Arc<dyn Trays>, wishes: &[Option<Wish>]) {
+    for (place, wish) in wishes.iter().enumerate() {
+        let Some(Wish::Cdrom(number)) = *wish else { continue };
+        let config = builder.spec.devices.cdroms.get(number);
+        let path = config.and_then(|config| config.image.clone());
+        let medium = path.map(|path| drives::Medium { path, read_only: true });
+        let drive = CdDrive::new(Arc::clone(controller), place, number, medium);
+        builder.drives.push(Arc::new(drive));
+    }
+}
+
 fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
     Arc::new(WorkerPool(Arc::clone(&builder.workers)))
 }
@@ -125,7 +142,10 @@ pub(super) fn build_ide(builder: &mut Builder<'_>, place: &Placement) -> Result<
     let irqs = [irq(builder, place, 0), irq(builder, place, 1)];
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Ide::new(irqs, drives, &builder.memory, &executor, &waker);
-    Ok(builder.slot(place, chip))
+    let slot = builder.slot(place, chip);
+    let trays: Arc<dyn Trays> = Arc::clone(&slot) as _;
+    add_trays(builder, &trays, &ide_drives(builder.spec));
+    Ok(slot)
 }
 
 /// The drives of the SATA ports: disks, then CD drives.
@@ -141,8 +161,9 @@ fn ahci_drives(spec: &MachineSpec) -> [Option<Wish>; ahci::PORTS] {
 }
 
 pub(super) fn place_ahci(spec: &MachineSpec) -> Vec<Placement> {
-    let wanted = ahci_drives(spec).iter().any(Option::is_some);
-    let place = || Placement::new("ahci", "ahci").at(bdf::AHCI);
+    // That of a q35 is part of its chipset.
+    let wanted = ahci_drives(spec).iter().any(Option::is_some) || spec.machine == MachineKind::Q35;
+    let place = || Placement::new("ahci", "ahci").at(bdf::of(spec, "ahci"));
     wanted.then(place).into_iter().collect()
 }
 
@@ -151,10 +172,13 @@ pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result
     for (slot, wish) in drives.iter_mut().zip(ahci_drives(builder.spec)) {
         *slot = wish.map(|wish| drive(builder, wish)).transpose()?;
     }
-    let wires = (builder.router.pin(bdf::AHCI.device(), 1), builder.fabric.messages());
+    let wires = (pin(builder, place, 1), builder.fabric.messages());
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Ahci::new(wires, drives, &builder.memory, &executor, &waker);
-    Ok(builder.slot(place, chip))
+    let slot = builder.slot(place, chip);
+    let trays: Arc<dyn Trays> = Arc::clone(&slot) as _;
+    add_trays(builder, &trays, &ahci_drives(builder.spec));
+    Ok(slot)
 }
 
 /// The disks that are namespaces.
@@ -166,7 +190,7 @@ fn namespaces(spec: &MachineSpec) -> Vec<usize> {
 
 pub(super) fn place_nvme(spec: &MachineSpec) -> Vec<Placement> {
     let wanted = !namespaces(spec).is_empty();
-    let place = || Placement::new("nvme", "nvme").at(bdf::NVME);
+    let place = || Placement::new("nvme", "nvme").at(bdf::of(spec, "nvme"));
     wanted.then(place).into_iter().collect()
 }
 
@@ -183,7 +207,7 @@ pub(super) fn build_nvme(builder: &mut Builder<'_>, place: &Placement) -> Result
     for disk in disks {
         media.push(disk_medium(builder, disk)?);
     }
-    let wires = (builder.router.pin(bdf::NVME.device(), 1), builder.fabric.messages());
+    let wires = (pin(builder, place, 1), builder.fabric.messages());
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Nvme::new(wires, name, media, &builder.memory, &executor, &waker);
     Ok(builder.slot(place, chip))
@@ -195,13 +219,17 @@ pub(super) fn boot_paths(spec: &MachineSpec) -> Vec<u8> {
         [] => DEFAULT_ORDER.as_slice(),
         order => order,
     };
+    let isa = match spec.machine {
+        MachineKind::Q35 => bdf::LPC,
+        _ => bdf::ISA_BRIDGE,
+    };
     let mut text = String::new();
     for kind in order {
         let paths = match kind {
             BootDevice::Disk => drive_paths(spec, |wish| matches!(wish, Wish::Disk(_))),
             BootDevice::Cdrom => drive_paths(spec, |wish| matches!(wish, Wish::Cdrom(_))),
             BootDevice::Floppy => (0..spec.devices.floppies.len())
-                .map(|drive| format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{drive}"))
+                .map(|drive| format!("{}/fdc@03f0/floppy@{drive}", firmware_path(isa, "isa")))
                 .collect(),
             BootDevice::Network => Vec::new(),
         };
@@ -218,9 +246,25 @@ pub(super) fn boot_paths(spec: &MachineSpec) -> Vec<u8> {
     bytes
 }
 
+/// Open Firmware's path of a PCI function that is called `name`.
+fn firmware_path(bdf: Bdf, name: &str) -> String {
+    let node = |bdf: Bdf, name: &str| match bdf.function() {
+        0 => format!("/{name}@{:x}", bdf.device()),
+        function => format!("/{name}@{:x},{function:x}", bdf.device()),
+    };
+    let bridge = match bdf.bus() {
+        0 => String::new(),
+        bdf::CARDS => node(bdf::PCI_BRIDGE, "pci-bridge"),
+        port => node(bdf::port(port), "pci-bridge"),
+    };
+    format!("/pci@i0cf8{bridge}{}", node(bdf, name))
+}
+
 /// Paths of drives, in the order of the spec.
 fn drive_paths(spec: &MachineSpec, wanted: impl Fn(&Wish) -> bool) -> Vec<String> {
     let mut found: Vec<(usize, String)> = Vec::new();
+    let ahci = firmware_path(bdf::of(spec, "ahci"), "pci8086,2922");
+    let nvme = firmware_path(bdf::of(spec, "nvme"), "pci80ee,4e56");
     let mut add = |wish: &Wish, path: String| {
         let (Wish::Disk(index) | Wish::Cdrom(index)) = wish;
         found.push((*index, path));
@@ -233,13 +277,13 @@ fn drive_paths(spec: &MachineSpec, wanted: impl Fn(&Wish) -> bool) -> Vec<String
     }
     for (port, wish) in ahci_drives(spec).iter().enumerate() {
         if let Some(wish) = wish.as_ref().filter(|wish| wanted(wish)) {
-            add(wish, format!("/pci@i0cf8/pci8086,2922@3/drive@{port}/disk@0"));
+            add(wish, format!("{ahci}/drive@{port}/disk@0"));
         }
     }
     for (number, index) in namespaces(spec).into_iter().enumerate() {
         let wish = Wish::Disk(index);
         if wanted(&wish) {
-            add(&wish, format!("/pci@i0cf8/pci80ee,4e56@4/namespace@{},0", number + 1));
+            add(&wish, format!("{nvme}/namespace@{},0", number + 1));
         }
     }
     found.sort();

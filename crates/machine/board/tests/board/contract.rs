@@ -18,6 +18,7 @@ use crate::fake::everything;
 use crate::fake::idle;
 use crate::fake::small;
 use crate::pc;
+use crate::q35;
 
 /// Writes a pattern to every register, at every width, so that the state is far from that after reset.
 fn disturb(device: &SharedDevice) {
@@ -46,7 +47,8 @@ fn pairs(machines: &[Machine; 2]) -> impl Iterator<Item = (&SharedDevice, &Share
 /// A machine of each kind with all its devices, twice.
 fn twins() -> Vec<[Machine; 2]> {
     let dir = tempfile::TempDir::new().unwrap();
-    let specs = [everything(), pc::everything(&dir)];
+    let express = tempfile::TempDir::new().unwrap();
+    let specs = [everything(), pc::everything(&dir), q35::everything(&express)];
     specs.iter().map(|spec| [idle(spec), idle(spec)]).collect()
 }
 

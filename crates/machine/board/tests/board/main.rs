@@ -6,6 +6,7 @@ mod fake;
 mod machine;
 mod pc;
 mod plan;
+mod q35;
 mod screen;
 mod serial;
 mod sleep;

@@ -29,17 +29,17 @@ use crate::fake::Step;
 use crate::fake::build;
 
 /// Address of a register for CONFIG_ADDRESS: functions of bus 0.
-fn config(device: u32, function: u32, register: u32) -> u32 {
+pub(crate) fn config(device: u32, function: u32, register: u32) -> u32 {
     1 << 31 | device << 11 | function << 8 | register
 }
 
-fn read_config(step: &Step<'_>, device: u32, function: u32, register: u32) -> u32 {
+pub(crate) fn read_config(step: &Step<'_>, device: u32, function: u32, register: u32) -> u32 {
     step.board
         .pio_write(step.cpu, 0xcf8, Width::Dword, config(device, function, register));
     step.board.pio_read(step.cpu, 0xcfc, Width::Dword)
 }
 
-fn write_config(step: &Step<'_>, device: u32, function: u32, register: u32, value: u32) {
+pub(crate) fn write_config(step: &Step<'_>, device: u32, function: u32, register: u32, value: u32) {
     step.board
         .pio_write(step.cpu, 0xcf8, Width::Dword, config(device, function, register));
     step.board.pio_write(step.cpu, 0xcfc, Width::Dword, value);

@@ -49,6 +49,42 @@ fn plan_of_a_pc_is_as_its_golden_file_says() {
 }
 
 #[test]
+fn plan_of_a_q35_is_as_its_golden_file_says() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/q35.plan");
+    let dir = tempfile::TempDir::new().unwrap();
+    let large = MachineSpec {
+        machine: MachineKind::Q35,
+        memory: Size::from_mib(6 << 10),
+        cpus: 2,
+        ..MachineSpec::default()
+    };
+    let text = [large, crate::q35::everything(&dir)]
+        .map(|spec| plan(&spec).unwrap().to_string())
+        .join("\n");
+    if std::env::var_os("OXBOW_BLESS").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+}
+
+#[test]
+fn two_cards_do_not_fit_into_one_port() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut spec = crate::q35::everything(&dir);
+    spec.devices.places = [("vga", spec::PciPlace::Port(1)), ("nvme", spec::PciPlace::Root(28))]
+        .map(|(name, place)| (name.to_owned(), place))
+        .into();
+    let problems = plan(&spec).unwrap_err().0;
+    assert_eq!(problems, ["nvme wants PCI address 00:1c.0, which port1 has"]);
+    spec.devices.places.remove("nvme");
+    assert_eq!(
+        plan(&spec).unwrap_err().0,
+        ["vga wants PCI address 01:00.0, which nvme has"]
+    );
+}
+
+#[test]
 fn lockstep_is_refused_for_a_pc() {
     let spec = MachineSpec {
         machine: MachineKind::Pc,

@@ -40,6 +40,10 @@ fn pc(engine: EngineKind) -> MachineSpec {
 fn boots_to(spec: &MachineSpec, wanted: &str) {
     let machine = Machine::build(spec, Backends::default()).unwrap();
     machine.start().unwrap();
+    shows(&machine, wanted);
+}
+
+fn shows(machine: &Machine, wanted: &str) {
     let screen = machine.screen().unwrap();
     let end = Instant::now() + Duration::from_secs(300);
     loop {
@@ -50,7 +54,7 @@ fn boots_to(spec: &MachineSpec, wanted: &str) {
         assert!(
             Instant::now() < end,
             "{}: no `{wanted}` on the screen:\n{text}\n{:?}",
-            spec.engine,
+            machine.engine(),
             machine.inspect()
         );
         std::thread::sleep(Duration::from_millis(20));
@@ -71,6 +75,33 @@ fn grub_comes_up_from_a_cd_on_ide_and_ahci() {
             spec.devices.cdroms = vec![CdromConfig { image, bus }];
             boots_to(&spec, "GNU GRUB");
         }
+    }
+}
+
+#[test]
+fn disc_that_is_put_in_boots_and_comes_out_again() {
+    let Some(image) = rescue("grub-rescue-cdrom.iso") else {
+        return;
+    };
+    for bus in [StorageBus::Ide, StorageBus::Ahci] {
+        let mut spec = pc(EngineKind::Jit);
+        spec.devices.cdroms = vec![CdromConfig { image: None, bus }];
+        let machine = Machine::build(&spec, Backends::default()).unwrap();
+        machine.start().unwrap();
+        shows(&machine, "No bootable device");
+        let [drive] = machine.drives() else {
+            panic!("one drive");
+        };
+        assert_eq!((drive.name(), drive.medium()), ("cd0", None));
+        assert!(drive.insert(Path::new("/nonexistent"), true).is_err());
+        drive.insert(&image, true).unwrap();
+        assert_eq!(drive.medium().map(|medium| medium.path), Some(image.clone()));
+        machine.reset().unwrap();
+        shows(&machine, "GNU GRUB");
+        drive.eject().unwrap();
+        assert_eq!(drive.medium(), None);
+        machine.reset().unwrap();
+        shows(&machine, "No bootable device");
     }
 }
 

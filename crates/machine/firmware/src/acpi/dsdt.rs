@@ -18,6 +18,7 @@ use acpi_tables::aml::ZERO;
 use acpi_tables::sdt::Sdt;
 
 use super::AcpiInput;
+use super::ich9;
 use super::root_bridge;
 use super::table;
 use crate::layout;
@@ -65,6 +66,10 @@ pub(super) fn build(input: &AcpiInput) -> Sdt {
         let registers = Memory32Fixed::new(true, layout::HPET as u32, HPET_LEN);
         devices.extend(device("HPET", "PNP0103", &[], &[&registers]));
     }
+    if let Some(ecam) = input.pci.and_then(|pci| pci.ecam) {
+        devices.extend(ich9::motherboard(ecam));
+        dsdt.append_slice(&ich9::interrupt_model());
+    }
     devices.extend(input.extra.iter().flatten());
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), devices));
     dsdt.append_slice(&sleep_state("\\_S3_", input.pm.s3));
@@ -80,7 +85,7 @@ fn sleep_state(name: &str, slp_typ: u8) -> Vec<u8> {
 }
 
 /// A device with a plug-and-play identifier, further names, and its resources.
-fn device(name: &str, id: &str, names: &[&Name], resources: &[&dyn Aml]) -> Vec<u8> {
+pub(super) fn device(name: &str, id: &str, names: &[&Name], resources: &[&dyn Aml]) -> Vec<u8> {
     let hid = Name::new("_HID".into(), &EISAName::new(id));
     let crs = Name::new("_CRS".into(), &ResourceTemplate::new(resources.to_vec()));
     let mut children: Vec<&dyn Aml> = vec![&hid];

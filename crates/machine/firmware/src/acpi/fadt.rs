@@ -61,7 +61,7 @@ pub(super) fn build(input: &AcpiInput, facs: u32, dsdt: u32) -> Vec<u8> {
         .flag(Flags::ResetRegSup)
         .firmware_ctrl_32(facs)
         .dsdt_64(dsdt.into())
-        .gpe_info(pm.gpe0.into(), 0, 4, 0, 0);
+        .gpe_info(pm.gpe0.into(), 0, pm.gpe0_len, 0, 0);
     fadt.dsdt = dsdt.into();
     fadt.fadt_minor_version = MINOR_VERSION;
     fadt.sci_int = SCI.into();
@@ -72,7 +72,7 @@ pub(super) fn build(input: &AcpiInput, facs: u32, dsdt: u32) -> Vec<u8> {
     fadt.x_pm1a_evt_blk = block(pm.event, 4, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = block(pm.control, 2, AccessSize::WordAccess);
     fadt.x_pm_tmr_blk = block(pm.timer, 4, AccessSize::DwordAccess);
-    fadt.x_gpe0_blk = block(pm.gpe0, 4, AccessSize::ByteAccess);
+    fadt.x_gpe0_blk = block(pm.gpe0, pm.gpe0_len, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_POWER_STATE.into();
     fadt.p_lvl3_lat = NO_POWER_STATE.into();
     fadt.century = CENTURY;

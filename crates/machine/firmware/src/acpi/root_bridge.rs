@@ -2,7 +2,7 @@
 //!
 //! Each slot's four pins reach the four links shifted by the slot's number; a link is a register of the PIIX3, which says
 //! which ISA interrupt it becomes. Links are level-triggered and active high in both interrupt models, for the I/O APIC has
-//! the same inputs as the 8259s.
+//! the same inputs as the 8259s. What is else on an ICH9 is in [`super::ich9`].
 //!
 //! Spec: ACPI 6.5 §6.2.13 (_PRT), §6.4.3.6 (extended interrupt descriptor), §6.4.3.5 (address spaces), §19.6; PCI Firmware
 //! 3.3 §4.2; Intel 290550-002 (PIIX3) §2.2.10 (PIRQRC).
@@ -38,14 +38,27 @@ use acpi_tables::aml::Store;
 use acpi_tables::aml::ZERO;
 
 use super::PciInput;
-use crate::layout;
+use super::ich9;
 
 /// ISA interrupts that the links may become.
 pub(super) const PCI_IRQS: [u8; 3] = [5, 10, 11];
 /// Devices on a bus.
 const SLOTS: u32 = 32;
-/// The links and their registers.
-const LINKS: [(&str, &str); 4] = [("LNKA", "PRQ0"), ("LNKB", "PRQ1"), ("LNKC", "PRQ2"), ("LNKD", "PRQ3")];
+/// The links and their registers: a PIIX has the first four.
+const LINKS: [(&str, &str); 8] = [
+    ("LNKA", "PRQ0"),
+    ("LNKB", "PRQ1"),
+    ("LNKC", "PRQ2"),
+    ("LNKD", "PRQ3"),
+    ("LNKE", "PRQ4"),
+    ("LNKF", "PRQ5"),
+    ("LNKG", "PRQ6"),
+    ("LNKH", "PRQ7"),
+];
+/// Links of a PIIX, and in one block of an ICH9's registers.
+const HALF: usize = 4;
+/// Bits between the two blocks.
+const GAP: usize = 32;
 /// Register of the first link: PIRQRC[A].
 const PIRQRC: u8 = 0x60;
 /// PIRQRC: not routed.
@@ -70,7 +83,7 @@ impl Aml for Interrupts<'_> {
 }
 
 /// AML that was made before.
-struct Made<'a>(&'a [u8]);
+pub(super) struct Made<'a>(pub(super) &'a [u8]);
 
 impl Aml for Made<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -80,19 +93,29 @@ impl Aml for Made<'_> {
 
 /// The host bridge, with `isa` among the devices of its ISA bridge.
 pub(super) fn aml(pci: &PciInput, isa: Vec<u8>) -> Vec<u8> {
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
+    let express = pci.ecam.is_some();
+    let hid = Name::new(
+        "_HID".into(),
+        &EISAName::new(if express { "PNP0A08" } else { "PNP0A03" }),
+    );
     let adr = Name::new("_ADR".into(), &ZERO);
     let uid = Name::new("_UID".into(), &ZERO);
     let crs = windows(pci);
-    let (prt, isa) = (routing(), isa_bridge(&isa));
-    let (prt, isa) = (Made(&prt), Made(&isa));
-    let children: Vec<&dyn Aml> = vec![&hid, &adr, &uid, &crs, &prt, &isa];
+    let (prt, more) = if express {
+        (ich9::routing(), ich9::host_bridge())
+    } else {
+        (routing(), Vec::new())
+    };
+    let isa = isa_bridge(express, &isa);
+    let (prt, isa, more) = (Made(&prt), Made(&isa), Made(&more));
+    let children: Vec<&dyn Aml> = vec![&hid, &adr, &uid, &crs, &more, &prt, &isa];
     let mut aml = Vec::new();
     Device::new("PCI0".into(), children).to_aml_bytes(&mut aml);
     aml
 }
 
-/// What the bridge passes on: bus numbers, ports but those of configuration space, video memory, memory up to the I/O APIC.
+/// What the bridge passes on: bus numbers, ports but those of configuration space, video memory, memory up to the I/O APIC
+/// around configuration space.
 fn windows(pci: &PciInput) -> Name {
     let buses = AddressSpace::new_bus_number(0u16, 0xff);
     let config = IO::new(0xcf8, 0xcf8, 1, 8);
@@ -101,8 +124,9 @@ fn windows(pci: &PciInput) -> Name {
     let memory =
         |min: u32, max: u32| AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, min, max, None);
     let video = memory(0xa_0000, 0xb_ffff);
-    let low = memory(pci.memory, (layout::IOAPIC - 1) as u32);
-    let mut all: Vec<&dyn Aml> = vec![&buses, &config, &ports_below, &ports_above, &video, &low];
+    let mut all: Vec<&dyn Aml> = vec![&buses, &config, &ports_below, &ports_above, &video];
+    let low: Vec<_> = pci.low().into_iter().map(|(first, last)| memory(first, last)).collect();
+    all.extend(low.iter().map(|window| window as &dyn Aml));
     let high = pci.high.map(|(base, len)| {
         AddressSpace::new_memory(AddressSpaceCacheable::Cacheable, true, base, base + (len - 1), None)
     });
@@ -112,43 +136,63 @@ fn windows(pci: &PciInput) -> Name {
     Name::new("_CRS".into(), &ResourceTemplate::new(all))
 }
 
-/// _PRT: pin `n` of slot `s` reaches link `s + n - 1`.
-fn routing() -> Vec<u8> {
+/// A _PRT or what it may be: each pin of each slot reaches what `to` says.
+/// What is reached is a link, or nothing and the number of an interrupt.
+pub(super) fn routes(name: &str, to: impl Fn(u32, u8) -> (Option<usize>, u32)) -> Vec<u8> {
     let links = LINKS.map(|(link, _)| Path::new(&format!("\\_SB_.PCI0.ISA_.{link}")));
     let mut rows = Vec::new();
     for slot in 0..SLOTS {
         for pin in 0..4u8 {
             let address = slot << 16 | 0xffff;
-            let link = (slot + u32::from(pin) + 3) as usize % LINKS.len();
             let mut row = Vec::new();
-            if let Some(link) = links.get(link) {
-                Package::new(vec![&address, &pin, link, &ZERO]).to_aml_bytes(&mut row);
-            }
+            let (link, number) = to(slot, pin);
+            let source: &dyn Aml = match link.and_then(|link| links.get(link)) {
+                Some(link) => link,
+                None => &ZERO,
+            };
+            Package::new(vec![&address, &pin, source, &number]).to_aml_bytes(&mut row);
             rows.push(row);
         }
     }
     let rows: Vec<Made<'_>> = rows.iter().map(|row| Made(row)).collect();
     let mut aml = Vec::new();
     let package = Package::new(rows.iter().map(|row| row as &dyn Aml).collect());
-    Name::new("_PRT".into(), &package).to_aml_bytes(&mut aml);
+    Name::new(name.into(), &package).to_aml_bytes(&mut aml);
     aml
 }
+/// _PRT: pin `n` of slot `s` reaches link `s + n - 1`.
+fn routing() -> Vec<u8> {
+    routes("_PRT", |slot, pin| {
+        let link = slot + u32::from(pin) + 3;
+        (Some(link as usize % HALF), 0)
+    })
+}
 
-/// Function 0 of device 1, with the links' registers, the links, and what else is on the ISA bus.
-fn isa_bridge(isa: &[u8]) -> Vec<u8> {
-    let adr = Name::new("_ADR".into(), &0x0001_0000u32);
-    let registers = OpRegion::new("PIRQ".into(), OpRegionSpace::PCIConfig, &PIRQRC, &4u8);
+/// Function 0 of device 1, or of device 31 where there are eight links, with their registers and what else is on the ISA bus.
+fn isa_bridge(express: bool, isa: &[u8]) -> Vec<u8> {
+    let (address, len, count) = if express {
+        (0x001f_0000u32, 12u8, 2 * HALF)
+    } else {
+        (0x0001_0000, 4, HALF)
+    };
+    let adr = Name::new("_ADR".into(), &address);
+    let registers = OpRegion::new("PIRQ".into(), OpRegionSpace::PCIConfig, &PIRQRC, &len);
     let name = |text: &str| text.as_bytes().first_chunk().copied().unwrap_or(*b"XXXX");
-    let fields = LINKS.map(|(_, register)| FieldEntry::Named(name(register), 8));
+    let field = |(_, register): (&str, &str)| FieldEntry::Named(name(register), 8);
+    let mut fields: Vec<FieldEntry> = LINKS.into_iter().take(count).map(field).collect();
+    if express {
+        fields.insert(HALF, FieldEntry::Reserved(GAP));
+    }
     let fields = Field::new(
         "PIRQ".into(),
         FieldAccessType::Byte,
         FieldLockRule::NoLock,
         FieldUpdateRule::Preserve,
-        fields.into(),
+        fields,
     );
     let links: Vec<u8> = (1u8..)
         .zip(LINKS)
+        .take(count)
         .flat_map(|(uid, (name, register))| link(uid, name, register))
         .collect();
     let (links, isa) = (Made(&links), Made(isa));
