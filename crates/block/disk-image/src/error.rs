@@ -48,7 +48,9 @@ pub enum BlockError {
         what: String,
     },
     /// Another process has the image open.
-    #[error("{file}: the image is in use by another process; stop it, or open the image read-only with --force-share")]
+    #[error(
+        "{file}: the image is in use by another process; end that first (with --force-share, `oxbow disk` reads it meanwhile)"
+    )]
     Locked {
         /// Path of the file.
         file: String,
