@@ -49,6 +49,7 @@ pub fn run(data: &[u8]) {
         initrd_name: "initrd",
         cmdline: &cmdline,
         rsdp,
+        screen: firmware::video::Screen::None,
     };
     match firmware::load(&memory, &request) {
         Ok(loaded) => check(&memory, &loaded, initrd),
