@@ -1,5 +1,7 @@
 //! Plans: the golden one, and everything that keeps a spec from having one.
 
+use std::path::Path;
+
 use board::plan;
 use spec::DebugExitConfig;
 use spec::MachineKind;
@@ -9,7 +11,27 @@ use spec::Size;
 
 use crate::fake::everything;
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/microvm.plan");
+/// The plans of machines, against the golden file of that name.
+fn plans_are_as_golden(specs: &[MachineSpec], name: &str) {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let plans: Vec<_> = specs.iter().map(|spec| plan(spec).unwrap().to_string()).collect();
+    let text = plans.join("\n");
+    if std::env::var_os("OXBOW_BLESS").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+}
+
+/// A PC with much memory.
+fn large_pc(machine: MachineKind) -> MachineSpec {
+    MachineSpec {
+        machine,
+        memory: Size::from_mib(6 << 10),
+        cpus: 2,
+        ..MachineSpec::default()
+    }
+}
 
 #[test]
 fn plans_are_as_the_golden_file_says() {
@@ -19,53 +41,19 @@ fn plans_are_as_the_golden_file_says() {
         cpu: "x86-64-v3".to_owned(),
         ..MachineSpec::default()
     };
-    let plans = [MachineSpec::default(), large, everything()].map(|spec| plan(&spec).unwrap().to_string());
-    let text = plans.join("\n");
-    if std::env::var_os("OXBOW_BLESS").is_some() {
-        std::fs::write(GOLDEN, &text).unwrap();
-    }
-    let golden = std::fs::read_to_string(GOLDEN).unwrap_or_default();
-    assert!(text == golden, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+    plans_are_as_golden(&[MachineSpec::default(), large, everything()], "microvm.plan");
 }
 
 #[test]
 fn plan_of_a_pc_is_as_its_golden_file_says() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pc.plan");
     let dir = tempfile::TempDir::new().unwrap();
-    let large = MachineSpec {
-        machine: MachineKind::Pc,
-        memory: Size::from_mib(6 << 10),
-        cpus: 2,
-        ..MachineSpec::default()
-    };
-    let text = [large, crate::pc::everything(&dir)]
-        .map(|spec| plan(&spec).unwrap().to_string())
-        .join("\n");
-    if std::env::var_os("OXBOW_BLESS").is_some() {
-        std::fs::write(golden, &text).unwrap();
-    }
-    let expected = std::fs::read_to_string(golden).unwrap_or_default();
-    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+    plans_are_as_golden(&[large_pc(MachineKind::Pc), crate::pc::everything(&dir)], "pc.plan");
 }
 
 #[test]
 fn plan_of_a_q35_is_as_its_golden_file_says() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/q35.plan");
     let dir = tempfile::TempDir::new().unwrap();
-    let large = MachineSpec {
-        machine: MachineKind::Q35,
-        memory: Size::from_mib(6 << 10),
-        cpus: 2,
-        ..MachineSpec::default()
-    };
-    let text = [large, crate::q35::everything(&dir)]
-        .map(|spec| plan(&spec).unwrap().to_string())
-        .join("\n");
-    if std::env::var_os("OXBOW_BLESS").is_some() {
-        std::fs::write(golden, &text).unwrap();
-    }
-    let expected = std::fs::read_to_string(golden).unwrap_or_default();
-    assert!(text == expected, "run with OXBOW_BLESS=1 if this is right:\n{text}");
+    plans_are_as_golden(&[large_pc(MachineKind::Q35), crate::q35::everything(&dir)], "q35.plan");
 }
 
 #[test]
