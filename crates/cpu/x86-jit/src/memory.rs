@@ -14,7 +14,7 @@ use rustix::mm::ProtFlags;
 use crate::asm::LINE;
 
 /// Bytes reserved unless told otherwise; only what is used takes memory.
-pub(crate) const LEN: usize = 128 << 20;
+pub(crate) const LEN: usize = 96 << 20;
 
 /// The least that has room for any block, in each of two parts.
 const LEAST: usize = 256 << 10;
@@ -30,7 +30,7 @@ const HUGE: usize = 2 << 20;
 const WORTH: usize = HUGE / 8;
 
 /// Writes after which the pages of the writable mapping are let go.
-const KEPT: u32 = 8192;
+const KEPT: u32 = 1024;
 
 /// Makes huge pages of small ones, whatever the system's policy for them is (Linux 6.1, madvise(2)).
 const MADV_COLLAPSE: libc::c_int = 25;
