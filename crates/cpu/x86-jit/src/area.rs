@@ -8,6 +8,8 @@ use x86_interp::seam::TlbData;
 use x86_interp::seam::layout;
 
 use crate::known::Table;
+use crate::thunk::Thunks;
+use crate::thunk::Why;
 
 /// Slots of a jump cache.
 pub(crate) const JUMPS: usize = 1 << 14;
@@ -190,9 +192,18 @@ pub(crate) const fn cache_of(cpl: u8) -> u32 {
     if cpl == 3 { 0 } else { 1 }
 }
 
-/// Slot of an address, as the code computes it.
+/// First slot of an address, as the code computes it.
 pub(crate) fn jump_slot(address: u64) -> usize {
     address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
+}
+
+/// By how much an address is rotated for its second slot.
+pub(crate) const SECOND_ROTATE: u32 = 13;
+
+/// Second slot of an address, as the thunks compute it: for one whose first slot another address has.
+fn second_slot(address: u64) -> usize {
+    let rotated = address.rotate_right(SECOND_ROTATE);
+    rotated.wrapping_add(address.wrapping_mul(4)) as u32 as usize & (JUMPS - 1)
 }
 
 impl Jump {
@@ -203,6 +214,11 @@ impl Jump {
             host,
         };
         (jump_slot(address), jump)
+    }
+
+    /// The other slot that it may be in, if it is a target of jumps.
+    pub(crate) fn second_slot(&self) -> Option<usize> {
+        (self.address != NOWHERE).then(|| second_slot(self.address.wrapping_neg()))
     }
 }
 
@@ -217,6 +233,16 @@ impl Table for JumpCache {
     /// It still leads to code, which will not find the address that it is for.
     fn clear(&mut self, slot: usize) {
         self.0[slot].address = NOWHERE;
+    }
+}
+
+impl Area {
+    /// No jump cache knows anything. Every slot has code to go to.
+    pub(crate) fn empty_jumps(&mut self, thunks: &Thunks) {
+        for cpl in [0, 3] {
+            let second = thunks.leave[Why::second(cpl) as usize];
+            self.jumps[cache_of(cpl) as usize].init(second);
+        }
     }
 }
 

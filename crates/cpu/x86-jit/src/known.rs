@@ -101,9 +101,15 @@ impl Known {
         }
     }
 
-    /// Lets jumps to `address` go to `host`.
+    /// Lets jumps to `address` go to `host`. What was in its first slot goes to its own second.
     pub(crate) fn set_jump(&mut self, jumps: &mut JumpCache, address: u64, host: u64) {
         let (slot, jump) = Jump::new(address, host);
+        let old = *jumps.slot(slot);
+        if let Some(second) = old.second_slot()
+            && old.address != jump.address
+        {
+            self.jumps.set(jumps, second, old);
+        }
         self.jumps.set(jumps, slot, jump);
     }
 

@@ -22,6 +22,11 @@ pub(crate) enum Why {
     Exit,
     /// The jump cache does not know the target; WHAT is its address.
     Miss,
+    /// The target is not in the first slot of the jump cache of privilege level 3 that it could be in. If it is not in the
+    /// second either, it is a miss.
+    SecondOfUser,
+    /// The same for the other levels.
+    SecondOfKernel,
     /// A signal is pending; WHAT is the record of the block's first instruction.
     Poll,
     /// The instruction needs the vector registers; WHAT is its record.
@@ -31,15 +36,40 @@ pub(crate) enum Why {
 }
 
 impl Why {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Slow,
         Self::Stack,
         Self::Exit,
         Self::Miss,
+        Self::SecondOfUser,
+        Self::SecondOfKernel,
         Self::Poll,
         Self::Vectors,
         Self::Fault,
     ];
+
+    /// Where to look for jump targets of a privilege level that are not in their first slot.
+    pub(crate) fn second(cpl: u8) -> Self {
+        if cpl == 3 {
+            Self::SecondOfUser
+        } else {
+            Self::SecondOfKernel
+        }
+    }
+
+    /// The jump cache that is looked into, by a privilege level that has it.
+    fn looks_into(self) -> Option<u8> {
+        match self {
+            Self::SecondOfUser => Some(3),
+            Self::SecondOfKernel => Some(0),
+            _ => None,
+        }
+    }
+
+    /// What the helper is told.
+    fn told(self) -> Self {
+        if self.looks_into().is_some() { Self::Miss } else { self }
+    }
 }
 
 /// Addresses of the thunks.
@@ -166,6 +196,33 @@ fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.nop()
 }
 
+/// R11 = the second slot for the jump target in R10, in words. Flags stay.
+fn second_slot(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.rorx(r11, r10, area::SECOND_ROTATE)?;
+    a.lea(r11d, ptr(r11 + r10 * 4))?;
+    a.pext(r11, r11, qword_ptr(area::JUMP_MASK).gs())?;
+    a.lea(r11, ptr(r11 + r11))
+}
+
+/// Goes to the jump target in R10 if its second slot has it. Else only R11 has changed.
+fn look_into_second(a: &mut CodeAssembler, cpl: u8) -> Result<(), IcedError> {
+    let mut hit = a.create_label();
+    let mut miss = a.create_label();
+    second_slot(a)?;
+    a.mov(r11, qword_ptr(r11 * 8 + area::jump_address(cpl)).gs())?;
+    a.lea(r11, ptr(r11 + r10))?;
+    a.xchg(rcx, r11)?;
+    a.jrcxz(hit)?;
+    a.mov(rcx, r11)?;
+    a.jmp(miss)?;
+    a.set_label(&mut hit)?;
+    a.mov(rcx, r11)?;
+    second_slot(a)?;
+    a.jmp(qword_ptr(r11 * 8 + area::jump_host(cpl)).gs())?;
+    a.set_label(&mut miss)?;
+    a.nop()
+}
+
 /// Makes the thunks; `helper` decides where to go on, or returns zero to leave.
 pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedError> {
     let mut a = CodeAssembler::new(64)?;
@@ -199,10 +256,13 @@ pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedE
         let mut label = a.create_label();
         a.set_label(&mut label)?;
         ways.push(label);
+        if let Some(cpl) = why.looks_into() {
+            look_into_second(&mut a, cpl)?;
+        }
         if why != Why::Fault {
             a.mov(at(area::WHAT), r10)?;
         }
-        a.mov(qword_ptr(area::WHY).gs(), why as i32)?;
+        a.mov(qword_ptr(area::WHY).gs(), why.told() as i32)?;
         a.jmp(save)?;
     }
     let base = memory.next();

@@ -121,7 +121,7 @@ extern "C" fn helper(frame: *mut Frame) -> u64 {
 impl JitVcpu {
     pub(crate) fn new(interp: InterpVcpu, shared: Arc<Shared>) -> Self {
         let pending = std::ptr::from_ref(interp.inputs().pending_cell());
-        let miss = shared.thunks.leave[Why::Miss as usize];
+        let thunks = shared.thunks;
         let rest = Rest {
             shared,
             generations: [0; 2],
@@ -147,7 +147,7 @@ impl JitVcpu {
         frame.area.jump_mask = JUMPS as u64 - 1;
         frame.area.host_mxcsr = HOST_MXCSR;
         frame.area.this = &raw mut *frame;
-        frame.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
+        frame.area.empty_jumps(&thunks);
         frame.area.pages.iter_mut().for_each(area::PageMap::init);
         Self { frame }
     }

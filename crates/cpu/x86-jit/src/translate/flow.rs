@@ -42,7 +42,7 @@ impl Translator {
         let hit = self.asm.jrcxz();
         self.asm.mov(RCX, T1);
         let jump = self.asm.jmp();
-        self.thunks.push((jump, Why::Miss));
+        self.thunks.push((jump, Why::second(self.cpl)));
         self.asm.here_short(hit);
         self.asm.mov(RCX, T1);
         if let Some(page) = self.fixed_address(0) {

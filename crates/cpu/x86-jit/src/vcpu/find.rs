@@ -12,7 +12,6 @@ use crate::block::Key;
 use crate::block::Second;
 use crate::known::Known;
 use crate::registry::Origin;
-use crate::thunk::Why;
 use crate::translate;
 use crate::translate::FIXED;
 use crate::translate::SINGLE;
@@ -108,11 +107,10 @@ impl Frame {
 
     /// Forgets everything after a flush: empty slots of the jump caches are jumped through before they are looked at.
     fn start_over(&mut self) {
-        let miss = self.rest.shared.thunks.leave[Why::Miss as usize];
         self.rest.found.fill(UNSEEN);
         self.rest.placed.fill(NOT_PLACED);
         self.rest.decoded.clear();
-        self.area.jumps.iter_mut().for_each(|jumps| jumps.init(miss));
+        self.area.empty_jumps(&self.rest.shared.thunks);
         self.area.pages.iter_mut().for_each(area::PageMap::init);
         self.rest.known.iter_mut().for_each(Known::forget);
         self.rest.aside.clear();
