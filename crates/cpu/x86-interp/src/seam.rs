@@ -45,6 +45,8 @@ pub mod layout {
     pub const SYSFLAGS: usize = CPU + offset_of!(Cpu, sysflags);
     /// Whether the board has signalled an interrupt that was not taken: a byte.
     pub const INTERRUPT: usize = InterpVcpu::INTERRUPT;
+    /// PKRU: four bytes.
+    pub const PKRU: usize = CPU + offset_of!(Cpu, pkru);
     /// Pointer to the `Msrs`.
     pub const MSRS: usize = CPU + offset_of!(Cpu, msrs);
     /// The base that segment register `n` holds; [`EA_BASE`] repeats it.
@@ -85,6 +87,10 @@ pub struct Mode {
     pub bits: u8,
     /// RDFSBASE and its kin are enabled.
     pub fs_gs_base: bool,
+    /// RDTSC and RDTSCP raise #GP.
+    pub no_tsc: bool,
+    /// RDPKRU is enabled.
+    pub pkru: bool,
     /// Privilege level.
     pub cpl: u8,
     /// Bank of the data TLB.
@@ -277,6 +283,8 @@ impl InterpVcpu {
         Mode {
             bits: c.bits,
             fs_gs_base: c.cr4 & x86_isa::cr4::FSGSBASE != 0,
+            no_tsc: c.cpl > 0 && c.cr4 & x86_isa::cr4::TSD != 0,
+            pkru: c.cr4 & x86_isa::cr4::PKE != 0,
             cpl: c.cpl,
             bank: c.bank as u8,
             no_x87: gate.x87_nm || gate.wait_nm,
@@ -377,6 +385,12 @@ impl InterpVcpu {
     #[inline]
     pub fn load_x87(&mut self) {
         self.cpu.load_x87();
+    }
+
+    /// The time-stamp counter.
+    #[must_use]
+    pub fn tsc(&self) -> u64 {
+        self.cpu.tsc()
     }
 
     /// Adds instructions that were executed elsewhere.

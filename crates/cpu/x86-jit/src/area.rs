@@ -130,10 +130,13 @@ pub(crate) const STACK: u32 = (INTERP + layout::STACK) as u32;
 
 /// The board has signalled an interrupt that was not taken: a byte.
 pub(crate) const INTERRUPT: u32 = (INTERP + layout::INTERRUPT) as u32;
+pub(crate) const PKRU: u32 = (INTERP + layout::PKRU) as u32;
 /// Pointer to the MSRs.
 pub(crate) const MSRS: u32 = (INTERP + layout::MSRS) as u32;
 /// IA32_KERNEL_GS_BASE among them.
 pub(crate) const KERNEL_GS_BASE: i32 = offset_of!(cpu_model::Msrs, kernel_gs_base) as i32;
+/// IA32_TSC_AUX among them.
+pub(crate) const TSC_AUX: i32 = offset_of!(cpu_model::Msrs, tsc_aux) as i32;
 /// The base in segment register `n` itself, beside the one that addresses use.
 pub(crate) const fn own_base(n: u8) -> u32 {
     (INTERP + layout::segment_base(n as usize)) as u32

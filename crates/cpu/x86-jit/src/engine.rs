@@ -111,7 +111,7 @@ impl JitEngine {
         }
         let interp = InterpEngine::new(Arc::clone(&memory), policy)?;
         let mut code = CodeMemory::new(bytes).map_err(|e| host(format!("no executable memory: {e}")))?;
-        let thunks = thunk::make(&mut code, crate::vcpu::helper_address()).map_err(|e| host(e.to_string()))?;
+        let thunks = thunk::make(&mut code, &crate::vcpu::helpers()).map_err(|e| host(e.to_string()))?;
         crate::signals::install(code.range(), thunks.leave[thunk::Why::Fault as usize])
             .map_err(|e| host(format!("no signal handlers: {e}")))?;
         let registry = Arc::new(SharedRegistry::new(code, thunks));

@@ -7,7 +7,7 @@ use crate::area::PageMap;
 /// Visits before what is known of an address space is forgotten for the first time.
 const OFTEN: u32 = 16;
 /// Visits between two such times later on.
-const LASTING: u32 = 256;
+const LASTING: u32 = 4096;
 
 /// A table of which few slots are in use.
 pub(crate) trait Table {

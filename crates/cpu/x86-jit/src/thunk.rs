@@ -33,10 +33,12 @@ pub(crate) enum Why {
     Vectors,
     /// The host raised a signal; WHAT is the address of the host's instruction.
     Fault,
+    /// Not left: RDTSC. T0 holds where to go on; T0 to T2 are used.
+    Time,
 }
 
 impl Why {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Slow,
         Self::Stack,
         Self::Exit,
@@ -46,6 +48,7 @@ impl Why {
         Self::Poll,
         Self::Vectors,
         Self::Fault,
+        Self::Time,
     ];
 
     /// Where to look for jump targets of a privilege level that are not in their first slot.
@@ -148,7 +151,8 @@ fn load_vectors(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.nop()
 }
 
-fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+/// The guest's vector registers and MXCSR, if they are to be in the host's. R10 and the flags are used.
+fn load_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut without = a.create_label();
     a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
     a.je(without)?;
@@ -156,6 +160,28 @@ fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
     load_vectors(a)?;
     a.set_label(&mut without)?;
+    // A label needs an instruction behind it.
+    a.nop()
+}
+
+/// Likewise back to memory.
+fn save_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut without = a.create_label();
+    a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
+    a.je(without)?;
+    a.mov(r10, at(area::FPU))?;
+    a.stmxcsr(dword_ptr(r10 + MXCSR))?;
+    a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
+    for (i, ymm) in vectors().into_iter().enumerate() {
+        a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
+    }
+    a.vzeroupper()?;
+    a.set_label(&mut without)?;
+    a.nop()
+}
+
+fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    load_units(a)?;
     a.mov(rax, at(area::FLAGS))?;
     a.add(al, 127)?;
     a.sahf()?;
@@ -181,19 +207,7 @@ fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.mov(at(area::LOW + 8 * i as u32), register)?;
     }
     a.mov(rsp, at(area::HOST_RSP))?;
-    let mut without = a.create_label();
-    a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
-    a.je(without)?;
-    a.mov(r10, at(area::FPU))?;
-    a.stmxcsr(dword_ptr(r10 + MXCSR))?;
-    a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
-    for (i, ymm) in vectors().into_iter().enumerate() {
-        a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
-    }
-    a.vzeroupper()?;
-    a.set_label(&mut without)?;
-    // A label needs an instruction behind it.
-    a.nop()
+    save_units(a)
 }
 
 /// R11 = the second slot for the jump target in R10, in words. Flags stay.
@@ -223,8 +237,44 @@ fn look_into_second(a: &mut CodeAssembler, cpl: u8) -> Result<(), IcedError> {
     a.nop()
 }
 
-/// Makes the thunks; `helper` decides where to go on, or returns zero to leave.
-pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedError> {
+/// EDX:EAX = what `time` returns; goes on at the address in R10. R9 and R11 are used, all else is kept.
+fn time_stamp(a: &mut CodeAssembler, time: u64) -> Result<(), IcedError> {
+    const KEPT: [AsmRegister64; 6] = [r10, rax, rcx, rsi, rdi, r8];
+    a.mov(at(area::gpr(4)), rsp)?;
+    a.mov(rsp, at(area::HOST_RSP))?;
+    a.lahf()?;
+    a.seto(al)?;
+    for register in KEPT {
+        a.push(register)?;
+    }
+    save_units(a)?;
+    a.mov(rdi, at(area::THIS))?;
+    a.mov(rax, time)?;
+    a.call(rax)?;
+    a.mov(r9, rax)?;
+    load_units(a)?;
+    for register in KEPT.into_iter().rev() {
+        a.pop(register)?;
+    }
+    a.mov(rsp, at(area::gpr(4)))?;
+    a.add(al, 127)?;
+    a.sahf()?;
+    a.mov(eax, r9d)?;
+    a.rorx(rdx, r9, 32)?;
+    a.mov(edx, edx)?;
+    a.jmp(r10)
+}
+
+/// What the thunks call.
+pub(crate) struct Helpers {
+    /// Decides where to go on, or returns zero to leave.
+    pub(crate) left: u64,
+    /// Reads the time-stamp counter.
+    pub(crate) time: u64,
+}
+
+/// Makes the thunks.
+pub(crate) fn make(memory: &mut CodeMemory, helpers: &Helpers) -> Result<Thunks, IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut load = a.create_label();
     let mut save = a.create_label();
@@ -239,7 +289,7 @@ pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedE
     a.set_label(&mut save)?;
     save_guest(&mut a)?;
     a.mov(rdi, at(area::THIS))?;
-    a.mov(rax, helper)?;
+    a.mov(rax, helpers.left)?;
     a.call(rax)?;
     a.test(rax, rax)?;
     a.jz(leave)?;
@@ -256,6 +306,10 @@ pub(crate) fn make(memory: &mut CodeMemory, helper: u64) -> Result<Thunks, IcedE
         let mut label = a.create_label();
         a.set_label(&mut label)?;
         ways.push(label);
+        if why == Why::Time {
+            time_stamp(&mut a, helpers.time)?;
+            continue;
+        }
         if let Some(cpl) = why.looks_into() {
             look_into_second(&mut a, cpl)?;
         }

@@ -75,7 +75,9 @@ pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
             | bit(mode.bits == 32, 8)
             | bit(mode.bits == 32 && !mode.fs_plain, 9)
             | bit(mode.bits == 32 && !mode.gs_plain, 10)
-            | bit(mode.fs_gs_base, 11),
+            | bit(mode.fs_gs_base, 11)
+            | bit(mode.no_tsc, 12)
+            | bit(mode.pkru, 13),
     )
 }
 

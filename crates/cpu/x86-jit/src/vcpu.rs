@@ -33,6 +33,7 @@ use crate::block::Record;
 use crate::engine::Shared;
 use crate::known::Known;
 use crate::signals::Quiet;
+use crate::thunk::Helpers;
 use crate::thunk::Why;
 use crate::translate::EXACT_STACK;
 use decoded::Decoded;
@@ -107,10 +108,19 @@ pub(crate) struct JitVcpu {
 // inside `run`, on the one thread that runs the vCPU.
 unsafe impl Send for JitVcpu {}
 
-/// Address of what the thunks call.
-pub(crate) fn helper_address() -> u64 {
-    let helper: extern "C" fn(*mut Frame) -> u64 = helper;
-    helper as usize as u64
+/// Addresses of what the thunks call.
+pub(crate) fn helpers() -> Helpers {
+    let left: extern "C" fn(*mut Frame) -> u64 = helper;
+    let time: extern "C" fn(*mut Frame) -> u64 = time;
+    Helpers {
+        left: left as usize as u64,
+        time: time as usize as u64,
+    }
+}
+
+extern "C" fn time(frame: *mut Frame) -> u64 {
+    // SAFETY: as in `helper`.
+    unsafe { &*frame }.interp.tsc()
 }
 
 extern "C" fn helper(frame: *mut Frame) -> u64 {

@@ -10,7 +10,7 @@ pub(super) const SLOTS: usize = 4096;
 /// Visits before what is known of an address space is forgotten for the first time.
 const OFTEN: u32 = 16;
 /// Visits between two such times later on.
-const LASTING: u32 = 256;
+const LASTING: u32 = 4096;
 
 /// An entry of a bank.
 pub(super) trait Entry: Copy {

@@ -27,7 +27,7 @@ pub(crate) enum Class {
     Jmp,
     JmpIndirect,
     Jcc,
-    /// CLI, STI, SWAPGS.
+    /// CLI, STI, SWAPGS, RDTSC, RDTSCP, RDPKRU.
     System,
     /// PUSHFQ.
     PushFlags,
@@ -72,6 +72,8 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         // They change the bank of the TLB that the rest of the block would use.
         Mnemonic::Stac | Mnemonic::Clac => Class::Last,
         Mnemonic::Cli | Mnemonic::Swapgs if mode.cpl == 0 => Class::System,
+        Mnemonic::Rdtsc | Mnemonic::Rdtscp if !mode.no_tsc => Class::System,
+        Mnemonic::Rdpkru if mode.pkru => Class::System,
         // Whoever looks at the state between two blocks sees the shadow of STI.
         Mnemonic::Sti if mode.cpl == 0 && !single => Class::System,
         Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase if mode.fs_gs_base => {

@@ -1,5 +1,5 @@
-//! What kernels execute with every system call, interrupt and process switch: CLI, STI, SWAPGS, PUSHF, selectors and
-//! bases of segments, strings of bits.
+//! What kernels execute with every system call, interrupt and process switch: CLI, STI, SWAPGS, PUSHF, RDTSC, RDPKRU,
+//! selectors and bases of segments, strings of bits.
 
 use iced_x86::Code;
 use iced_x86::Instruction;
@@ -46,11 +46,19 @@ fn narrow(n: Reg) -> Register {
 }
 
 impl Translator {
-    /// CLI, STI and SWAPGS at privilege level 0, where they cannot fault.
+    /// CLI, STI and SWAPGS at privilege level 0, RDTSC, RDTSCP and RDPKRU, where they are allowed.
     pub(crate) fn system(&mut self, index: usize) {
         self.claim(&[T0, T1, T2]);
         match self.items[index].ins.mnemonic() {
             Mnemonic::Swapgs => self.swapgs(),
+            Mnemonic::Rdtsc => self.time_stamp(),
+            Mnemonic::Rdtscp => {
+                self.time_stamp();
+                self.asm.load(T1, area::MSRS);
+                let aux = MemoryOperand::with_base_displ(Register::RAX + u32::from(T1), area::TSC_AUX.into());
+                self.put(Instruction::with2(Code::Mov_r32_rm32, Register::ECX, aux));
+            }
+            Mnemonic::Rdpkru => self.rdpkru(index),
             Mnemonic::Cli => self.with_flags(index, Parked::In(T1), |t, _| {
                 t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))
             }),
@@ -70,6 +78,25 @@ impl Translator {
             t.slow(vec![signal, interrupt], Why::Slow, index, parked);
             t.asm.or_dword_gs(area::SYSFLAGS, flags::IF as u32);
         });
+    }
+
+    /// EDX:EAX = the time-stamp counter.
+    fn time_stamp(&mut self) {
+        let back = self.asm.lea_rip(T0);
+        let jump = self.asm.jmp();
+        self.thunks.push((jump, Why::Time));
+        self.asm.here(back);
+    }
+
+    /// ECX must be zero.
+    fn rdpkru(&mut self, index: usize) {
+        self.with_flags(index, Parked::In(T1), |t, parked| {
+            t.put(Instruction::with2(Code::Test_rm32_r32, Register::ECX, Register::ECX));
+            let fix = t.asm.jcc(NE);
+            t.slow(vec![fix], Why::Slow, index, parked);
+        });
+        self.put(Instruction::with2(Code::Mov_r32_rm32, Register::EAX, at(area::PKRU)));
+        self.put(Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0));
     }
 
     fn swapgs(&mut self) {
