@@ -99,7 +99,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
 
-    /// Processor model: host, x86-64-v2 or x86-64-v3
+    /// Processor model: host, x86-64, x86-64-v2 or x86-64-v3
+    ///
+    /// `x86-64` is the one that every engine has, KVM on any host among them: a machine with it can change its engine
+    /// while it runs.
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub(crate) cpu: String,
 
