@@ -3,7 +3,11 @@
  *
  * Memory: ROUNDS counts; STOP is set from outside; then HASH, SUM (lane 0 of XMM3) and COUNT (of x87) hold the results, and
  * BACK the number of rounds in which the TSC did not advance. PLAIN is set from outside before the start where x87 and SSE
- * are to be left alone: kernels that emulate guest code for want of hardware know few of their instructions.
+ * are to be left alone: kernels that emulate guest code for want of hardware know few of their instructions. Built with
+ * LEAVE_UNITS, it leaves them alone anyway.
+ *
+ * COM1: a byte gets the number of rounds for an answer, in hexadecimal digits and a line feed; `q` gets ROUNDS, HASH, SUM,
+ * COUNT and BACK, and is the end.
  */
 #include "guest.inc"
 
@@ -18,6 +22,9 @@
 #define WORDS 4096
 
 main:
+#ifdef LEAVE_UNITS
+    mov dword ptr [PLAIN], 1
+#endif
     mov eax, cr4
     or eax, 0x200
     mov cr4, eax
@@ -63,17 +70,56 @@ round:
 2:  mov [last], eax
     mov [last + 4], edx
     inc dword ptr [ROUNDS]
-    cmp dword ptr [STOP], 0
+    mov edx, COM1 + 5
+    in al, dx
+    cmp al, 0xff
+    je 1f
+    test al, 1
+    jz 1f
+    mov edx, COM1
+    in al, dx
+    cmp al, 'q'
+    je 2f
+    mov eax, [ROUNDS]
+    call hex
+1:  cmp dword ptr [STOP], 0
     je round
-    mov [HASH], ebp
+2:  mov [HASH], ebp
     cmp dword ptr [PLAIN], 0
     jne 1f
     movd [SUM], xmm3
     fistp dword ptr [COUNT]
-1:  xor eax, eax
+1:  mov esi, ROUNDS
+1:  mov eax, [esi]
+    call hex
+    add esi, 4
+    cmp esi, ROUNDS + 4
+    jne 2f
+    mov esi, HASH
+2:  cmp esi, BACK
+    jbe 1b
+    xor eax, eax
     out EXIT, al
 3:  hlt
     jmp 3b
+
+/* Prints EAX as eight digits and a line feed. */
+hex:
+    mov ecx, 8
+    mov edx, COM1
+1:  rol eax, 4
+    push eax
+    and al, 15
+    add al, '0'
+    cmp al, '9'
+    jbe 2f
+    add al, 'a' - '9' - 1
+2:  out dx, al
+    pop eax
+    loop 1b
+    mov al, 10
+    out dx, al
+    ret
 
 .data
 last: .quad 0

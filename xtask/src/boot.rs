@@ -84,10 +84,10 @@ impl Boot {
     }
 
     /// A PC that its firmware boots from what the options say.
-    pub(crate) fn firmware(oxbow: &Path) -> Self {
+    pub(crate) fn firmware(oxbow: &Path, machine: &str) -> Self {
         Self {
             oxbow: oxbow.to_owned(),
-            options: ["run", "--no-reboot", "--machine", "pc"].map(str::to_owned).to_vec(),
+            options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
         }

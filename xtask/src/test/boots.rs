@@ -3,6 +3,7 @@
 mod cases;
 mod control;
 mod disks;
+mod grub;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -59,7 +60,12 @@ struct Guests {
 pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
     let named = |case: &Case| names.iter().any(|name| case.name.contains(name.as_str()));
     let wanted = |case: &&Case| named(case) || names.is_empty() && !case.extra;
-    let cases: Vec<&Case> = disks::CASES.iter().chain(&CASES).filter(wanted).collect();
+    let cases: Vec<&Case> = disks::CASES
+        .iter()
+        .chain(&grub::CASES)
+        .chain(&CASES)
+        .filter(wanted)
+        .collect();
     let guests = Guests::default();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());

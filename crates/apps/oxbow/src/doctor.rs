@@ -5,6 +5,9 @@ mod host;
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use board::Availability;
+use board::kvm_availability;
+use board::kvm_models;
 use board::try_engine;
 use clap::Args;
 use firmware::rom;
@@ -38,6 +41,8 @@ pub(crate) struct DoctorArgs {
 enum Health {
     /// It works.
     Good,
+    /// It works, but something else is better.
+    Slow,
     /// It is not there; most things work without it.
     Missing,
     /// Nothing works without it.
@@ -48,6 +53,7 @@ impl Health {
     fn word(self) -> &'static str {
         match self {
             Self::Good => "yes",
+            Self::Slow => "slow",
             Self::Missing => "no",
             Self::Bad => "BAD",
         }
@@ -93,8 +99,9 @@ impl Finding {
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
-    let mut findings = engines();
-    findings.extend(models());
+    let kvm = kvm_availability();
+    let mut findings = engines(&kvm);
+    findings.extend(models(kvm.usable));
     findings.push(host::memory());
     findings.extend(images());
     let text = match args.json {
@@ -112,9 +119,17 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What executes instructions here.
-fn engines() -> Vec<Finding> {
+fn engines(kvm: &Availability) -> Vec<Finding> {
     let mut findings = vec![match try_engine(EngineKind::Auto, "host") {
-        Ok(name) => Finding::good("engines", "auto", format!("takes {name}")),
+        Ok("kvm") => Finding::good("engines", "auto", "takes kvm"),
+        Ok(name) => Finding::good(
+            "engines",
+            "auto",
+            match kvm.usable {
+                true => format!("takes {name}, which is faster than this host's KVM"),
+                false => format!("takes {name}: {kvm}"),
+            },
+        ),
         Err(error) => Finding::lacking("engines", "auto", Health::Bad, error),
     }];
     let what = |kind| match kind {
@@ -128,17 +143,25 @@ fn engines() -> Vec<Finding> {
             Err(error) => Finding::lacking("engines", &name, Health::Missing, error),
         });
     }
-    findings.push(host::kvm());
+    findings.push(host::kvm(kvm));
     findings
 }
 
 /// Processor models that guests can have.
-fn models() -> Vec<Finding> {
-    let model = |name| match try_engine(EngineKind::Auto, name) {
-        Ok(_) => Finding::good("processor models", name, "the host has what it needs"),
+fn models(kvm_works: bool) -> Vec<Finding> {
+    let whole: Vec<&str> = kvm_models().iter().map(|model| model.name()).collect();
+    let model = |name| match try_engine(EngineKind::Jit, name).or_else(|_| try_engine(EngineKind::Interp, name)) {
+        Ok(_) => {
+            let detail = match (kvm_works, whole.contains(&name)) {
+                (false, _) => "the host has what it needs",
+                (true, true) => "the host has what it needs, on every engine",
+                (true, false) => "the host has what it needs; kvm leaves some of it out",
+            };
+            Finding::good("processor models", name, detail)
+        }
         Err(error) => Finding::lacking("processor models", name, Health::Missing, error),
     };
-    ["x86-64-v2", "x86-64-v3"].map(model).to_vec()
+    ["x86-64", "x86-64-v2", "x86-64-v3"].map(model).to_vec()
 }
 
 /// Firmware for machines that start with one.
@@ -179,9 +202,9 @@ fn report(findings: &[Finding]) -> String {
             let _ = writeln!(text, "{area}");
         }
         let (word, name, detail) = (finding.health.word(), &finding.name, &finding.detail);
-        let _ = writeln!(text, "  {word:<4}{name:<11}{detail}");
+        let _ = writeln!(text, "  {word:<5}{name:<11}{detail}");
         if let Some(remedy) = &finding.remedy {
-            let _ = writeln!(text, "{:17}{remedy}", "");
+            let _ = writeln!(text, "{:18}{remedy}", "");
         }
     }
     text
@@ -198,8 +221,8 @@ mod tests {
             Finding::lacking("engines", "kvm", Health::Missing, "is not there").remedy("modprobe kvm"),
             Finding::good("memory", "available", "8 GiB"),
         ];
-        let expected = "engines\n  yes jit        works\n  no  kvm        is not there\n                 modprobe kvm\n\
-                        memory\n  yes available  8 GiB\n";
+        let expected = "engines\n  yes  jit        works\n  no   kvm        is not there\n                  modprobe kvm\n\
+                        memory\n  yes  available  8 GiB\n";
         assert_eq!(report(&findings), expected);
     }
 }

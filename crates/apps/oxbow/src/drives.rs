@@ -141,7 +141,7 @@ mod tests {
         for (text, part) in [
             ("", "name"),
             ("x,bus=scsi", "ide, ahci, nvme"),
-            ("x,cache=none", "writeback, writethrough, unsafe"),
+            ("x,cache=off", "writeback, writethrough, none, directsync, unsafe"),
             ("x,format=cow", "qcow2"),
             ("x,readonly", "ro"),
             ("x,ro=1", "ro"),

@@ -57,10 +57,12 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=writeback|writethrough|unsafe][,serial=S][,ro]
+    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=MODE][,serial=S][,ro]
     ///
     /// A q35 has no IDE; its drives are on AHCI if no bus is given.
-    /// The format is found by the file's contents if it is not given. `cache=unsafe` lets the guest's flushes do nothing.
+    /// The format is found by the file's contents if it is not given.
+    /// Cache modes: `writeback`; `writethrough` makes each write safe at once; `none` and `directsync` are the same two past the
+    /// host's page cache; `unsafe` lets the guest's flushes do nothing.
     #[arg(long, value_name = "FILE", value_parser = drives::parse_disk)]
     pub(crate) disk: Vec<DriveArg<DiskConfig>>,
 
@@ -99,7 +101,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u32,
 
-    /// Processor model: host, x86-64-v2 or x86-64-v3
+    /// Processor model: host, x86-64, x86-64-v2 or x86-64-v3
+    ///
+    /// `x86-64` is the one that every engine has, KVM on any host among them: a machine with it can change its engine
+    /// while it runs.
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub(crate) cpu: String,
 

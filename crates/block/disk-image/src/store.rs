@@ -1,5 +1,6 @@
 //! Where the bytes of an image lie: a file of the host, or memory for tests.
 
+mod direct;
 mod host;
 mod memory;
 mod recording;

@@ -1,7 +1,7 @@
 //! The CPUID policy: what a guest is told of its processor, and with it which instructions and registers exist.
 //!
-//! Named models make snapshots portable: `x86-64-v2` and `x86-64-v3` are the same on every host that can run them. `host`
-//! is all that is implemented and that this host has units for. Every model says the same TSC frequency. Engines ask
+//! Named models make snapshots portable: `x86-64`, `x86-64-v2` and `x86-64-v3` are the same on every host that can run them,
+//! and `x86-64` is what every host's KVM can run, too. `host` is all that is implemented and that this host has units for. Every model says the same TSC frequency. Engines ask
 //! [`CpuPolicy::has`] before they decode an instruction or accept a control-register bit, so nothing is told that does
 //! not work and nothing works that is not told.
 //!
@@ -60,6 +60,8 @@ pub const XSAVE_COMPONENTS: [XsaveComponent; 2] = [
 pub enum Model {
     /// All that is implemented and that the host has units for.
     Host,
+    /// The baseline of the psABI, with system features that every engine has on every host.
+    V1,
     /// x86-64-v2 of the psABI.
     V2,
     /// x86-64-v3 of the psABI.
@@ -68,13 +70,17 @@ pub enum Model {
 
 impl Model {
     /// The names that [`FromStr`] knows.
-    pub const NAMES: [&str; 3] = ["host", "x86-64-v2", "x86-64-v3"];
+    pub const NAMES: [&str; 4] = ["host", "x86-64", "x86-64-v2", "x86-64-v3"];
+
+    /// Those that are the same on every host, from the one with least.
+    pub const NAMED: [Self; 3] = [Self::V1, Self::V2, Self::V3];
 
     /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Host => "host",
+            Self::V1 => "x86-64",
             Self::V2 => "x86-64-v2",
             Self::V3 => "x86-64-v3",
         }
@@ -91,8 +97,9 @@ impl FromStr for Model {
     type Err = PolicyError;
 
     fn from_str(name: &str) -> Result<Self, PolicyError> {
-        [Self::Host, Self::V2, Self::V3]
+        [Self::Host]
             .into_iter()
+            .chain(Self::NAMED)
             .find(|model| model.name() == name)
             .ok_or_else(|| PolicyError::UnknownModel { name: name.to_owned() })
     }
@@ -247,8 +254,9 @@ impl CpuPolicy {
     fn on_host(model: Model, units: FeatureSet) -> Result<Self, PolicyError> {
         let features = match model {
             Model::Host => FeatureSet::all().without(host::UNITS.without(units)).closed(),
-            Model::V2 => SYSTEM.union(LEVEL_2),
-            Model::V3 => SYSTEM.union(LEVEL_2).union(LEVEL_3),
+            Model::V1 => BASELINE,
+            Model::V2 => BASELINE.union(SYSTEM).union(LEVEL_2),
+            Model::V3 => BASELINE.union(SYSTEM).union(LEVEL_2).union(LEVEL_3),
         };
         let missing = features.intersection(host::UNITS).without(units);
         if !missing.is_empty() {
@@ -312,17 +320,25 @@ mod arch_cap {
     pub(super) const ITS_NO: u64 = 1 << 62;
 }
 
-/// What operating systems want beside the psABI's level, the same in both levels: x86-64 itself, and what is told apart
-/// from the level because user programs do not ask for it. Without 5-level paging and protection keys, which cost page
-/// walks and need XSAVE.
+/// x86-64 itself, and of what operating systems want only what no processor and no kernel's emulator lacks: Intel's and AMD's
+/// differ in self-snoop, PCIDs and the controls of speculation, emulators in much more.
+#[rustfmt::skip]
+const BASELINE: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[
+        Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
+        X2apic, TscDeadline, Hypervisor, TscAdjust, ArchCapabilities, Prefetchw, Syscall, Nx, Lm, InvariantTsc,
+        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
+    ])
+};
+
+/// What operating systems want beside the psABI's level, the same in levels 2 and 3; user programs do not ask for it.
+/// Without 5-level paging and protection keys, which cost page walks and need XSAVE.
 #[rustfmt::skip]
 const SYSTEM: FeatureSet = {
     use Feature::*;
     FeatureSet::of(&[
-        Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
-        Ss, Pcid, X2apic, TscDeadline, Rdrand, Hypervisor, Fsgsbase, TscAdjust, Smep, Erms, Invpcid, Rdseed, Smap, Umip,
-        Fsrm, SpecCtrl, BhiCtrl, ArchCapabilities, Prefetchw, Syscall, Nx, Pdpe1gb, Rdtscp, Lm, InvariantTsc,
-        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
+        Ss, Pcid, Rdrand, Fsgsbase, Smep, Erms, Invpcid, Rdseed, Smap, Umip, Fsrm, SpecCtrl, BhiCtrl, Pdpe1gb, Rdtscp,
     ])
 };
 

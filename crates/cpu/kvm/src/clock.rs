@@ -15,6 +15,7 @@ use guest_memory::MemoryError;
 use guest_memory::PAGE_MASK;
 use guest_memory::PAGE_SIZE;
 
+use crate::time::Moment;
 use crate::vcpu::KvmVcpu;
 
 /// MSR_KVM_SYSTEM_TIME: the time is kept at the address in the other bits.
@@ -54,8 +55,9 @@ impl KvmVcpu {
         if !wanted || at & PAGE_MASK > PAGE_SIZE - TIME_BYTES || !self.is_ram(at, TIME_BYTES) {
             return;
         }
-        let (now, tsc) = self.time_and_tsc(board);
-        let ([tsc_low, tsc_high], [time_low, time_high]) = (halves(tsc), halves(now.as_ns()));
+        let now = Moment::now(board);
+        let (tsc, time) = (self.tsc_at(now.host), now.time.as_ns());
+        let ([tsc_low, tsc_high], [time_low, time_high]) = (halves(tsc), halves(time));
         let (factor, shift) = factor(self.shared.time.tsc_hz);
         let stable = self.shared.policy.has(Feature::KvmClockStable) && self.shared.tscs_agree();
         let flags = shift | if stable { TSC_STABLE } else { 0 };

@@ -22,6 +22,7 @@ use kvm_bindings::kvm_enable_cap;
 use kvm_bindings::kvm_msr_entry;
 use kvm_ioctls::Cap;
 use kvm_ioctls::Kvm;
+use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
 
 use crate::availability;
@@ -63,8 +64,8 @@ pub(crate) struct Shared {
     pub(crate) time: Timeline,
     /// IA32_ARCH_CAPABILITIES, where the host has something to say there.
     pub(crate) arch_capabilities: Option<u64>,
-    /// How far each vCPU's TSC is ahead of the host's counter: `None` before its first entry.
-    offsets: Mutex<Vec<Option<u64>>>,
+    /// How far each vCPU's TSC is ahead of the common count: `None` before its first entry.
+    ahead: Mutex<Vec<Option<u64>>>,
 }
 
 impl Shared {
@@ -72,26 +73,26 @@ impl Shared {
         self.slots.memory()
     }
 
-    fn offsets(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
-        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ahead(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how far the TSC of `cpu` is ahead of guest time.
-    pub(crate) fn set_tsc_offset(&self, cpu: u32, offset: u64) {
-        let mut offsets = self.offsets();
+    /// Notes how far the TSC of `cpu` is ahead of the common count.
+    pub(crate) fn set_tsc_ahead(&self, cpu: u32, ahead: u64) {
+        let mut all = self.ahead();
         let cpu = cpu as usize;
-        if offsets.len() <= cpu {
-            offsets.resize(cpu + 1, None);
+        if all.len() <= cpu {
+            all.resize(cpu + 1, None);
         }
-        offsets[cpu] = Some(offset);
+        all[cpu] = Some(ahead);
     }
 
     /// Whether the TSCs of all vCPUs that run show the same.
     pub(crate) fn tscs_agree(&self) -> bool {
-        let offsets = self.offsets();
-        let mut known = offsets.iter().flatten();
+        let all = self.ahead();
+        let mut known = all.iter().flatten();
         let first = known.next();
-        known.all(|offset| Some(offset) == first)
+        known.all(|ahead| Some(ahead) == first)
     }
 }
 
@@ -136,7 +137,7 @@ impl KvmEngine {
             policy,
             supported,
             time,
-            offsets: Mutex::default(),
+            ahead: Mutex::default(),
         };
         let caps = EngineCaps {
             name: "kvm",
@@ -183,7 +184,32 @@ fn timeline(kvm: &Kvm, vm: &VmFd, policy: &CpuPolicy) -> Result<Timeline, Engine
     if host_hz == 0 {
         return Err(host_error("the kernel does not know the TSC's frequency".to_owned()));
     }
-    Ok(Timeline::new(host_hz, if scales { policy.tsc_hz() } else { host_hz }))
+    let settable = tsc_is_settable(&vcpu);
+    if !settable {
+        tracing::info!("the kernel shows guests the host's TSC, whatever it is set to");
+    }
+    let tsc_hz = if scales { policy.tsc_hz() } else { host_hz };
+    Ok(Timeline::new(host_hz, tsc_hz, policy.tsc_hz(), settable))
+}
+
+/// Whether a vCPU shows what its TSC was set to. Kernels that let guests read the processor's own counter take any value and
+/// show none.
+fn tsc_is_settable(vcpu: &VcpuFd) -> bool {
+    // Far ahead of the host: days at any frequency.
+    const AHEAD: u64 = 1 << 52;
+    let entry = |data| kvm_msr_entry {
+        index: x86_isa::msr::TSC,
+        data,
+        ..kvm_msr_entry::default()
+    };
+    let wanted = crate::time::host_counter().wrapping_add(AHEAD);
+    let set = kvm_bindings::Msrs::from_entries(&[entry(wanted)]);
+    let (Ok(set), Ok(mut shown)) = (set, kvm_bindings::Msrs::from_entries(&[entry(0)])) else {
+        return false;
+    };
+    let read = vcpu.set_msrs(&set) == Ok(1) && vcpu.get_msrs(&mut shown) == Ok(1);
+    let shown = shown.as_slice().first().map_or(0, |entry| entry.data);
+    read && shown.wrapping_sub(wanted) < AHEAD / 2
 }
 
 /// IA32_ARCH_CAPABILITIES as the kernel would give it to guests.
@@ -217,5 +243,6 @@ impl Inspect for KvmEngine {
             .with("memory_slots", slots.count() as u64)
             .with("tsc_hz", time.tsc_hz)
             .with("tsc_as_policy", time.tsc_hz == policy.tsc_hz())
+            .with("tsc_settable", time.settable)
     }
 }

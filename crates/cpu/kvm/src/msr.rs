@@ -9,7 +9,6 @@
 use cpu_model::CpuBoard;
 use cpu_model::EngineError;
 use cpu_model::Feature;
-use device_model::VmTime;
 use kvm_ioctls::MsrFilterDefaultAction;
 use kvm_ioctls::MsrFilterRange;
 use kvm_ioctls::MsrFilterRangeFlags;
@@ -17,6 +16,7 @@ use kvm_ioctls::VmFd;
 use x86_isa::msr as n;
 
 use crate::engine::failed;
+use crate::time::host_counter;
 use crate::vcpu::KvmVcpu;
 
 /// MSR_EBL_CR_POWERON, MSR_PLATFORM_INFO and IA32_PERF_CTL.
@@ -94,7 +94,7 @@ impl KvmVcpu {
         Some(match number {
             n::TSC_DEADLINE => {
                 allow(self.has(Feature::TscDeadline))?;
-                self.tsc.of_apic_deadline(board.apic_read_msr(self.id, number).ok()?)
+                self.of_apic_deadline(board, board.apic_read_msr(self.id, number).ok()?)
             }
             n::APIC_BASE | n::X2APIC_FIRST..=n::X2APIC_LAST => board.apic_read_msr(self.id, number).ok()?,
             n::KVM_WALL_CLOCK_OLD | n::KVM_WALL_CLOCK => {
@@ -105,7 +105,7 @@ impl KvmVcpu {
                 self.clock_msr(number)?;
                 self.kept.kvm_system_time
             }
-            n::TSC => self.tsc.at(board.now()),
+            n::TSC => self.tsc_at(host_counter()),
             n::TSC_ADJUST => {
                 allow(self.has(Feature::TscAdjust))?;
                 self.kept.tsc_adjust
@@ -135,7 +135,7 @@ impl KvmVcpu {
     ) -> Result<Option<()>, EngineError> {
         match number {
             n::TSC => {
-                let by = value.wrapping_sub(self.tsc.at(board.now()));
+                let by = value.wrapping_sub(self.tsc_at(host_counter()));
                 self.move_tsc_and_deadline(board, by)?;
             }
             n::TSC_ADJUST if self.has(Feature::TscAdjust) => {
@@ -155,11 +155,11 @@ impl KvmVcpu {
     /// The TSC and IA32_TSC_ADJUST move together. An armed deadline stays where it is in the guest's count.
     fn move_tsc_and_deadline(&mut self, board: &dyn CpuBoard, by: u64) -> Result<(), EngineError> {
         let armed = board.apic_read_msr(self.id, n::TSC_DEADLINE).unwrap_or(0);
-        let deadline = self.tsc.of_apic_deadline(armed);
+        let deadline = self.of_apic_deadline(board, armed);
         self.move_tsc(board, by)?;
         if armed != 0 {
             // Reading has just shown that the register is there, and any value is a deadline.
-            let _ = board.apic_write_msr(self.id, n::TSC_DEADLINE, self.tsc.to_apic(deadline));
+            let _ = board.apic_write_msr(self.id, n::TSC_DEADLINE, self.to_apic_deadline(board, deadline));
         }
         Ok(())
     }
@@ -168,7 +168,7 @@ impl KvmVcpu {
         match number {
             n::TSC_DEADLINE => {
                 allow(self.has(Feature::TscDeadline))?;
-                let deadline = self.tsc.to_apic(value);
+                let deadline = self.to_apic_deadline(board, value);
                 return board.apic_write_msr(self.id, number, deadline).ok();
             }
             n::X2APIC_FIRST..=n::X2APIC_LAST => return board.apic_write_msr(self.id, number, value).ok(),
@@ -218,12 +218,6 @@ impl KvmVcpu {
             Some((_, stored)) => *stored = value,
             None => self.kept.other.push((number, value)),
         }
-    }
-
-    /// Guest time now, as the clock's page wants it.
-    pub(crate) fn time_and_tsc(&self, board: &dyn CpuBoard) -> (VmTime, u64) {
-        let now = board.now();
-        (now, self.tsc.at(now))
     }
 }
 

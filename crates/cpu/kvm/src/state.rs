@@ -14,7 +14,6 @@ use cpu_model::FpuState;
 use cpu_model::Msrs;
 use cpu_model::PendingEvent;
 use cpu_model::SegmentState;
-use device_model::VmTime;
 use kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use kvm_bindings::kvm_debugregs;
@@ -34,8 +33,8 @@ use x86_isa::flags;
 use x86_isa::msr as n;
 
 use crate::engine::failed;
-use crate::time::Tsc;
 use crate::vcpu::KvmVcpu;
+use crate::vcpu::TscState;
 
 /// Segment numbers.
 const CS: usize = 1;
@@ -322,7 +321,7 @@ impl KvmVcpu {
             *place = self.get_msr(number).unwrap_or(*place);
         }
         msrs.efer = sregs.efer;
-        msrs.tsc_offset = self.tsc.offset_at(self.left_at.unwrap_or(VmTime::ZERO));
+        msrs.tsc_offset = self.tsc_offset();
         let segments = [&sregs.es, &sregs.cs, &sregs.ss, &sregs.ds, &sregs.fs, &sregs.gs].map(segment_out);
         let xcr0 = xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(16)].iter().find(|x| x.xcr == 0);
         Ok(CpuState {
@@ -347,6 +346,15 @@ impl KvmVcpu {
             activity: self.activity,
             pending: self.pending(&events, debug.dr6),
         })
+    }
+
+    /// How far the TSC was ahead of guest time when a vCPU of the machine was left last.
+    fn tsc_offset(&self) -> u64 {
+        match (self.tsc, self.shared.time.last()) {
+            (TscState::Loaded(offset), _) => offset,
+            (TscState::Running(tsc), Some(last)) => tsc.offset_at(last),
+            (TscState::Running(_), None) => 0,
+        }
     }
 
     /// What PAE's page-directory pointers were loaded from.
@@ -463,8 +471,7 @@ impl KvmVcpu {
                 tracing::debug!(msr = number, value, "the kernel does not take the value of an MSR");
             }
         }
-        let (hz, policy_hz) = (self.shared.time.tsc_hz, self.shared.policy.tsc_hz());
-        self.tsc = Tsc::new(hz, policy_hz, self.left_at.unwrap_or(VmTime::ZERO), msrs.tsc_offset);
+        self.tsc = TscState::Loaded(msrs.tsc_offset);
     }
 
     fn load_events(&mut self, state: &CpuState) -> Result<(), EngineError> {

@@ -18,7 +18,6 @@ use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::Inspect;
 use device_model::Node;
-use device_model::VmTime;
 use kvm_bindings::KVM_GUESTDBG_ENABLE;
 use kvm_bindings::KVM_GUESTDBG_SINGLESTEP;
 use kvm_bindings::KVM_VCPU_TSC_CTRL;
@@ -40,6 +39,7 @@ use crate::kick::Kicker;
 use crate::state::Pointers;
 use crate::time::Moment;
 use crate::time::Tsc;
+use crate::time::host_counter;
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: u64 = 0x4004_ae86;
@@ -47,6 +47,15 @@ const KVM_INTERRUPT: u64 = 0x4004_ae86;
 const KVM_SET_DEVICE_ATTR: u64 = 0x4018_aee1;
 /// IA32_APIC_BASE after reset.
 const APIC_BASE: u64 = 0xfee0_0800;
+
+/// The TSC of a vCPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TscState {
+    /// A state was taken over in which it was so far ahead of guest time; it counts from the next entry on.
+    Loaded(u64),
+    /// It counts.
+    Running(Tsc),
+}
 
 /// A vCPU that the host's processor executes.
 pub(crate) struct KvmVcpu {
@@ -61,16 +70,14 @@ pub(crate) struct KvmVcpu {
     pub(crate) nmi: bool,
     /// MSRs that we answer, and those that the host does not have.
     pub(crate) kept: Msrs,
-    pub(crate) tsc: Tsc,
+    pub(crate) tsc: TscState,
     pub(crate) pointers: Pointers,
     // Derived
     /// The board has signalled an interrupt that was not taken yet.
     interrupt: bool,
     /// What the kernel says of interrupts in `kvm_run` is about the present state.
     told: bool,
-    /// Guest time when the guest was left last.
-    pub(crate) left_at: Option<VmTime>,
-    /// The base that the TSC was set from; 0 is none.
+    /// The count that the TSC was set by; 0 is none.
     epoch: u64,
     /// IA32_APIC_BASE as the kernel has it.
     pub(crate) apic_base: u64,
@@ -109,11 +116,10 @@ impl KvmVcpu {
             activity: Activity::Active,
             nmi: false,
             kept: Msrs::default(),
-            tsc: Tsc::new(hz, policy_hz, VmTime::ZERO, 0),
+            tsc: TscState::Loaded(0),
             pointers: Pointers::default(),
             interrupt: false,
             told: false,
-            left_at: None,
             epoch: 0,
             apic_base: APIC_BASE,
             stepping: false,
@@ -210,8 +216,16 @@ impl KvmVcpu {
             state.segments[1].base = vector << 12;
             state.rip = 0;
             state.activity = Activity::Active;
-            self.load(&state)?;
+            self.load_here(&state)?;
         }
+        Ok(())
+    }
+
+    /// Takes over a state of this vCPU's own, whose TSC goes on.
+    fn load_here(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        let (tsc, epoch) = (self.tsc, self.epoch);
+        self.load(state)?;
+        (self.tsc, self.epoch) = (tsc, epoch);
         Ok(())
     }
 
@@ -226,7 +240,7 @@ impl KvmVcpu {
         state.msrs.efer = 0;
         state.msrs.kvm_system_time = 0;
         state.pending = PendingEvent::default();
-        self.load(&state)?;
+        self.load_here(&state)?;
         self.interrupt = false;
         self.nmi = false;
         Ok(())
@@ -343,15 +357,18 @@ impl KvmVcpu {
             .apic_read_msr(self.id, x86_isa::msr::APIC_BASE)
             .unwrap_or(APIC_BASE);
         self.follow_apic_base(base)?;
-        let (moment, epoch) = self.shared.time.look(Moment::now(board));
-        if self.left_at.is_none() {
+        let (count, epoch) = self.shared.time.look(Moment::now(board));
+        let tsc = match self.tsc {
             // Only now is it known at what time the state was taken over.
-            let (hz, policy_hz) = (self.shared.time.tsc_hz, self.shared.policy.tsc_hz());
-            self.tsc = Tsc::new(hz, policy_hz, moment.time, self.tsc.offset_at(VmTime::ZERO));
-            self.left_at = Some(moment.time);
-        }
+            TscState::Loaded(offset) => Tsc::new(&self.shared.time, count, offset),
+            TscState::Running(mut tsc) => {
+                tsc.follow(count);
+                tsc
+            }
+        };
+        self.tsc = TscState::Running(tsc);
         if self.epoch != epoch {
-            self.set_tsc(moment)?;
+            self.set_tsc(&tsc)?;
             self.epoch = epoch;
             self.attend_clock(board);
         }
@@ -370,12 +387,15 @@ impl KvmVcpu {
         Ok(())
     }
 
-    /// Makes the processor's TSC show what it shows at `moment`.
-    fn set_tsc(&mut self, moment: Moment) -> Result<(), EngineError> {
-        let value = self.tsc.at(moment.time);
+    /// Makes the processor's TSC this one.
+    fn set_tsc(&mut self, tsc: &Tsc) -> Result<(), EngineError> {
+        self.shared.set_tsc_ahead(self.id, tsc.ahead());
+        if !self.shared.time.settable {
+            return Ok(());
+        }
         // Ahead of the host's counter. Without scaling that is what the kernel keeps, too.
-        let offset = value.wrapping_sub(moment.host);
-        self.shared.set_tsc_offset(self.id, offset);
+        let now = host_counter();
+        let offset = tsc.at(now).wrapping_sub(now);
         let attribute = kvm_device_attr {
             group: KVM_VCPU_TSC_CTRL,
             attr: KVM_VCPU_TSC_OFFSET.into(),
@@ -389,20 +409,47 @@ impl KvmVcpu {
             return Ok(());
         }
         // The kernel takes what is written within a second for one TSC that all vCPUs show.
-        let passed = crate::time::host_counter().wrapping_sub(moment.host);
-        let time = moment.time + VmTime::from_ticks(passed, self.shared.time.host_hz()).as_ns();
-        if self.put_msr(x86_isa::msr::TSC, self.tsc.at(time)) {
+        if self.put_msr(x86_isa::msr::TSC, tsc.at(host_counter())) {
             Ok(())
         } else {
             Err(host_error("the TSC cannot be set".to_owned()))
         }
     }
 
-    /// The guest sets its TSC forward by so many ticks.
+    /// What the TSC shows when the host's counter has this value. Zero before the guest is entered for the first time.
+    pub(crate) fn tsc_at(&self, host: u64) -> u64 {
+        match self.tsc {
+            TscState::Running(tsc) => tsc.at(host),
+            TscState::Loaded(_) => 0,
+        }
+    }
+
+    /// IA32_TSC_DEADLINE as the guest has it, of the local APIC's.
+    pub(crate) fn of_apic_deadline(&self, board: &dyn CpuBoard, deadline: u64) -> u64 {
+        match self.tsc {
+            TscState::Running(tsc) => tsc.of_apic_deadline(deadline, Moment::now(board)),
+            TscState::Loaded(_) => deadline,
+        }
+    }
+
+    /// IA32_TSC_DEADLINE as the local APIC has it, of the guest's.
+    pub(crate) fn to_apic_deadline(&self, board: &dyn CpuBoard, deadline: u64) -> u64 {
+        match self.tsc {
+            TscState::Running(tsc) => tsc.to_apic(deadline, Moment::now(board)),
+            TscState::Loaded(_) => deadline,
+        }
+    }
+
+    /// The guest sets its TSC forward by so many ticks, where the kernel can show that.
     pub(crate) fn move_tsc(&mut self, board: &dyn CpuBoard, by: u64) -> Result<(), EngineError> {
-        self.tsc.shift(by);
         self.kept.tsc_adjust = self.kept.tsc_adjust.wrapping_add(by);
-        self.set_tsc(Moment::now(board))?;
+        if let TscState::Running(tsc) = &mut self.tsc
+            && self.shared.time.settable
+        {
+            tsc.shift(by);
+            let tsc = *tsc;
+            self.set_tsc(&tsc)?;
+        }
         self.attend_clock(board);
         Ok(())
     }
@@ -416,9 +463,7 @@ impl Vcpu for KvmVcpu {
         self.signals.set_waker(None);
         let stop = result?;
         self.complete(board)?;
-        let now = Moment::now(board);
-        self.shared.time.look(now);
-        self.left_at = Some(now.time);
+        self.shared.time.look(Moment::now(board));
         Ok(stop)
     }
 

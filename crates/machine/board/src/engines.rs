@@ -84,8 +84,9 @@ pub(crate) fn take_over(
             let lost: Vec<&str> = lost.map(Feature::name).collect();
             if !lost.is_empty() {
                 return Err(EngineError::State(format!(
-                    "the guest was told of features that KVM does not have on this host: {}",
-                    lost.join(" ")
+                    "the guest was told of features that KVM does not have on this host: {}; {}",
+                    lost.join(" "),
+                    advice(kvm_models().last())
                 )));
             }
             Ok(Arc::new(KvmEngine::new(memory, policy)?))
@@ -95,6 +96,26 @@ pub(crate) fn take_over(
         EngineKind::Lockstep | EngineKind::Auto => Err(EngineError::State(format!(
             "a machine that runs cannot go on with the engine `{kind}`"
         ))),
+    }
+}
+
+/// The named models that KVM has completely on this host, the one with most in it last.
+#[must_use]
+pub fn kvm_models() -> Vec<Model> {
+    let whole = |model: &Model| {
+        let policy = CpuPolicy::new(*model).ok()?;
+        Some(kvm::supported_policy(&policy).ok()? == policy)
+    };
+    let mut models = Model::NAMED.to_vec();
+    models.retain(|model| whole(model).unwrap_or(false));
+    models
+}
+
+/// How a machine is to begin that can go on with KVM.
+fn advice(model: Option<&Model>) -> String {
+    match model {
+        Some(model) => format!("a machine begun with --cpu {model}, or on --engine kvm, can change to it"),
+        None => "a machine begun on --engine kvm can change to it".to_owned(),
     }
 }
 
@@ -119,5 +140,21 @@ mod tests {
         assert_eq!(try_engine(EngineKind::Interp, "x86-64-v2"), Ok("interp"));
         assert!(try_engine(EngineKind::Auto, "host").is_ok());
         assert!(try_engine(EngineKind::Auto, "z80").unwrap_err().contains("z80"));
+    }
+
+    #[test]
+    fn advice_names_a_model_where_there_is_one() {
+        assert!(advice(Some(&Model::V1)).contains("--cpu x86-64,"));
+        assert!(advice(None).contains("--engine kvm"));
+    }
+
+    #[test]
+    fn baseline_is_whole_on_every_kvm() {
+        let found = kvm::availability();
+        if !found.usable {
+            eprintln!("SKIPPED: {found}");
+            return;
+        }
+        assert_eq!(kvm_models().first(), Some(&Model::V1));
     }
 }

@@ -16,7 +16,9 @@ use std::time::Instant;
 use chipset::fdc;
 use chipset::fdc::FloppyMedium;
 use disk_image::BlockError;
+use disk_image::Files;
 use disk_image::Format;
+use disk_image::HostFiles;
 use disk_image::Image;
 use disk_image::OpenOptions;
 use spec::CacheMode;
@@ -48,16 +50,12 @@ impl ImageMedium {
     /// Opens a hard disk's image.
     pub(crate) fn disk(config: &DiskConfig) -> Result<Arc<Self>, BuildError> {
         let format = config.format.as_deref().map(str::parse::<Format>).transpose()?;
-        let medium = Self::open(&config.image, format, config.read_only)?;
-        Ok(Arc::new(Self {
-            cache: config.cache,
-            ..medium
-        }))
+        Self::open(&config.image, format, config.read_only, config.cache).map(Arc::new)
     }
 
     /// Opens a disc's image.
     pub(crate) fn disc(path: &Path) -> Result<Arc<Self>, BuildError> {
-        Self::open(path, None, true).map(Arc::new)
+        Self::open(path, None, true, CacheMode::Writeback).map(Arc::new)
     }
 
     /// Opens a floppy disk's image. One that the user may not write is write-protected.
@@ -69,8 +67,8 @@ impl ImageMedium {
             }
             _ => false,
         };
-        let medium = match Self::open(path, None, read_only) {
-            Err(error) if !read_only && denied(&error) => Self::open(path, None, true)?,
+        let medium = match Self::open(path, None, read_only, CacheMode::Writeback) {
+            Err(error) if !read_only && denied(&error) => Self::open(path, None, true, CacheMode::Writeback)?,
             opened => opened?,
         };
         if !fdc::is_floppy_size(medium.size) {
@@ -80,20 +78,24 @@ impl ImageMedium {
         Ok(medium)
     }
 
-    fn open(path: &Path, format: Option<Format>, read_only: bool) -> Result<Self, BuildError> {
+    fn open(path: &Path, format: Option<Format>, read_only: bool, cache: CacheMode) -> Result<Self, BuildError> {
         let options = OpenOptions {
             write: !read_only,
             format,
             share: false,
         };
-        let image = disk_image::open(path, &options)?;
+        let files: Arc<dyn Files> = Arc::new(HostFiles {
+            direct: cache.is_direct(),
+            ..HostFiles::default()
+        });
+        let image = disk_image::open_in(&files, path, &options)?;
         let info = image.info();
         tracing::info!(path = %path.display(), format = %info.format, size = info.size, "image");
         Ok(Self {
             image,
             size: info.size,
             read_only: !info.writable,
-            cache: CacheMode::Writeback,
+            cache,
             guard: format.is_none() && info.format == Format::Raw,
             told: AtomicU32::new(0),
         })
@@ -116,10 +118,10 @@ impl ImageMedium {
     /// What a write has come to, once it is as safe as the user wants it to be.
     fn written(&self, result: disk_image::Result<()>) -> Result<(), MediumError> {
         self.told("write", result)?;
-        match self.cache {
-            CacheMode::Writethrough => self.told("flush", self.image.flush()),
-            CacheMode::Writeback | CacheMode::Unsafe => Ok(()),
+        if self.cache.is_through() {
+            self.told("flush", self.image.flush())?;
         }
+        Ok(())
     }
 
     /// Refuses a write that would make the image look like one of a format that refers to other files.
@@ -365,10 +367,15 @@ mod tests {
     #[test]
     fn writes_through_the_cache_are_in_the_file_at_once() {
         let dir = tempfile::TempDir::new().unwrap();
-        for (cache, safe) in [(CacheMode::Writethrough, true), (CacheMode::Writeback, false)] {
+        for (cache, safe) in [
+            (CacheMode::Writethrough, true),
+            (CacheMode::Directsync, true),
+            (CacheMode::Writeback, false),
+            (CacheMode::None, false),
+        ] {
             let image = dir.path().join(format!("{cache:?}.qcow2"));
             let options = disk_image::CreateOptions::new(Format::Qcow2, 1 << 20);
-            let files: Arc<dyn disk_image::Files> = Arc::new(disk_image::HostFiles::default());
+            let files: Arc<dyn Files> = Arc::new(HostFiles::default());
             disk_image::create(&files, &image, &options).unwrap();
             let config = DiskConfig {
                 image: image.clone(),

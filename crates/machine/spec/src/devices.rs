@@ -138,13 +138,29 @@ pub enum CacheMode {
     Writeback,
     /// They are safe when the guest is told that they are done.
     Writethrough,
+    /// As `Writeback`, past the host's page cache.
+    None,
+    /// As `Writethrough`, past the host's page cache.
+    Directsync,
     /// Flushes do nothing: a crash of the host loses or damages data.
     Unsafe,
 }
 
 impl CacheMode {
     /// What may be written.
-    pub const NAMES: [&str; 3] = ["writeback", "writethrough", "unsafe"];
+    pub const NAMES: [&str; 5] = ["writeback", "writethrough", "none", "directsync", "unsafe"];
+
+    /// Past the host's page cache.
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+
+    /// Each write is safe when the guest is told that it is done.
+    #[must_use]
+    pub fn is_through(self) -> bool {
+        matches!(self, Self::Writethrough | Self::Directsync)
+    }
 }
 
 impl FromStr for CacheMode {
@@ -154,6 +170,8 @@ impl FromStr for CacheMode {
         match text {
             "writeback" => Ok(Self::Writeback),
             "writethrough" => Ok(Self::Writethrough),
+            "none" => Ok(Self::None),
+            "directsync" => Ok(Self::Directsync),
             "unsafe" => Ok(Self::Unsafe),
             _ => Err(format!(
                 "unknown cache mode `{text}`; there are {}",

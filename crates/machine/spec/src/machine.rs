@@ -215,7 +215,7 @@ pub struct MachineSpec {
     pub memory: Size,
     /// Number of processors.
     pub cpus: u32,
-    /// Processor model: `host`, `x86-64-v2`, `x86-64-v3`.
+    /// Processor model: `host`, `x86-64`, `x86-64-v2`, `x86-64-v3`.
     pub cpu: String,
     /// Engine.
     pub engine: EngineKind,

@@ -14,12 +14,13 @@ use serde_json::Value;
 use super::Lab;
 use super::cases::no_complaints;
 use crate::boot::Boot;
+use crate::boot::Seen;
 use crate::process;
 
 /// How long a machine may take to open its socket.
 const SOCKET: Duration = Duration::from_secs(60);
 /// How long the guest may take to show something.
-const SCREEN: &str = "300";
+const SCREEN: &str = "600";
 /// How long the guest is paused.
 const PAUSE: Duration = Duration::from_secs(8);
 
@@ -29,18 +30,19 @@ const LISTEN: &str = "for m in evdev button; do insmod /lib/modules/$m.ko; done;
                       echo hear''ing $n; head -c 24 /dev/input/$n > /dev/null; poweroff -f";
 
 /// `oxbow ctl` with one machine.
-struct Ctl<'a> {
+pub(super) struct Ctl<'a> {
     oxbow: &'a Path,
     socket: &'a Path,
 }
 
 impl Ctl<'_> {
-    fn ask(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(super) fn ask(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(self.oxbow);
         process::output(command.arg("ctl").arg(self.socket).args(arguments))
     }
 
-    fn wait_for(&self, text: &str) -> anyhow::Result<String> {
+    /// Waits until the screen has a text.
+    pub(super) fn wait_for(&self, text: &str) -> anyhow::Result<String> {
         self.ask(&["screen-text", "--wait-for", text, "--timeout", SCREEN])
     }
 
@@ -67,37 +69,49 @@ impl Ctl<'_> {
 }
 
 pub(super) fn screen_and_keyboard_work_by_the_control_socket(lab: &Lab) -> anyhow::Result<()> {
-    let dir = std::env::temp_dir().join(format!("oxbow-control-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    let socket = dir.join("vm.sock");
     // The last console is the shell's.
     let append = "console=ttyS0 console=tty0 panic=-1";
-    let path = socket.to_string_lossy();
-    let boot = Boot::new(lab.oxbow, lab.guest("full")?, append).with(&["--machine", "pc", "--control", &path]);
+    let boot = Boot::new(lab.oxbow, lab.guest("full")?, append).with(&["--machine", "pc"]);
+    controlled(lab, boot, work, |seen| {
+        ensure!(seen.status == Some(0), "the machine did not power off");
+        ensure!(seen.errors.is_empty(), "oxbow had something to say: {}", seen.errors);
+        no_complaints(seen)
+    })
+}
+
+/// Boots with a control socket, lets `user` work with the machine, and `judge` what was seen of it in the end.
+pub(super) fn controlled(
+    lab: &Lab,
+    boot: Boot,
+    user: impl FnOnce(&Ctl<'_>) -> anyhow::Result<()> + Send,
+    judge: impl FnOnce(&Seen) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let dir = std::env::temp_dir().join(format!("oxbow-{}-{}", lab.name, std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let socket = dir.join("vm.sock");
+    let boot = boot.with(&["--control", &socket.to_string_lossy()]);
     let user = thread::scope(|scope| {
-        let user = scope.spawn(|| use_it(lab.oxbow, &socket));
-        let watched = lab.watch(&boot, |seen| {
-            ensure!(seen.status == Some(0), "the machine did not power off");
-            ensure!(seen.errors.is_empty(), "oxbow had something to say: {}", seen.errors);
-            no_complaints(seen)
-        });
+        let user = scope.spawn(|| use_it(lab.oxbow, &socket, user));
+        let watched = lab.watch(&boot, judge);
         (user.join(), watched)
     });
     let _ = std::fs::remove_dir_all(&dir);
     match user {
+        // Why a machine ended early says more than that it was not there.
+        (Ok(Err(user)), Err(watched)) => Err(watched.context(user)),
         (Ok(user), watched) => user.and(watched),
         (Err(_), _) => bail!("the user panicked"),
     }
 }
 
-fn use_it(oxbow: &Path, socket: &Path) -> anyhow::Result<()> {
+fn use_it(oxbow: &Path, socket: &Path, user: impl FnOnce(&Ctl<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let end = Instant::now() + SOCKET;
     while !socket.exists() {
         ensure!(Instant::now() < end, "no control socket");
         thread::sleep(Duration::from_millis(20));
     }
     let ctl = Ctl { oxbow, socket };
-    let result = work(&ctl);
+    let result = user(&ctl);
     if result.is_err() {
         // What was on the screen says more than the console; the machine may be gone.
         let screen = ctl.ask(&["screen-text"]).unwrap_or_default();

@@ -72,7 +72,9 @@ fn debian_boots(lab: &Lab) -> anyhow::Result<()> {
                --verify_fatal=1 --output=/tmp/fio && echo fio-\"\"well; tr -s ' ' ' ' </dev/vcs1; poweroff\n";
     let dialogue = [("login: ", "root\n"), ("# ", fio)];
     let option = format!("{},format={format},bus={bus}", image.display());
-    let boot = Boot::firmware(lab.oxbow).with(&["--disk", &option]).dialogue(&dialogue);
+    let boot = Boot::firmware(lab.oxbow, "pc")
+        .with(&["--disk", &option])
+        .dialogue(&dialogue);
     lab.watch(&boot, |seen| {
         ensure!(seen.status == Some(0), "the machine did not power off");
         no_complaints(seen)?;

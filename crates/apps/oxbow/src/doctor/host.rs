@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-use spec::EngineKind;
+use board::Availability;
 
 use super::Finding;
 use super::Health;
@@ -40,8 +40,8 @@ impl Processor {
     }
 }
 
-/// Whether KVM works, and is hardware.
-pub(super) fn kvm() -> Finding {
+/// Whether KVM works, and is hardware; `kvm` is what came of trying it.
+pub(super) fn kvm(kvm: &Availability) -> Finding {
     let processor = Processor::read(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
     let node = match OpenOptions::new().read(true).write(true).open(KVM) {
         Ok(_) => Node::Opens,
@@ -49,7 +49,7 @@ pub(super) fn kvm() -> Finding {
         Err(error) if Path::new(KVM).exists() => Node::Fails(error.to_string()),
         Err(_) => Node::Absent,
     };
-    judge(processor, &node, "kvm".parse::<EngineKind>().is_ok())
+    judge(processor, &node, kvm)
 }
 
 /// What came of opening the node.
@@ -60,7 +60,7 @@ enum Node {
     Absent,
 }
 
-fn judge(processor: Processor, node: &Node, built_in: bool) -> Finding {
+fn judge(processor: Processor, node: &Node, kvm: &Availability) -> Finding {
     let lacking = |detail: String| Finding::lacking("engines", "kvm", Health::Missing, detail);
     let Processor {
         virtualizes,
@@ -80,11 +80,9 @@ fn judge(processor: Processor, node: &Node, built_in: bool) -> Finding {
         }
         Node::Denied => lacking(format!("{KVM} may not be opened")).remedy("usermod -aG kvm $USER, then log in again"),
         Node::Fails(error) => lacking(format!("{KVM} cannot be opened: {error}")),
-        Node::Opens if !virtualizes => lacking(format!(
-            "{KVM} is there, but without VT-x or AMD-V it emulates: the translator is faster"
-        )),
-        Node::Opens if !built_in => lacking("the host has it; this version does not use it".to_owned()),
-        Node::Opens => Finding::good("engines", "kvm", "runs on the processor itself"),
+        Node::Opens if kvm.hardware => Finding::good("engines", "kvm", kvm.reason.clone()),
+        Node::Opens if kvm.usable => Finding::lacking("engines", "kvm", Health::Slow, kvm.reason.clone()),
+        Node::Opens => lacking(kvm.reason.clone()),
     }
 }
 
@@ -131,12 +129,22 @@ mod tests {
 
     #[test]
     fn each_obstacle_has_its_remedy() {
-        let remedy = |processor, node| judge(processor, &node, true).remedy.unwrap_or_default();
+        let kvm = |usable, hardware| Availability {
+            usable,
+            hardware,
+            reason: "because".to_owned(),
+        };
+        let remedy = |processor, node| judge(processor, &node, &kvm(false, false)).remedy.unwrap_or_default();
         assert!(remedy(BARE, Node::Absent).contains("modprobe"));
         assert!(remedy(GUEST, Node::Absent).contains("nested"));
         assert!(remedy(BARE, Node::Denied).contains("usermod"));
-        assert_eq!(judge(BARE, &Node::Opens, true).health, Health::Good);
-        assert_eq!(judge(GUEST, &Node::Opens, true).health, Health::Missing, "it emulates");
-        assert_eq!(judge(BARE, &Node::Opens, false).health, Health::Missing);
+        for (usable, hardware, health) in [
+            (true, true, Health::Good),
+            (true, false, Health::Slow),
+            (false, false, Health::Missing),
+        ] {
+            let finding = judge(GUEST, &Node::Opens, &kvm(usable, hardware));
+            assert_eq!((finding.health, finding.detail.as_str()), (health, "because"));
+        }
     }
 }

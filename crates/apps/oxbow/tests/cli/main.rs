@@ -2,6 +2,7 @@
 
 mod control;
 mod disk;
+mod engines;
 mod guest;
 mod misuse;
 mod run;

@@ -23,6 +23,7 @@ use super::Access;
 use super::FileId;
 use super::Files;
 use super::Store;
+use super::direct::DirectFile;
 use crate::BlockError;
 use crate::Result;
 
@@ -38,18 +39,29 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 pub struct HostFiles {
     /// A flush waits for the medium. Without it, a power cut may lose what was flushed; a killed process loses nothing.
     pub sync: bool,
+    /// Past the host's page cache, by `O_DIRECT`. File systems that cannot do that are refused.
+    pub direct: bool,
 }
 
 impl Default for HostFiles {
     fn default() -> Self {
-        Self { sync: true }
+        Self {
+            sync: true,
+            direct: false,
+        }
     }
 }
 
 #[derive(Debug)]
-struct HostFile {
+pub(super) struct HostFile {
     file: fs::File,
     sync: bool,
+}
+
+impl HostFile {
+    pub(super) fn file(&self) -> &fs::File {
+        &self.file
+    }
 }
 
 /// Locks the file. A process that is being started holds our other files for a moment, so one refusal is not the end.
@@ -118,7 +130,12 @@ impl Files for HostFiles {
             Some(Err(error)) => return Err(io("lock")(error.into())),
         }
         let id = (data.dev(), data.ino());
-        Ok((Arc::new(HostFile { file, sync: self.sync }), id))
+        let file = HostFile { file, sync: self.sync };
+        let store: Arc<dyn Store> = match self.direct {
+            true => Arc::new(DirectFile::open(file, path, write)?),
+            false => Arc::new(file),
+        };
+        Ok((store, id))
     }
 
     fn id(&self, path: &Path) -> Option<FileId> {

@@ -2,6 +2,7 @@
 
 mod chains;
 mod damage;
+mod direct;
 mod killed;
 mod kit;
 mod maintenance;

@@ -102,7 +102,10 @@ fn grown_children_do_not_show_what_their_parent_has_behind() {
 #[test]
 fn compacted_images_are_smaller_and_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let files: Arc<dyn Files> = Arc::new(HostFiles { sync: false });
+    let files: Arc<dyn Files> = Arc::new(HostFiles {
+        sync: false,
+        ..HostFiles::default()
+    });
     for (name, kind) in kinds(8 * MIB) {
         if several_files(&kind) && kind.variant == Variant::TwoGbMaxExtentSparse {
             continue;

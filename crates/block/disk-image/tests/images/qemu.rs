@@ -54,7 +54,13 @@ fn qemu_name(format: Format) -> &'static str {
 }
 
 pub(crate) fn host() -> (tempfile::TempDir, Arc<dyn Files>) {
-    (tempfile::tempdir().unwrap(), Arc::new(HostFiles { sync: false }))
+    (
+        tempfile::tempdir().unwrap(),
+        Arc::new(HostFiles {
+            sync: false,
+            ..HostFiles::default()
+        }),
+    )
 }
 
 pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> String {
