@@ -7,6 +7,7 @@ use iced_x86::OpAccess;
 use iced_x86::OpKind;
 use iced_x86::Register;
 
+use crate::area;
 use crate::asm::JCC;
 use crate::asm::Reg;
 use crate::asm::T0;
@@ -71,9 +72,8 @@ impl Translator {
             return self.load_relative_address(index);
         }
         let memory = memory_operand(&ins);
-        let any_spilled = (0..ins.op_count()).any(|i| spilled(&ins, i).is_some());
-        if high_byte(&ins) && (memory || any_spilled) {
-            return None;
+        if memory && high_byte(&ins) {
+            return self.high_byte_and_memory(index);
         }
         let mut new = ins;
         if ins.mnemonic() == Mnemonic::Lea {
@@ -102,6 +102,46 @@ impl Translator {
             }
         }
         changed.into_iter().for_each(|r| self.written(r));
+        Some(())
+    }
+
+    /// An instruction with AH, CH, DH or BH and a memory operand. No instruction has one of those beside R8 to R15: a register
+    /// that it does not use holds the address.
+    fn high_byte_and_memory(&mut self, index: usize) -> Option<()> {
+        const KEPT: u32 = area::SCRATCH + 24;
+        const FREE: [Register; 5] = [
+            Register::RSI,
+            Register::RDI,
+            Register::RBX,
+            Register::RDX,
+            Register::RCX,
+        ];
+        let ins = self.items[index].ins;
+        // CMPXCHG has an operand in AL.
+        let used = |r: Register| {
+            let is = |i| ins.op_kind(i) == OpKind::Register && ins.op_register(i).full_register() == r;
+            (0..ins.op_count()).any(is)
+        };
+        let free = FREE.into_iter().find(|&r| !used(r))?;
+        let n = free.number() as Reg;
+        let place = self.operand(index)?;
+        self.hosts[index].2 = self.unsaved();
+        let start = self.asm.len();
+        self.asm.store(KEPT, n);
+        self.asm
+            .lea_any(n, Some(place.base), place.index.map(|r| (r, 0)), place.disp, true);
+        let mut new = ins;
+        let address = Place {
+            base: n,
+            index: None,
+            disp: 0,
+        };
+        replace_memory(&mut new, address);
+        if !self.emit(&new) {
+            self.asm.buf.truncate(start);
+            return None;
+        }
+        self.asm.load(n, KEPT);
         Some(())
     }
 

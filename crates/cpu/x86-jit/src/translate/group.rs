@@ -251,7 +251,7 @@ impl Translator {
             Base::Register(base) if group.scaled.is_none() && group.segment.is_none() => Some(base),
             _ => None,
         };
-        self.claim(if flags || simple.is_none() {
+        self.claim(if flags && simple.is_some() {
             &[T0, T1, T2]
         } else {
             &[T0, T1]
@@ -263,6 +263,8 @@ impl Translator {
             base = Some(host);
         } else {
             self.group_address(index, &group)?;
+            // No sooner: the address may need two registers that live in memory.
+            self.claim(&[T2]);
             self.asm.mov(T2, T0);
         }
         let (offset, parked) = match base {

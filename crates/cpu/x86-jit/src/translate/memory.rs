@@ -165,8 +165,10 @@ impl Translator {
                 disp,
             });
         }
-        self.claim(&[T0, T1, T2]);
+        self.claim(&[T0, T1]);
         self.address(index)?;
+        // No sooner: the address may need two registers that live in memory.
+        self.claim(&[T2]);
         self.asm.mov(T2, T0);
         self.with_flags(index, Parked::InMemory, |t, parked| {
             t.look_up(index, parked, &Look::new(T2, write, size))
