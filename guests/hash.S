@@ -2,9 +2,7 @@
  * It is for changes of the engine while it runs: whoever runs it works the results out for the number of rounds.
  *
  * Memory: ROUNDS counts; STOP is set from outside; then HASH, SUM (lane 0 of XMM3) and COUNT (of x87) hold the results, and
- * BACK the number of rounds in which the TSC did not advance. PLAIN is set from outside before the start where x87 and SSE
- * are to be left alone: kernels that emulate guest code for want of hardware know few of their instructions. Built with
- * LEAVE_UNITS, it leaves them alone anyway.
+ * BACK the number of rounds in which the TSC did not advance.
  *
  * COM1: a byte gets the number of rounds for an answer, in hexadecimal digits and a line feed; `q` gets ROUNDS, HASH, SUM,
  * COUNT and BACK, and is the end.
@@ -17,23 +15,17 @@
 #define SUM 0x20000c
 #define COUNT 0x200010
 #define BACK 0x200014
-#define PLAIN 0x200018
 #define AREA 0x300000
 #define WORDS 4096
 
 main:
-#ifdef LEAVE_UNITS
-    mov dword ptr [PLAIN], 1
-#endif
     mov eax, cr4
     or eax, 0x200
     mov cr4, eax
-    cmp dword ptr [PLAIN], 0
-    jne 1f
     fninit
     fldz
     pxor xmm3, xmm3
-1:  mov edi, AREA
+    mov edi, AREA
     mov ecx, WORDS
     mov eax, 1
 1:  imul eax, eax, 1664525
@@ -49,18 +41,14 @@ round:
 1:  xor ebp, [esi]
     imul ebp, ebp, 16777619
     add [esi], ebp
-    cmp dword ptr [PLAIN], 0
-    jne 2f
     movd xmm2, ebp
     paddd xmm3, xmm2
-2:  add esi, 4
+    add esi, 4
     dec ecx
     jnz 1b
-    cmp dword ptr [PLAIN], 0
-    jne 1f
     fld1
     faddp st(1), st
-1:  rdtsc
+    rdtsc
     cmp edx, [last + 4]
     ja 2f
     jb 1f
@@ -85,11 +73,9 @@ round:
 1:  cmp dword ptr [STOP], 0
     je round
 2:  mov [HASH], ebp
-    cmp dword ptr [PLAIN], 0
-    jne 1f
     movd [SUM], xmm3
     fistp dword ptr [COUNT]
-1:  mov esi, ROUNDS
+    mov esi, ROUNDS
 1:  mov eax, [esi]
     call hex
     add esi, 4

@@ -14,6 +14,7 @@ use cpu_model::Vcpu;
 use device_model::Inspect;
 use device_model::Node;
 use guest_memory::GuestMemory;
+use kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE;
 use kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR;
 use kvm_bindings::KVM_MSR_EXIT_REASON_FILTER;
 use kvm_bindings::KVM_MSR_EXIT_REASON_INVAL;
@@ -24,6 +25,7 @@ use kvm_ioctls::Cap;
 use kvm_ioctls::Kvm;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
+use x86_interp::InterpEngine;
 
 use crate::availability;
 use crate::cpuid::Supported;
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) time: Timeline,
     /// IA32_ARCH_CAPABILITIES, where the host has something to say there.
     pub(crate) arch_capabilities: Option<u64>,
+    /// Executes what the kernel cannot; made when that happens for the first time.
+    stand_in: Mutex<Option<Arc<InterpEngine>>>,
     /// How far each vCPU's TSC is ahead of the common count: `None` before its first entry.
     ahead: Mutex<Vec<Option<u64>>>,
 }
@@ -71,6 +75,16 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
         self.slots.memory()
+    }
+
+    /// The interpreter, for what the kernel cannot execute.
+    pub(crate) fn stand_in(&self) -> Result<Arc<InterpEngine>, EngineError> {
+        let mut engine = self.stand_in.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = &*engine {
+            return Ok(Arc::clone(engine));
+        }
+        let made = InterpEngine::new(Arc::clone(self.memory()), Arc::new(self.policy.clone()))?;
+        Ok(Arc::clone(engine.insert(Arc::new(made))))
     }
 
     fn ahead(&self) -> MutexGuard<'_, Vec<Option<u64>>> {
@@ -127,6 +141,12 @@ impl KvmEngine {
         };
         vm.enable_cap(&cap).map_err(failed("MSRs"))?;
         msr::filter(&vm)?;
+        // Where the kernel cannot do that, it ends programs of the guest with #UD by itself.
+        let _ = vm.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        });
         let slots = Slots::new(memory, kvm.get_nr_memslots());
         slots.follow(&vm).map_err(host_error)?;
         let time = timeline(&kvm, &vm, &policy)?;
@@ -137,6 +157,7 @@ impl KvmEngine {
             policy,
             supported,
             time,
+            stand_in: Mutex::default(),
             ahead: Mutex::default(),
         };
         let caps = EngineCaps {

@@ -19,6 +19,7 @@ use kvm_bindings::KVM_EXIT_SET_TPR;
 use kvm_bindings::KVM_EXIT_SHUTDOWN;
 use kvm_bindings::KVM_EXIT_X86_RDMSR;
 use kvm_bindings::KVM_EXIT_X86_WRMSR;
+use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
 use crate::engine::host_error;
 use crate::vcpu::KvmVcpu;
@@ -67,6 +68,9 @@ impl KvmVcpu {
             KVM_EXIT_INTERNAL_ERROR => {
                 // SAFETY: as above.
                 let why = unsafe { self.kvm_run().__bindgen_anon_1.internal.suberror };
+                if why == KVM_INTERNAL_ERROR_EMULATION {
+                    return self.rescue(board);
+                }
                 return Err(self.stuck(&format!("the kernel cannot execute an instruction (suberror {why})")));
             }
             reason => return Err(self.stuck(&format!("exit of unknown kind {reason}"))),
@@ -74,7 +78,12 @@ impl KvmVcpu {
         Ok(Exit::Done)
     }
 
-    fn stuck(&mut self, what: &str) -> EngineError {
+    fn stuck(&self, what: &str) -> EngineError {
+        host_error(format!("{what} at {}", self.place()))
+    }
+
+    /// Where the guest is: address and code.
+    pub(crate) fn place(&self) -> String {
         let (rip, cs) = (
             self.fd.get_regs().map_or(0, |r| r.rip),
             self.fd.get_sregs().map_or(0, |s| s.cs.base),
@@ -87,7 +96,7 @@ impl KvmVcpu {
         } else {
             String::new()
         };
-        host_error(format!("{what} at {cs:#x}+{rip:#x}{bytes}"))
+        format!("{cs:#x}+{rip:#x}{bytes}")
     }
 
     fn port(&mut self, board: &dyn CpuBoard) {

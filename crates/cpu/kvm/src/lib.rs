@@ -6,6 +6,7 @@
 //!  vcpu.rs           the run loop ──► exits.rs   ports, memory, MSRs ──► msr.rs   those that we answer ourselves
 //!     │                          └──► kick.rs   signals reach a vCPU in guest code
 //!     ├── state.rs   CpuState in and out           time.rs   TSC and guest time
+//!     ├── rescue.rs  the interpreter for what the kernel cannot execute
 //!     └── cpuid.rs   what the guest is told        clock.rs  KVM's paravirtual clock, as the other engines keep it
 //! ```
 //!
@@ -26,6 +27,7 @@ mod kick;
 mod memory;
 mod msr;
 mod probe;
+mod rescue;
 mod state;
 mod time;
 mod vcpu;

@@ -117,6 +117,8 @@ struct Table {
     log: bool,
     /// Pages written, from slots that are gone.
     written: Vec<u64>,
+    /// Somebody has written whom the kernel does not see: any page may have changed.
+    unseen: bool,
 }
 
 /// The slots of a machine.
@@ -187,7 +189,13 @@ impl Slots {
         let mut table = self.table();
         table.log = on;
         table.written.clear();
+        table.unseen = false;
         (0..table.slots.len()).try_for_each(|index| table.put(vm, index))
+    }
+
+    /// The guest may have written anywhere without the kernel.
+    pub(crate) fn note_unseen_writes(&self) {
+        self.table().unseen = true;
     }
 
     /// Addresses of the pages that the guest has written since the last call, in order. Those that devices wrote are the
@@ -196,6 +204,10 @@ impl Slots {
         let mut table = self.table();
         (0..table.slots.len()).try_for_each(|index| table.harvest(vm, index))?;
         let mut written = std::mem::take(&mut table.written);
+        if std::mem::take(&mut table.unseen) && table.log {
+            let ram = table.slots.iter().flatten().filter(|part| part.kind == Kind::Ram);
+            written.extend(ram.flat_map(|part| (part.gpa..part.end()).step_by(PAGE_SIZE as usize)));
+        }
         written.sort_unstable();
         written.dedup();
         Ok(written)
@@ -323,5 +335,26 @@ mod tests {
                 (0xfff0_0000, 0x10_0000, 0, true),
             ]
         );
+    }
+
+    #[test]
+    fn log_has_all_ram_once_somebody_wrote_whom_the_kernel_does_not_see() {
+        let kvm = match crate::availability::open() {
+            Ok(kvm) => kvm,
+            Err(reason) => {
+                eprintln!("SKIPPED: {reason}");
+                return;
+            }
+        };
+        let vm = kvm.create_vm().unwrap();
+        let slots = Slots::new(Arc::new(memory()), kvm.get_nr_memslots());
+        slots.follow(&vm).unwrap();
+        slots.note_unseen_writes();
+        slots.set_log(&vm, true).unwrap();
+        assert_eq!(slots.take_written(&vm), Ok(vec![]), "that was before");
+        slots.note_unseen_writes();
+        let all: Vec<u64> = (0..4 << 20).step_by(4096).collect();
+        assert_eq!(slots.take_written(&vm), Ok(all));
+        assert_eq!(slots.take_written(&vm), Ok(vec![]));
     }
 }

@@ -36,6 +36,7 @@ use crate::engine::failed;
 use crate::engine::host_error;
 use crate::exits::Exit;
 use crate::kick::Kicker;
+use crate::rescue::StandIn;
 use crate::state::Pointers;
 use crate::time::Moment;
 use crate::time::Tsc;
@@ -83,6 +84,7 @@ pub(crate) struct KvmVcpu {
     pub(crate) apic_base: u64,
     /// Single steps are on.
     stepping: bool,
+    pub(crate) stand_in: Option<Box<StandIn>>,
     pub(crate) counters: Counters,
 }
 
@@ -123,6 +125,7 @@ impl KvmVcpu {
             epoch: 0,
             apic_base: APIC_BASE,
             stepping: false,
+            stand_in: None,
             counters: Counters::default(),
             shared,
         };
@@ -222,7 +225,7 @@ impl KvmVcpu {
     }
 
     /// Takes over a state of this vCPU's own, whose TSC goes on.
-    fn load_here(&mut self, state: &CpuState) -> Result<(), EngineError> {
+    pub(crate) fn load_here(&mut self, state: &CpuState) -> Result<(), EngineError> {
         let (tsc, epoch) = (self.tsc, self.epoch);
         self.load(state)?;
         (self.tsc, self.epoch) = (tsc, epoch);
@@ -331,6 +334,10 @@ impl KvmVcpu {
                 Err(error) => return Err(host_error(format!("an instruction cannot be ended: {error}"))),
             }
         }
+    }
+
+    pub(crate) fn is_stepping(&self) -> bool {
+        self.stepping
     }
 
     fn set_stepping(&mut self, on: bool) -> Result<(), EngineError> {
@@ -443,6 +450,12 @@ impl KvmVcpu {
     /// The guest sets its TSC forward by so many ticks, where the kernel can show that.
     pub(crate) fn move_tsc(&mut self, board: &dyn CpuBoard, by: u64) -> Result<(), EngineError> {
         self.kept.tsc_adjust = self.kept.tsc_adjust.wrapping_add(by);
+        self.shift_tsc(by)?;
+        self.attend_clock(board);
+        Ok(())
+    }
+
+    pub(crate) fn shift_tsc(&mut self, by: u64) -> Result<(), EngineError> {
         if let TscState::Running(tsc) = &mut self.tsc
             && self.shared.time.settable
         {
@@ -450,7 +463,6 @@ impl KvmVcpu {
             let tsc = *tsc;
             self.set_tsc(&tsc)?;
         }
-        self.attend_clock(board);
         Ok(())
     }
 }
@@ -496,7 +508,7 @@ impl Inspect for KvmVcpu {
     fn inspect(&self) -> Node {
         let c = &self.counters;
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
-        Node::tree()
+        let node = Node::tree()
             .with("rip", rip)
             .with("activity", format!("{:?}", self.activity))
             .with("entries", c.entries)
@@ -505,6 +517,10 @@ impl Inspect for KvmVcpu {
             .with("msrs", c.msrs)
             .with("interrupt_windows", c.windows)
             .with("interrupts", c.interrupts)
-            .with("halts", c.halts)
+            .with("halts", c.halts);
+        match &self.stand_in {
+            Some(stand_in) => node.with("interpreted", stand_in.inspect()),
+            None => node,
+        }
     }
 }

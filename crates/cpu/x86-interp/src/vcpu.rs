@@ -389,6 +389,11 @@ impl InterpVcpu {
         }
     }
 
+    /// Forgets all decoded code: somebody may have written to memory who does not tell.
+    pub fn forget_code(&mut self) {
+        self.cache.flush();
+    }
+
     /// Begins a `run`: from here on other vCPUs wait for this one when they ask something of it.
     pub(crate) fn enter(&mut self, board: &dyn CpuBoard) {
         // SAFETY: only the lifetime is erased; `leave` takes the pointer back before the borrow ends.

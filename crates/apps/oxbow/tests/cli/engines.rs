@@ -28,14 +28,13 @@ fn tool(command: &mut Command) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// `guests/hash.S` as a 32-bit ELF file; `plain` without x87 and SSE.
-fn build(dir: &Path, plain: bool) -> PathBuf {
+/// `guests/hash.S` as a 32-bit ELF file.
+fn build(dir: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../guests/hash.S");
     let (linked, target) = (dir.join("hash.elf64"), dir.join("hash.elf"));
     let layout = ["-Wl,-N", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none"];
     let mut cc = Command::new("cc");
     cc.args(["-m64", "-nostdlib", "-static", "-no-pie"]).args(layout);
-    cc.args(plain.then_some("-DLEAVE_UNITS"));
     tool(cc.args(["-Wl,--no-warn-rwx-segments", "-o"]).args([&linked, &source]));
     tool(
         Command::new("objcopy")
@@ -74,12 +73,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(engine: &str, cpu: &str, plain: bool) -> Self {
+    fn start(engine: &str, cpu: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let socket = dir.path().join("vm.sock");
         let mut command = oxbow(&["run", "--memory", "16M", "--debug-exit", "0xf4", "--timeout", "600"]);
         command.args(["--engine", engine, "--cpu", cpu, "--kernel"]);
-        command.arg(build(dir.path(), plain)).arg("--control").arg(&socket);
+        command.arg(build(dir.path())).arg("--control").arg(&socket);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -127,14 +126,13 @@ impl Machine {
     }
 
     /// Ends the guest, and checks what it has worked out.
-    fn finish(mut self, plain: bool) {
+    fn finish(mut self) {
         self.input.write_all(b"q").unwrap();
         self.input.flush().unwrap();
         let [rounds, hash, sum, count, back] = std::array::from_fn(|_| self.number());
         let (right, lanes) = expected(rounds);
         assert_eq!(hash, right, "{rounds} rounds");
-        let units = if plain { (0, 0) } else { (lanes, rounds) };
-        assert_eq!((sum, count), units, "SSE and x87");
+        assert_eq!((sum, count), (lanes, rounds), "SSE and x87");
         assert_eq!(back, 0, "the TSC advances always");
         assert_eq!(self.child.wait().unwrap().code(), Some(1), "debug exit with 0");
     }
@@ -148,20 +146,20 @@ impl Drop for Machine {
     }
 }
 
-fn goes_through(engines: &[&str], plain: bool) {
-    let mut machine = Machine::start(engines[0], "x86-64", plain);
+fn goes_through(engines: &[&str]) {
+    let mut machine = Machine::start(engines[0], "x86-64");
     for name in engines {
         let output = machine.engine(name);
         check(&output, 0, "");
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name}\n"));
         machine.some_rounds(name);
     }
-    machine.finish(plain);
+    machine.finish();
 }
 
 #[test]
 fn guest_hashes_on_while_its_engine_changes() {
-    goes_through(&["interp", "jit", "interp", "jit"], false);
+    goes_through(&["interp", "jit", "interp", "jit"]);
 }
 
 #[test]
@@ -171,10 +169,8 @@ fn guest_hashes_on_while_its_engine_changes_to_kvm_and_back() {
         eprintln!("SKIPPED: {found}");
         return;
     }
-    // An emulator in the kernel knows little of x87 and SSE.
-    let plain = !found.hardware;
-    goes_through(&["interp", "jit", "kvm", "interp"], plain);
-    goes_through(&["kvm", "jit", "kvm", "jit", "kvm"], plain);
+    goes_through(&["interp", "jit", "kvm", "interp"]);
+    goes_through(&["kvm", "jit", "kvm", "jit", "kvm"]);
 }
 
 #[test]
@@ -188,8 +184,8 @@ fn change_to_kvm_is_refused_with_the_model_that_would_do() {
         eprintln!("SKIPPED: this host's KVM has all of x86-64-v2");
         return;
     }
-    let mut machine = Machine::start("jit", "x86-64-v2", false);
+    let mut machine = Machine::start("jit", "x86-64-v2");
     check(&machine.engine("kvm"), 1, "with --cpu x86-64,");
     machine.some_rounds("jit");
-    machine.finish(false);
+    machine.finish();
 }
