@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -40,6 +41,8 @@ use guest_memory::MemoryError;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
+use spec::Attachment;
+use spec::Bay;
 use spec::EngineKind;
 use spec::MachineKind;
 use spec::MachineSpec;
@@ -73,6 +76,14 @@ use crate::events::Watched;
 use crate::fabric::Fabric;
 use crate::fabric::ISA_LINES;
 use crate::gate::Gate;
+use crate::hotplug;
+use crate::hotplug::Attach;
+use crate::hotplug::Attached;
+use crate::hotplug::Bays;
+use crate::hotplug::Card;
+use crate::hotplug::Kit;
+use crate::hotplug::PlugError;
+use crate::hotplug::Sockets;
 use crate::registry;
 use crate::registry::Builder;
 use crate::registry::Button;
@@ -196,10 +207,12 @@ pub(crate) struct Parts {
     pub(crate) board: Arc<Board>,
     pub(crate) vcpus: Vec<Arc<VcpuCell>>,
     pub(crate) devices: Vec<SharedDevice>,
-    pub(crate) watched: Vec<Watched>,
+    pub(crate) watched: RwLock<Vec<Watched>>,
+    /// Drives that come and go.
+    pub(crate) bays: Bays,
     pub(crate) serial_ends: Vec<SerialEnd>,
     pub(crate) workers: Arc<Workers>,
-    /// Images of disks.
+    /// Images of disks that stay.
     pub(crate) media: Vec<Arc<ImageMedium>>,
     /// Video memory, which is nowhere while its base address is not set.
     pub(crate) video: Option<Arc<MemoryRegion>>,
@@ -216,9 +229,10 @@ impl Parts {
     /// Resets every device and processor, and loads no guest.
     pub(crate) fn reset_hardware(&self, kind: Reset) {
         self.memory.set_a20(true);
-        for device in &self.devices {
+        for device in self.all_devices() {
             device.lock().reset(kind);
         }
+        self.bays.forget_requests();
         if let Some(root) = self.board.pci() {
             root.look_everywhere();
         }
@@ -229,6 +243,38 @@ impl Parts {
             let _ = cell.lock().set_state(state);
             state::clear_signals(cell);
         }
+    }
+
+    /// All devices in the order in which they are reset and restored: cards that came later, then those of the plan.
+    pub(crate) fn all_devices(&self) -> Vec<SharedDevice> {
+        let mut all = self.bays.cards();
+        all.extend(self.devices.iter().cloned());
+        all
+    }
+
+    /// Looks after cards that have come, and no more after those that have gone.
+    pub(crate) fn watch_cards(&self, gone: &[Attached], came: impl IntoIterator<Item = Card>) {
+        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |device: &SharedDevice| {
+            let mut cards = gone.iter().filter_map(|drive| drive.card.as_ref());
+            cards.any(|card| Arc::ptr_eq(card, device))
+        };
+        watched.retain(|watched| !is_gone(&watched.device));
+        watched.extend(came.into_iter().map(Card::watched));
+    }
+
+    /// Detaches a drive, or asks the guest to give it up: none then.
+    pub(crate) fn detach(&self, id: &str, force: bool) -> Result<Option<Attached>, PlugError> {
+        let gone = self.bays.detach(id, force)?;
+        self.watch_cards(gone.as_slice(), None);
+        Ok(gone)
+    }
+
+    /// The guest has given up what is in `bay`.
+    pub(crate) fn given_up(&self, bay: Bay) -> Option<Attached> {
+        let gone = self.bays.given_up(bay);
+        self.watch_cards(gone.as_slice(), None);
+        gone
     }
 
     /// Resets the machine and loads the guest anew.
@@ -266,13 +312,14 @@ impl Parts {
     pub(crate) fn end_disks(&self) {
         self.workers.settle(DISKS_LIMIT);
         self.media.iter().for_each(|medium| medium.settle());
+        self.bays.settle();
         self.drives.iter().for_each(|drive| drive.settle());
     }
 
     /// Sends out what serial ports still hold, and ends their wires. No vCPU runs any more.
     pub(crate) fn end_serial(&self) {
         self.serial_ends.iter().for_each(SerialEnd::last_call);
-        for Watched { device, request } in &self.watched {
+        for Watched { device, request } in &*self.watched.read().unwrap_or_else(PoisonError::into_inner) {
             if request.is_some() {
                 device.poll();
             }
@@ -316,7 +363,7 @@ impl Parts {
         let vcpus = self.vcpus.iter().fold(Node::tree(), |tree, cell| {
             tree.with(&format!("cpu{}", cell.id), cell.inspect())
         });
-        let devices = self.devices.iter().fold(Node::tree(), |tree, device| {
+        let devices = self.all_devices().iter().fold(Node::tree(), |tree, device| {
             tree.with(device.name(), device.lock().inspect())
         });
         let machine = Node::tree()
@@ -376,7 +423,7 @@ impl Machine {
         &self.parts.plan
     }
 
-    /// The devices in the order of the plan: for tests and tools that look at one.
+    /// The devices of the plan in its order: for tests and tools that look at one.
     #[must_use]
     pub fn devices(&self) -> &[SharedDevice] {
         &self.parts.devices
@@ -444,10 +491,38 @@ impl Machine {
         self.parts.input.clone()
     }
 
-    /// Drives whose media change while the machine runs, in the order of the plan.
+    /// Drives whose media change while the machine runs.
     #[must_use]
-    pub fn drives(&self) -> &[Arc<dyn RemovableDrive>] {
-        &self.parts.drives
+    pub fn drives(&self) -> Vec<Arc<dyn RemovableDrive>> {
+        let mut drives = self.parts.drives.clone();
+        drives.extend(self.parts.bays.trays());
+        drives
+    }
+
+    /// Drives that can be detached, in the order of their places.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attachment> {
+        self.parts.bays.attached()
+    }
+
+    /// Attaches a drive. A running machine is held meanwhile, for as long as it takes to plug it in.
+    ///
+    /// # Errors
+    /// [`PlugError`] when its image cannot be had, or there is no place for it.
+    pub fn attach(&self, wish: Attach) -> Result<Attachment, PlugError> {
+        // Before the image is opened: what cannot be placed need not wait for it.
+        self.parts.bays.place(&wish)?;
+        let medium = hotplug::open(&wish.drive)?;
+        self.ask(|reply| Request::Attach(Box::new(wish), medium, reply))?
+    }
+
+    /// Detaches a drive; returns whether it has gone. A card that the guest uses goes when the guest has given it up, which
+    /// [`Self::attached`] and [`crate::MachineEvent::Detached`] tell; with `force` it goes at once.
+    ///
+    /// # Errors
+    /// [`PlugError`] when there is no such drive, or the guest holds it.
+    pub fn detach(&self, id: &str, force: bool) -> Result<bool, PlugError> {
+        self.ask(|reply| Request::Detach(id.to_owned(), force, reply))?
     }
 
     /// Guest time: it stands still while the machine is paused.
@@ -614,6 +689,8 @@ fn assemble(
         vga: None,
         keyboard: None,
         buttons: None,
+        sockets: Sockets::default(),
+        given_up: given_up(&gate, requests),
         drives: Vec::new(),
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
@@ -635,6 +712,7 @@ fn assemble(
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
     connect(&mut builder, &board, &devices)?;
+    let bays = bays(&mut builder);
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
         buttons,
@@ -653,8 +731,9 @@ fn assemble(
         device: Arc::clone(device),
         request: poll_requests.remove(device.name()),
     });
-    let watched = watched.collect();
+    let watched = RwLock::new(watched.collect());
     Ok(Parts {
+        bays,
         workers,
         media,
         video,
@@ -679,6 +758,30 @@ fn assemble(
         devices,
         reset_states,
     })
+}
+
+/// Tells the control thread what the guest gives up.
+fn given_up(gate: &Arc<Gate>, requests: &Sender<Request>) -> Arc<dyn Fn(Bay) + Send + Sync> {
+    let port = PowerPort::new(Arc::clone(gate), requests.clone());
+    Arc::new(move |bay| port.given_up(bay))
+}
+
+/// The places for drives that come and go.
+fn bays(builder: &mut Builder<'_>) -> Bays {
+    let kit = Kit {
+        root: Arc::clone(&builder.root),
+        router: Arc::clone(&builder.router),
+        fabric: Arc::clone(&builder.fabric),
+        clock: Arc::clone(&builder.clock),
+        events: Arc::clone(&builder.events),
+        memory: Arc::clone(&builder.memory),
+        workers: Arc::clone(&builder.workers),
+        plan: builder.plan.clone(),
+    };
+    let names = builder.plan.devices.iter().map(|place| place.name.clone());
+    let drives = builder.drives.iter().map(|drive| drive.name().to_owned());
+    let taken = names.chain(drives).collect();
+    Bays::new(kit, std::mem::take(&mut builder.sockets), taken)
 }
 
 /// The pins of the I/O APIC that an ICH9's interrupt lines are.
