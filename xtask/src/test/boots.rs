@@ -3,6 +3,7 @@
 mod cases;
 mod control;
 mod disks;
+mod plug;
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -85,13 +85,13 @@ impl AcpiSlots {
         self.bit(slot) != 0
     }
 
-    /// The cards in `slot` have changed.
+    /// A card has come to `slot`.
     pub fn plug(&mut self, slot: u8) {
         self.up |= self.bit(slot);
         self.down &= !self.bit(slot);
     }
 
-    /// The guest is asked to give the card in `slot` up.
+    /// The guest is asked to give the card in `slot` up, or what it still thinks is there.
     pub fn ask(&mut self, slot: u8) {
         self.down |= self.bit(slot);
     }

@@ -353,13 +353,25 @@ impl Bays {
         match place {
             PciPlace::Port(number) => {
                 if let Some(port) = self.port(number) {
-                    port.lock().plug(present);
+                    let mut chip = port.lock();
+                    chip.plug(present);
+                    if present && !chip.powered() {
+                        // As a user does: guests that know of the button listen to nothing else.
+                        chip.press_attention();
+                    }
+                    drop(chip);
                     self.kit.root.look_again(bdf::port(number));
                 }
             }
             PciPlace::Root(slot) => {
                 if let Some(slots) = &self.sockets.slots {
-                    slots.lock().plug(slot);
+                    let mut chip = slots.lock();
+                    match present {
+                        true => chip.plug(slot),
+                        // A guest looks for what is missing only when it is asked to give it up.
+                        false => chip.ask(slot),
+                    }
+                    drop(chip);
                     self.raise();
                 }
             }
@@ -403,7 +415,7 @@ impl Bays {
         Ok(if waits {
             None
         } else {
-            self.pull(|drive| drive.attachment.id == id)
+            self.pull(false, |drive| drive.attachment.id == id)
         })
     }
 
@@ -444,11 +456,13 @@ impl Bays {
     /// The guest has given up what is in `bay`: it goes, if that is what was wanted.
     pub(crate) fn given_up(&self, bay: Bay) -> Option<Attached> {
         let ejected = matches!(bay, Bay::Card(PciPlace::Root(_)));
-        self.pull(|drive| drive.attachment.bay == bay && (ejected || drive.attachment.detaching))
+        self.pull(ejected, |drive| {
+            drive.attachment.bay == bay && (ejected || drive.attachment.detaching)
+        })
     }
 
-    /// Pulls a drive out, with its card.
-    fn pull(&self, which: impl Fn(&Attached) -> bool) -> Option<Attached> {
+    /// Pulls a drive out, with its card; the guest has `ejected` it, or is told.
+    fn pull(&self, ejected: bool, which: impl Fn(&Attached) -> bool) -> Option<Attached> {
         let mut attached = self.lock();
         let index = attached.iter().position(which)?;
         let gone = attached.remove(index);
@@ -465,7 +479,9 @@ impl Bays {
                     // Its interrupt line goes low.
                     card.lock().reset(device_model::Reset::Cold);
                 }
-                self.tell(place, false);
+                if !ejected {
+                    self.tell(place, false);
+                }
             }
         }
         Some(gone)
@@ -474,7 +490,7 @@ impl Bays {
     /// Makes the drives those of a saved state. Returns what went and what came.
     pub(crate) fn match_saved(&self, saved: &[Attachment]) -> Result<(Vec<Attached>, Vec<Card>), PlugError> {
         let mut gone = Vec::new();
-        while let Some(drive) = self.pull(|drive| !saved.iter().any(|saved| drive.is(saved))) {
+        while let Some(drive) = self.pull(false, |drive| !saved.iter().any(|saved| drive.is(saved))) {
             gone.push(drive);
         }
         let mut came = Vec::new();
