@@ -9,6 +9,7 @@
 //! Cards go into PCI Express ports of a q35 and into slots of a pc that were empty when the machine was built.
 
 mod card;
+mod parts;
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -43,6 +44,8 @@ use crate::registry::bdf;
 use crate::storage::ImageMedium;
 pub(crate) use card::Card;
 pub(crate) use card::Kit;
+pub(crate) use parts::bays;
+pub(crate) use parts::given_up;
 
 /// Characters of a drive's name at most.
 const ID_MAX: usize = 32;

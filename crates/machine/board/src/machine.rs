@@ -42,7 +42,6 @@ use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
 use spec::Attachment;
-use spec::Bay;
 use spec::EngineKind;
 use spec::MachineKind;
 use spec::MachineSpec;
@@ -78,10 +77,7 @@ use crate::fabric::ISA_LINES;
 use crate::gate::Gate;
 use crate::hotplug;
 use crate::hotplug::Attach;
-use crate::hotplug::Attached;
 use crate::hotplug::Bays;
-use crate::hotplug::Card;
-use crate::hotplug::Kit;
 use crate::hotplug::PlugError;
 use crate::hotplug::Sockets;
 use crate::registry;
@@ -250,31 +246,6 @@ impl Parts {
         let mut all = self.bays.cards();
         all.extend(self.devices.iter().cloned());
         all
-    }
-
-    /// Looks after cards that have come, and no more after those that have gone.
-    pub(crate) fn watch_cards(&self, gone: &[Attached], came: impl IntoIterator<Item = Card>) {
-        let mut watched = self.watched.write().unwrap_or_else(PoisonError::into_inner);
-        let is_gone = |device: &SharedDevice| {
-            let mut cards = gone.iter().filter_map(|drive| drive.card.as_ref());
-            cards.any(|card| Arc::ptr_eq(card, device))
-        };
-        watched.retain(|watched| !is_gone(&watched.device));
-        watched.extend(came.into_iter().map(Card::watched));
-    }
-
-    /// Detaches a drive, or asks the guest to give it up: none then.
-    pub(crate) fn detach(&self, id: &str, force: bool) -> Result<Option<Attached>, PlugError> {
-        let gone = self.bays.detach(id, force)?;
-        self.watch_cards(gone.as_slice(), None);
-        Ok(gone)
-    }
-
-    /// The guest has given up what is in `bay`.
-    pub(crate) fn given_up(&self, bay: Bay) -> Option<Attached> {
-        let gone = self.bays.given_up(bay);
-        self.watch_cards(gone.as_slice(), None);
-        gone
     }
 
     /// Resets the machine and loads the guest anew.
@@ -690,7 +661,7 @@ fn assemble(
         keyboard: None,
         buttons: None,
         sockets: Sockets::default(),
-        given_up: given_up(&gate, requests),
+        given_up: hotplug::given_up(&gate, requests),
         drives: Vec::new(),
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
@@ -712,13 +683,13 @@ fn assemble(
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
     connect(&mut builder, &board, &devices)?;
-    let bays = bays(&mut builder);
+    let bays = hotplug::bays(&mut builder);
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
         buttons,
         drives,
         serial_ends,
-        mut poll_requests,
+        poll_requests,
         vga,
         keyboard,
         workers,
@@ -727,11 +698,7 @@ fn assemble(
     } = builder;
     let screen = vga.map(Screen::new);
     let input = keyboard.map(UserInput::new);
-    let watched = devices.iter().map(|device| Watched {
-        device: Arc::clone(device),
-        request: poll_requests.remove(device.name()),
-    });
-    let watched = RwLock::new(watched.collect());
+    let watched = watched(&devices, poll_requests);
     Ok(Parts {
         bays,
         workers,
@@ -760,28 +727,13 @@ fn assemble(
     })
 }
 
-/// Tells the control thread what the guest gives up.
-fn given_up(gate: &Arc<Gate>, requests: &Sender<Request>) -> Arc<dyn Fn(Bay) + Send + Sync> {
-    let port = PowerPort::new(Arc::clone(gate), requests.clone());
-    Arc::new(move |bay| port.given_up(bay))
-}
-
-/// The places for drives that come and go.
-fn bays(builder: &mut Builder<'_>) -> Bays {
-    let kit = Kit {
-        root: Arc::clone(&builder.root),
-        router: Arc::clone(&builder.router),
-        fabric: Arc::clone(&builder.fabric),
-        clock: Arc::clone(&builder.clock),
-        events: Arc::clone(&builder.events),
-        memory: Arc::clone(&builder.memory),
-        workers: Arc::clone(&builder.workers),
-        plan: builder.plan.clone(),
-    };
-    let names = builder.plan.devices.iter().map(|place| place.name.clone());
-    let drives = builder.drives.iter().map(|drive| drive.name().to_owned());
-    let taken = names.chain(drives).collect();
-    Bays::new(kit, std::mem::take(&mut builder.sockets), taken)
+/// What the event thread looks after.
+fn watched(devices: &[SharedDevice], mut requests: BTreeMap<String, PollRequest>) -> RwLock<Vec<Watched>> {
+    let watched = devices.iter().map(|device| Watched {
+        device: Arc::clone(device),
+        request: requests.remove(device.name()),
+    });
+    RwLock::new(watched.collect())
 }
 
 /// The pins of the I/O APIC that an ICH9's interrupt lines are.
