@@ -9,6 +9,7 @@ use std::process::Command;
 use std::process::Stdio;
 use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -31,6 +32,8 @@ pub(crate) struct Boot {
     timeout: Duration,
     /// What to type once the console shows something: (seen, typed), in this order.
     dialogue: Vec<(&'static str, &'static str)>,
+    /// Who hears each line of the console when it is complete.
+    listener: Option<Sender<String>>,
 }
 
 /// A line of the console.
@@ -80,6 +83,7 @@ impl Boot {
             options: words.map(str::to_owned).to_vec(),
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
+            listener: None,
         }
     }
 
@@ -90,6 +94,7 @@ impl Boot {
             options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
+            listener: None,
         }
     }
 
@@ -106,6 +111,12 @@ impl Boot {
 
     pub(crate) fn dialogue(mut self, dialogue: &[(&'static str, &'static str)]) -> Self {
         self.dialogue = dialogue.to_vec();
+        self
+    }
+
+    /// Each line of the console also goes to `listener`.
+    pub(crate) fn listener(mut self, listener: Sender<String>) -> Self {
+        self.listener = Some(listener);
         self
     }
 
@@ -134,6 +145,7 @@ impl Boot {
             String::from_utf8_lossy(&text).trim_end().to_owned()
         });
         let mut console = Console::new(launch, child.id(), &self.dialogue);
+        console.listener.clone_from(&self.listener);
         let in_time = console.follow(&mut child, launch + self.timeout + GRACE)?;
         if !in_time {
             child.kill()?;
@@ -184,6 +196,7 @@ struct Console<'a> {
     partial: Vec<u8>,
     lines: Vec<Line>,
     first_output: Option<Duration>,
+    listener: Option<Sender<String>>,
 }
 
 impl<'a> Console<'a> {
@@ -196,6 +209,7 @@ impl<'a> Console<'a> {
             partial: Vec::new(),
             lines: Vec::new(),
             first_output: None,
+            listener: None,
         }
     }
 
@@ -248,6 +262,10 @@ impl<'a> Console<'a> {
     fn end_line(&mut self, at: Duration) {
         let text = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
+        if let Some(listener) = &self.listener {
+            // Who has heard enough listens no more.
+            let _ = listener.send(text.clone());
+        }
         let cpu = processor_time(self.id).unwrap_or_default();
         self.lines.push(Line { text, at, cpu });
     }

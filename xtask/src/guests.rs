@@ -36,6 +36,14 @@ pub(crate) struct Recipe {
     modules: &'static [&'static str],
 }
 
+/// For tests: of the kernel itself, of buttons, of SATA and IDE drives. Those come in the order in which they can be loaded.
+#[rustfmt::skip]
+const FULL_MODULES: &[&str] = &[
+    "test_bpf", "button", "evdev",
+    "scsi_common", "scsi_mod", "crct10dif_common", "crc-t10dif", "crc64", "crc64-rocksoft", "t10-pi", "sd_mod",
+    "cdrom", "sr_mod", "libata", "libahci", "ahci", "ata_piix",
+];
+
 /// All guests.
 pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
@@ -50,7 +58,7 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         what: "the kernel for everything, amd64",
         architecture: "amd64",
         kernel: "linux-image-amd64",
-        modules: &["test_bpf", "button", "evdev"],
+        modules: FULL_MODULES,
     },
     Recipe {
         name: "i386",

@@ -4,6 +4,7 @@ mod cases;
 mod control;
 mod disks;
 mod grub;
+mod plug;
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use board::Attach;
 use board::DriveError;
 use board::Machine;
 use board::MachineEvent;
 use board::Outcome;
+use board::PlugError;
 use board::RemovableDrive;
 use board::RunState;
 use board::Screen;
 use board::StateError;
 use board::UserInput;
+use control::AttachedStatus;
 use control::Controlled;
 use control::DriveStatus;
 use control::ErrorKind;
@@ -20,11 +23,18 @@ use control::Event;
 use control::MediumStatus;
 use control::Publisher;
 use control::Refusal;
+use control::Request;
 use control::ScreenStatus;
 use control::Status;
 use display::Surface;
 use input::InputSink;
+use spec::Attachment;
+use spec::Bay;
+use spec::CdromConfig;
+use spec::DiskConfig;
+use spec::DriveConfig;
 use spec::EngineKind;
+use spec::StorageBus;
 
 use crate::end::End;
 use crate::failure;
@@ -55,10 +65,10 @@ impl Controls {
         }
     }
 
-    fn drive(&self, name: &str) -> Result<&dyn RemovableDrive, Refusal> {
+    fn drive(&self, name: &str) -> Result<Arc<dyn RemovableDrive>, Refusal> {
         let drives = self.machine.drives();
         if let Some(drive) = drives.iter().find(|drive| drive.name() == name) {
-            return Ok(&**drive);
+            return Ok(Arc::clone(drive));
         }
         let names: Vec<&str> = drives.iter().map(|drive| drive.name()).collect();
         let there = match names.as_slice() {
@@ -88,6 +98,11 @@ fn describe(event: &MachineEvent) -> Event {
         MachineEvent::Reset { by_guest } => Event::Reset {
             by: if *by_guest { "guest" } else { "host" }.to_owned(),
         },
+        MachineEvent::Attached(attachment) => Event::Attached {
+            drive: attachment.id.clone(),
+            place: attachment.bay.to_string(),
+        },
+        MachineEvent::Detached { id } => Event::Detached { drive: id.clone() },
         MachineEvent::Ended(outcome) => {
             let (reason, detail) = match outcome {
                 Outcome::PowerOff => ("power-off", None),
@@ -121,6 +136,87 @@ fn refuse_medium(error: DriveError) -> Refusal {
     Refusal::new(kind, failure::one_line(&error.into()))
 }
 
+fn refuse_plug(error: PlugError) -> Refusal {
+    let kind = match error {
+        PlugError::State(error) => return refuse(error),
+        PlugError::Image(_) | PlugError::Name(_) | PlugError::Place(_) => ErrorKind::Invalid,
+        PlugError::Absent { .. } => ErrorKind::Absent,
+        PlugError::Fixed { .. } | PlugError::Locked(_) => ErrorKind::State,
+    };
+    Refusal::new(kind, failure::one_line(&error.into()))
+}
+
+/// What a client wants to be attached.
+fn wish(request: &Request) -> Result<Attach, String> {
+    let Request::Attach {
+        kind,
+        file,
+        name,
+        place,
+        bus,
+        format,
+        cache,
+        serial,
+        read_only,
+    } = request
+    else {
+        return Err("nothing to attach".to_owned());
+    };
+    let bay = place.as_deref().map(str::parse::<Bay>).transpose()?;
+    let bus = bus.as_deref().map(str::parse::<StorageBus>).transpose()?;
+    let drive = match kind.as_str() {
+        "disk" => {
+            let usual = match bay {
+                Some(Bay::Card(_)) => StorageBus::Nvme,
+                _ => StorageBus::Ahci,
+            };
+            if let Some(format) = format {
+                let known: Result<disk_image::Format, _> = format.parse();
+                known.map_err(|error| error.to_string())?;
+            }
+            let disk = DiskConfig {
+                image: file.clone().ok_or("a disk needs an image")?,
+                format: format.clone(),
+                bus: bus.unwrap_or(usual),
+                cache: cache.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
+                read_only: *read_only,
+                serial: serial.clone(),
+            };
+            disk.check_serial()?;
+            DriveConfig::Disk(disk)
+        }
+        "cdrom" if format.is_some() || cache.is_some() || serial.is_some() || *read_only => {
+            return Err("a CD drive has no format, cache, serial number or write protection".to_owned());
+        }
+        "cdrom" => DriveConfig::Cdrom(CdromConfig {
+            image: file.clone(),
+            bus: bus.unwrap_or(StorageBus::Ahci),
+        }),
+        other => return Err(format!("unknown kind `{other}`; there are disk, cdrom")),
+    };
+    Ok(Attach {
+        id: name.clone(),
+        drive,
+        bay,
+    })
+}
+
+fn describe_drive(attachment: &Attachment) -> AttachedStatus {
+    let bus = match attachment.drive.bus() {
+        StorageBus::Ide => "ide",
+        StorageBus::Ahci => "ahci",
+        StorageBus::Nvme => "nvme",
+    };
+    AttachedStatus {
+        name: attachment.id.clone(),
+        kind: attachment.drive.kind().to_owned(),
+        bus: bus.to_owned(),
+        place: attachment.bay.to_string(),
+        file: attachment.drive.image().map(Path::to_owned),
+        detaching: attachment.detaching,
+    }
+}
+
 impl Controlled for Controls {
     fn status(&self) -> Status {
         let plan = self.machine.plan();
@@ -152,6 +248,7 @@ impl Controlled for Controls {
             pid: std::process::id(),
             screen,
             drives: self.machine.drives().iter().map(drive).collect(),
+            attached: self.machine.attached().iter().map(describe_drive).collect(),
         }
     }
 
@@ -218,14 +315,28 @@ impl Controlled for Controls {
     fn eject(&self, drive: &str) -> Result<(), Refusal> {
         let drive = self.drive(drive)?;
         drive.eject().map_err(refuse_medium)?;
-        self.tell_medium(drive);
+        self.tell_medium(&*drive);
         Ok(())
     }
 
     fn insert(&self, drive: &str, file: &Path, read_only: bool) -> Result<(), Refusal> {
         let drive = self.drive(drive)?;
         drive.insert(file, read_only).map_err(refuse_medium)?;
-        self.tell_medium(drive);
+        self.tell_medium(&*drive);
         Ok(())
+    }
+
+    fn attach(&self, request: &Request) -> Result<AttachedStatus, Refusal> {
+        let wish = wish(request).map_err(|error| Refusal::new(ErrorKind::Invalid, error))?;
+        let attachment = self.machine.attach(wish).map_err(refuse_plug)?;
+        Ok(describe_drive(&attachment))
+    }
+
+    fn detach(&self, drive: &str, force: bool) -> Result<bool, Refusal> {
+        self.machine.detach(drive, force).map_err(refuse_plug)
+    }
+
+    fn is_attached(&self, drive: &str) -> bool {
+        self.machine.attached().iter().any(|attached| attached.id == drive)
     }
 }

@@ -1,5 +1,6 @@
 //! `oxbow ctl`: what is done to a machine that runs.
 
+mod attach;
 mod input;
 mod media;
 mod screen;
@@ -35,6 +36,7 @@ Examples:
   oxbow ctl vm.sock mouse move 30 -10
   oxbow ctl vm.sock inspect pc/devices/pit
   oxbow ctl vm.sock insert floppy0 disk2.img
+  oxbow ctl vm.sock attach disk data.qcow2,bus=nvme
   oxbow ctl vm.sock engine interp
   oxbow ctl vm.sock power-button
 
@@ -88,6 +90,11 @@ enum Verb {
     Eject(media::EjectArgs),
     /// Put an image into a drive
     Insert(media::InsertArgs),
+    /// Attach a drive while the machine runs
+    #[command(subcommand)]
+    Attach(attach::AttachArgs),
+    /// Detach a drive that can go: the guest is asked where it has a say
+    Detach(attach::DetachArgs),
     /// Print what happens to the machine, a line each, until it ends
     Events(show::EventsArgs),
 }
@@ -114,6 +121,8 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Verb::Inspect(args) => show::inspect(&mut link, args),
         Verb::Eject(args) => media::eject(&mut link, args),
         Verb::Insert(args) => media::insert(&mut link, args),
+        Verb::Attach(args) => attach::attach(&mut link, args),
+        Verb::Detach(args) => attach::detach(&mut link, args),
         Verb::Events(args) => show::events(&mut link, args),
     }
 }

@@ -17,6 +17,7 @@
     )
 )]
 
+pub mod acpi_slots;
 mod address;
 mod function;
 pub mod i440fx;

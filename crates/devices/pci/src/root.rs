@@ -276,7 +276,8 @@ impl Root {
         }
     }
 
-    fn look_again(&self, bdf: Bdf) {
+    /// Looks again where the function at `bdf` decodes and what it passes on: after a change that no guest made.
+    pub fn look_again(&self, bdf: Bdf) {
         if let Some(function) = self.function(bdf) {
             let mut device = function.lock();
             self.follow(bdf, &function, &mut *device);

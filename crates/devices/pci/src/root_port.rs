@@ -1,8 +1,9 @@
 //! The PCI Express root ports of Intel's ICH9, each with a slot that takes and loses cards while the machine runs.
 //!
-//! The slot is of the kind without buttons, lamps or power switch: a card that comes or goes is told of by presence and link
-//! changes, which interrupt by message or pin. The link is up while there is a card. Errors and power management events do
-//! not happen.
+//! A slot has an attention button, a power switch and a power lamp; cards may also be pulled out without notice. A card that
+//! comes or goes is told of by presence and link changes, which interrupt by message or pin, as the button does. The link is up
+//! while there is a card that has power; without power, what is behind is in reset and answers to nothing. Errors and power
+//! management events do not happen.
 //!
 //! Spec: Intel 316972 (ICH9) §"PCI Express* Configuration Registers"; PCI Express Base 3.0 §7.8 (capability), §6.7 (hot
 //! plug); PCI-to-PCI Bridge 1.2 §3.2.
@@ -70,21 +71,32 @@ const LINK_CAPABILITIES: u32 = 1 | 1 << 4 | 1 << 20;
 const LINK_STATUS: u16 = 1 | 1 << 4;
 /// Link status: it is up.
 const LINK_ACTIVE: u16 = 1 << 13;
-/// Cards come and go, without notice; commands complete at once.
-const SLOT_CAPABILITIES: u32 = 1 << 5 | 1 << 6 | 1 << 18;
-/// Slot control: which changes interrupt, and whether any do.
+/// Button, power switch and power lamp; cards come and go, also without notice; commands complete at once.
+const SLOT_CAPABILITIES: u32 = 1 << 0 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 18;
+/// Slot control: what interrupts, and whether anything does.
+const BUTTON_ENABLE: u16 = 1 << 0;
 const PRESENCE_ENABLE: u16 = 1 << 3;
 const INTERRUPT_ENABLE: u16 = 1 << 5;
 const LINK_ENABLE: u16 = 1 << 12;
-/// Slot status: presence has changed; there is a card; the link has changed.
+/// Slot control: the lamp, 1 for on, 2 for blinking, 3 for off; the slot has no power.
+const LAMP: u16 = 3 << 8;
+const LAMP_BLINKS: u16 = 2 << 8;
+const LAMP_ON: u16 = 1 << 8;
+const POWER_OFF: u16 = 1 << 10;
+/// Slot status: the button was pressed; presence has changed; there is a card; the link has changed.
+const BUTTON_PRESSED: u16 = 1 << 0;
 const PRESENCE_CHANGED: u16 = 1 << 3;
 const PRESENT: u16 = 1 << 6;
 const LINK_CHANGED: u16 = 1 << 8;
+
+/// Told that the guest has turned a slot's power off. Called under the port's lock.
+pub type PowerNotice = Box<dyn Fn() + Send>;
 
 /// A port.
 pub struct RootPort {
     // Wiring, and state in the header
     interrupter: Interrupter,
+    notice: Option<PowerNotice>,
     // Configuration
     /// Where the capability is.
     express: u16,
@@ -113,12 +125,20 @@ impl RootPort {
         }
         let mut this = Self {
             interrupter: Interrupter::new(pin, sink).with_msi(msi),
+            notice: None,
             express,
             header,
             present,
         };
-        this.settle();
+        this.power_on_self();
         this
+    }
+
+    /// With somebody who learns when the guest turns the slot's power off.
+    #[must_use]
+    pub fn with_notice(mut self, notice: PowerNotice) -> Self {
+        self.notice = Some(notice);
+        self
     }
 
     /// The interrupt pin of port `number`: INTA# to INTD# in turns.
@@ -131,12 +151,16 @@ impl RootPort {
     pub fn plug(&mut self, present: bool) {
         if self.present != present {
             self.present = present;
+            self.note(PRESENCE_CHANGED);
             self.settle();
-            let at = self.express + reg::SLOT_STATUS;
-            let status = self.header.word(at) | PRESENCE_CHANGED | LINK_CHANGED;
-            self.header.put(at, &status.to_le_bytes());
             self.update();
         }
+    }
+
+    /// Presses the slot's button: the guest is asked to turn its power off, or on again.
+    pub fn press_attention(&mut self) {
+        self.note(BUTTON_PRESSED);
+        self.update();
     }
 
     /// Whether there is a card.
@@ -145,13 +169,45 @@ impl RootPort {
         self.present
     }
 
-    /// Shows whether there is a card, and with it a link.
+    /// Whether the slot has power.
+    #[must_use]
+    pub fn powered(&self) -> bool {
+        self.header.word(self.express + reg::SLOT_CONTROL) & POWER_OFF == 0
+    }
+
+    /// Whether the lamp blinks: the guest is about to turn the power on or off.
+    #[must_use]
+    pub fn lamp_blinks(&self) -> bool {
+        self.header.word(self.express + reg::SLOT_CONTROL) & LAMP == LAMP_BLINKS
+    }
+
+    /// A slot with a card has power from the start, an empty one has none.
+    fn power_on_self(&mut self) {
+        let control = if self.present { LAMP_ON } else { LAMP | POWER_OFF };
+        self.put(reg::SLOT_CONTROL, LAMP | POWER_OFF, control);
+        self.settle();
+        self.put(reg::SLOT_STATUS, LINK_CHANGED, 0);
+    }
+
+    /// Replaces the bits of `mask` in a register of the capability; true when that changed it.
+    fn put(&mut self, at: u16, mask: u16, bits: u16) -> bool {
+        let old = self.header.word(self.express + at);
+        let new = old & !mask | bits;
+        self.header.put(self.express + at, &new.to_le_bytes());
+        old != new
+    }
+
+    fn note(&mut self, event: u16) {
+        self.put(reg::SLOT_STATUS, event, event);
+    }
+
+    /// Shows whether there is a card, and with power a link.
     fn settle(&mut self) {
-        for (at, bit) in [(reg::SLOT_STATUS, PRESENT), (reg::LINK_STATUS, LINK_ACTIVE)] {
-            let at = self.express + at;
-            let old = self.header.word(at);
-            let new = if self.present { old | bit } else { old & !bit };
-            self.header.put(at, &new.to_le_bytes());
+        let bit = |on: bool, bit| if on { bit } else { 0 };
+        self.put(reg::SLOT_STATUS, PRESENT, bit(self.present, PRESENT));
+        let up = self.present && self.powered();
+        if self.put(reg::LINK_STATUS, LINK_ACTIVE, bit(up, LINK_ACTIVE)) {
+            self.note(LINK_CHANGED);
         }
     }
 
@@ -160,7 +216,9 @@ impl RootPort {
         let status = self.header.word(self.express + reg::SLOT_STATUS);
         let control = self.header.word(self.express + reg::SLOT_CONTROL);
         let wanted = |changed, enable| status & changed != 0 && control & enable != 0;
-        let event = wanted(PRESENCE_CHANGED, PRESENCE_ENABLE) || wanted(LINK_CHANGED, LINK_ENABLE);
+        let event = wanted(PRESENCE_CHANGED, PRESENCE_ENABLE)
+            || wanted(LINK_CHANGED, LINK_ENABLE)
+            || wanted(BUTTON_PRESSED, BUTTON_ENABLE);
         self.interrupter
             .set(&mut self.header, event && control & INTERRUPT_ENABLE != 0);
     }
@@ -179,9 +237,10 @@ fn make_express(header: &mut PciHeader, at: u16, number: u8) {
     header.fix(at + reg::LINK_STATUS, &LINK_STATUS.to_le_bytes());
     header.changes(at + reg::LINK_STATUS, &LINK_ACTIVE.to_le_bytes());
     header.fix(at + reg::SLOT, &slot.to_le_bytes());
-    let enables = PRESENCE_ENABLE | INTERRUPT_ENABLE | LINK_ENABLE;
-    header.allow(at + reg::SLOT_CONTROL, &enables.to_le_bytes());
-    header.clear_by_ones(at + reg::SLOT_STATUS, &(PRESENCE_CHANGED | LINK_CHANGED).to_le_bytes());
+    let control = BUTTON_ENABLE | PRESENCE_ENABLE | INTERRUPT_ENABLE | LINK_ENABLE | LAMP | POWER_OFF;
+    header.allow(at + reg::SLOT_CONTROL, &control.to_le_bytes());
+    let events = BUTTON_PRESSED | PRESENCE_CHANGED | LINK_CHANGED;
+    header.clear_by_ones(at + reg::SLOT_STATUS, &events.to_le_bytes());
     header.changes(at + reg::SLOT_STATUS, &PRESENT.to_le_bytes());
     header.allow(at + reg::ROOT_CONTROL, &0x000fu16.to_le_bytes());
     header.clear_by_ones(at + reg::ROOT_STATUS, &0x0001_0000u32.to_le_bytes());
@@ -214,20 +273,33 @@ impl PciFunction for RootPort {
     }
 
     fn config_write(&mut self, at: u16, width: Width, value: u32) {
+        let had_power = self.powered();
         self.header.write(at, width, value);
         self.interrupter.written(&mut self.header, at, width);
+        if had_power != self.powered() {
+            self.settle();
+        }
         self.update();
+        if let Some(notice) = self.notice.as_ref().filter(|_| had_power && !self.powered()) {
+            notice();
+        }
     }
 
     fn forwarding(&self) -> Option<Forwarding> {
-        Some(Forwarding::of(&self.header))
+        Some(match self.powered() {
+            true => Forwarding::of(&self.header),
+            false => Forwarding {
+                reset: true,
+                ..Forwarding::default()
+            },
+        })
     }
 }
 
 impl Device for RootPort {
     fn reset(&mut self, _kind: Reset) {
         self.header.reset();
-        self.settle();
+        self.power_on_self();
         self.update();
     }
 
@@ -242,6 +314,7 @@ impl Snapshot for RootPort {
     fn save(&self) -> RootPortV1 {
         let Self {
             interrupter: _,
+            notice: _,
             express: _,
             header,
             present,
@@ -256,7 +329,6 @@ impl Snapshot for RootPort {
         let RootPortV1 { header, present } = state;
         self.header.restore(&header)?;
         self.present = present;
-        self.settle();
         self.interrupter.update_pin(&self.header);
         Ok(())
     }
@@ -264,7 +336,9 @@ impl Snapshot for RootPort {
 
 impl Inspect for RootPort {
     fn inspect(&self) -> Node {
-        pci_bridge::inspect(&Forwarding::of(&self.header)).with("present", self.present)
+        pci_bridge::inspect(&Forwarding::of(&self.header))
+            .with("present", self.present)
+            .with("powered", self.powered())
     }
 }
 
@@ -312,9 +386,57 @@ mod tests {
             "slots are numbered from one"
         );
         assert_eq!(chip.header.word(at + reg::SLOT_STATUS), PRESENT);
+        assert!(chip.powered());
         assert_eq!(chip.header.word(at + reg::LINK_STATUS) & LINK_ACTIVE, LINK_ACTIVE);
         let (_, empty) = port(false);
         assert_eq!(empty.header.word(at + reg::SLOT_STATUS), 0);
+        assert!(!empty.powered());
+    }
+
+    /// Writes slot control: nothing interrupts, and the power is as `on` says.
+    fn switch(chip: &mut RootPort, on: bool) {
+        let control = if on { LAMP_ON } else { LAMP | POWER_OFF };
+        chip.config_write(chip.express + reg::SLOT_CONTROL, Width::Word, control.into());
+    }
+
+    #[test]
+    fn card_gets_its_link_with_power_and_loses_it() {
+        let (sender, notices) = std::sync::mpsc::channel();
+        let (_, chip) = port(false);
+        let mut chip = chip.with_notice(Box::new(move || sender.send(()).unwrap()));
+        let (status, link) = (chip.express + reg::SLOT_STATUS, chip.express + reg::LINK_STATUS);
+        chip.plug(true);
+        assert_eq!(
+            chip.config_read(status, Width::Word),
+            u32::from(PRESENT | PRESENCE_CHANGED)
+        );
+        assert_eq!(chip.header.word(link) & LINK_ACTIVE, 0);
+        assert!(chip.forwarding().unwrap().reset);
+        switch(&mut chip, true);
+        assert_eq!(chip.header.word(link) & LINK_ACTIVE, LINK_ACTIVE);
+        assert_eq!(chip.header.word(status) & LINK_CHANGED, LINK_CHANGED);
+        assert!(!chip.forwarding().unwrap().reset);
+        assert!(notices.try_recv().is_err());
+        switch(&mut chip, false);
+        switch(&mut chip, false);
+        assert_eq!(notices.try_iter().count(), 1);
+        assert!(chip.present() && chip.forwarding().unwrap().reset);
+        chip.reset(Reset::Warm);
+        assert!(chip.powered(), "a card that is there has power after a reset");
+        assert_eq!(chip.header.word(status), PRESENT);
+    }
+
+    #[test]
+    fn button_interrupts() {
+        let (probe, mut chip) = port(true);
+        let control = chip.express + reg::SLOT_CONTROL;
+        chip.config_write(control, Width::Word, u32::from(INTERRUPT_ENABLE | BUTTON_ENABLE));
+        chip.press_attention();
+        assert!(probe.level(0));
+        let status = chip.express + reg::SLOT_STATUS;
+        chip.config_write(status, Width::Word, u32::from(BUTTON_PRESSED));
+        assert!(!probe.level(0));
+        assert_eq!(chip.header.word(status), PRESENT);
     }
 
     #[test]

@@ -136,6 +136,12 @@ impl Ahci {
         self.ports.get_mut(index)?.drive_mut()?.tray()
     }
 
+    /// Whether there is a drive at port `index`.
+    #[must_use]
+    pub fn is_occupied(&self, index: usize) -> bool {
+        self.ports.get(index).is_some_and(|port| port.drive.is_some())
+    }
+
     /// Plugs a drive into port `index`, or pulls it out. False when there is no such port.
     pub fn plug(&mut self, index: usize, drive: Option<Drive>) -> bool {
         let plugged = self.ports.get_mut(index).map(|port| port.plug(drive)).is_some();

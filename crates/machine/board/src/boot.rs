@@ -25,6 +25,7 @@ use device_model::Registers;
 use device_model::Width;
 use firmware::BootRequest;
 use firmware::acpi::AcpiInput;
+use firmware::acpi::HotSlots;
 use firmware::acpi::PciInput;
 use firmware::acpi::PmPorts;
 use firmware::layout;
@@ -332,7 +333,15 @@ fn windows(plan: &Plan) -> PciInput {
     if has("q35_mch") {
         PciInput::express(low_end(plan), ecam)
     } else {
-        PciInput::below(low_end(plan))
+        PciInput {
+            slots: has("acpi_slots").then(|| HotSlots {
+                port: pci::acpi_slots::PORT,
+                len: pci::acpi_slots::LEN,
+                gpe: pci::acpi_slots::GPE,
+                slots: plan.free_slots(),
+            }),
+            ..PciInput::below(low_end(plan))
+        }
     }
 }
 

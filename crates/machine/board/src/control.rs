@@ -30,14 +30,20 @@ use device_model::Node;
 use device_model::Reset;
 use device_model::RestoreError;
 use serde::Serialize;
+use spec::Attachment;
+use spec::Bay;
 use spec::EngineKind;
 use spec::OnReset;
 use spec::OnTripleFault;
 
 use crate::events;
 use crate::gate::Gate;
+use crate::hotplug::Attach;
+use crate::hotplug::Attached;
+use crate::hotplug::PlugError;
 use crate::machine::Parts;
 use crate::state::MachineState;
+use crate::storage::ImageMedium;
 use crate::vcpu::VcpuEvent;
 
 /// What a machine is doing.
@@ -123,6 +129,13 @@ pub enum MachineEvent {
         /// The guest did that itself; else it was the button.
         by_guest: bool,
     },
+    /// A drive was attached.
+    Attached(Attachment),
+    /// A drive has gone; its image is closed.
+    Detached {
+        /// Its name.
+        id: String,
+    },
     /// It came to its end.
     Ended(Outcome),
 }
@@ -170,6 +183,12 @@ pub(crate) enum Request {
     Save(Reply<MachineState>),
     Restore(Box<MachineState>, Reply<()>),
     SwitchEngine(EngineKind, Reply<()>),
+    Attach(
+        Box<Attach>,
+        Option<Arc<ImageMedium>>,
+        Reply<Result<Attachment, PlugError>>,
+    ),
+    Detach(String, bool, Reply<Result<bool, PlugError>>),
     Watch(Watcher),
     Guest(GuestEvent),
     Quit,
@@ -182,6 +201,8 @@ pub(crate) enum GuestEvent {
     Sleep,
     Wake,
     DebugExit(u8),
+    /// What is there may be pulled out.
+    GivenUp(Bay),
     Vcpu(VcpuEvent),
 }
 
@@ -200,6 +221,11 @@ impl PowerPort {
         // First the gate: not many instructions should follow the one that asked.
         self.gate.hold();
         self.tell(event);
+    }
+
+    /// The guest has turned off or ejected what is in `bay`.
+    pub(crate) fn given_up(&self, bay: Bay) {
+        self.event(GuestEvent::GivenUp(bay));
     }
 
     fn tell(&self, event: GuestEvent) {
@@ -308,6 +334,8 @@ impl Controller {
                 Request::Save(reply) => drop(reply.send(self.save())),
                 Request::Restore(state, reply) => drop(reply.send(self.restore(&state))),
                 Request::SwitchEngine(kind, reply) => drop(reply.send(self.switch_engine(kind))),
+                Request::Attach(wish, medium, reply) => drop(reply.send(self.attach(&wish, medium))),
+                Request::Detach(id, force, reply) => drop(reply.send(self.detach(&id, force))),
                 Request::Watch(watcher) => self.watchers.push(watcher),
                 Request::Guest(event) => self.guest_event(event),
                 Request::Quit => break,
@@ -374,7 +402,7 @@ impl Controller {
     /// Lets time, devices and vCPUs go on.
     fn go(&mut self) {
         self.parts.clock.resume();
-        for device in &self.parts.devices {
+        for device in self.parts.all_devices() {
             device.poll();
         }
         self.parts.events.run();
@@ -388,7 +416,7 @@ impl Controller {
         self.parts.gate.wait_empty();
         self.parts.clock.pause();
         self.parts.events.hold();
-        for device in &self.parts.devices {
+        for device in self.parts.all_devices() {
             while !device.lock().quiesce() {
                 std::thread::sleep(Duration::from_micros(100));
             }
@@ -444,6 +472,62 @@ impl Controller {
         )?;
         self.standing(|parts| parts.switch_engine(kind))
             .map_err(StateError::Engine)
+    }
+
+    fn attach(
+        &mut self,
+        wish: &Attach,
+        medium: Option<Arc<ImageMedium>>,
+    ) -> Result<Result<Attachment, PlugError>, StateError> {
+        self.expect(
+            "attach a drive to",
+            &[RunState::Created, RunState::Running, RunState::Paused],
+        )?;
+        let attached = self.standing(|parts| {
+            // Others may have been faster.
+            let attachment = parts.bays.place(wish)?;
+            let card = parts.bays.plug(attachment.clone(), medium);
+            parts.watch_cards(&[], card);
+            Ok(attachment)
+        });
+        if let Ok(attachment) = &attached {
+            tracing::info!(id = attachment.id, bay = %attachment.bay, "drive attached");
+            self.tell(&MachineEvent::Attached(attachment.clone()));
+        }
+        Ok(attached)
+    }
+
+    fn detach(&mut self, id: &str, force: bool) -> Result<Result<bool, PlugError>, StateError> {
+        self.expect(
+            "detach a drive from",
+            &[RunState::Created, RunState::Running, RunState::Paused],
+        )?;
+        // Before it starts there is nobody to ask.
+        let force = force || self.state == RunState::Created;
+        Ok(match self.standing(|parts| parts.detach(id, force)) {
+            Ok(Some(gone)) => {
+                self.close(gone);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Saves what was written to a drive that has gone, and closes its image.
+    fn close(&self, gone: Attached) {
+        gone.medium.iter().for_each(|medium| medium.settle());
+        let id = gone.attachment.id.clone();
+        drop(gone);
+        tracing::info!(id, "drive detached");
+        self.tell(&MachineEvent::Detached { id });
+    }
+
+    /// The guest has given up what is in `bay`.
+    fn given_up(&mut self, bay: Bay) {
+        if let Some(gone) = self.standing(|parts| parts.given_up(bay)) {
+            self.close(gone);
+        }
     }
 
     fn reset_by_host(&mut self) -> Result<(), StateError> {
@@ -514,6 +598,7 @@ impl Controller {
             GuestEvent::DebugExit(code) => self.stop(Outcome::DebugExit(code)),
             GuestEvent::Reset if self.parts.on_reset == OnReset::Stop => self.stop(Outcome::Reset),
             GuestEvent::Reset => self.reset(true),
+            GuestEvent::GivenUp(bay) => self.given_up(bay),
             GuestEvent::Sleep => self.tell_state(),
             GuestEvent::Wake => self.wake(),
             GuestEvent::Vcpu(VcpuEvent::Failed(error)) => self.stop(Outcome::Failed(error)),

@@ -5,6 +5,7 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -164,10 +165,10 @@ pub(crate) struct Watched {
 }
 
 /// The body of the event thread.
-pub(crate) fn run(events: &Events, clock: &dyn Clock, devices: &[Watched]) {
+pub(crate) fn run(events: &Events, clock: &dyn Clock, devices: &RwLock<Vec<Watched>>) {
     let mut timeout = None;
     while events.begin(timeout) {
-        timeout = poll_due(clock, devices);
+        timeout = poll_due(clock, &devices.read().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -278,10 +279,10 @@ mod tests {
             };
             let slot = Slot::new("alarm", alarm, clock.clone(), events.clone());
             let request = PollRequest::new(Arc::clone(&events));
-            let watched = vec![Watched {
+            let watched = RwLock::new(vec![Watched {
                 device: slot.clone(),
                 request: Some(request.clone()),
-            }];
+            }]);
             let (e, c) = (Arc::clone(&events), Arc::clone(&clock));
             let thread = Some(std::thread::spawn(move || run(&e, &*c, &watched)));
             Self {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::RwLock;
 use std::sync::mpsc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
@@ -40,6 +41,7 @@ use guest_memory::MemoryError;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
+use spec::Attachment;
 use spec::EngineKind;
 use spec::MachineKind;
 use spec::MachineSpec;
@@ -73,6 +75,11 @@ use crate::events::Watched;
 use crate::fabric::Fabric;
 use crate::fabric::ISA_LINES;
 use crate::gate::Gate;
+use crate::hotplug;
+use crate::hotplug::Attach;
+use crate::hotplug::Bays;
+use crate::hotplug::PlugError;
+use crate::hotplug::Sockets;
 use crate::registry;
 use crate::registry::Builder;
 use crate::registry::Button;
@@ -196,10 +203,12 @@ pub(crate) struct Parts {
     pub(crate) board: Arc<Board>,
     pub(crate) vcpus: Vec<Arc<VcpuCell>>,
     pub(crate) devices: Vec<SharedDevice>,
-    pub(crate) watched: Vec<Watched>,
+    pub(crate) watched: RwLock<Vec<Watched>>,
+    /// Drives that come and go.
+    pub(crate) bays: Bays,
     pub(crate) serial_ends: Vec<SerialEnd>,
     pub(crate) workers: Arc<Workers>,
-    /// Images of disks.
+    /// Images of disks that stay.
     pub(crate) media: Vec<Arc<ImageMedium>>,
     /// Video memory, which is nowhere while its base address is not set.
     pub(crate) video: Option<Arc<MemoryRegion>>,
@@ -216,9 +225,10 @@ impl Parts {
     /// Resets every device and processor, and loads no guest.
     pub(crate) fn reset_hardware(&self, kind: Reset) {
         self.memory.set_a20(true);
-        for device in &self.devices {
+        for device in self.all_devices() {
             device.lock().reset(kind);
         }
+        self.bays.forget_requests();
         if let Some(root) = self.board.pci() {
             root.look_everywhere();
         }
@@ -229,6 +239,13 @@ impl Parts {
             let _ = cell.lock().set_state(state);
             state::clear_signals(cell);
         }
+    }
+
+    /// All devices in the order in which they are reset and restored: cards that came later, then those of the plan.
+    pub(crate) fn all_devices(&self) -> Vec<SharedDevice> {
+        let mut all = self.bays.cards();
+        all.extend(self.devices.iter().cloned());
+        all
     }
 
     /// Resets the machine and loads the guest anew.
@@ -266,13 +283,14 @@ impl Parts {
     pub(crate) fn end_disks(&self) {
         self.workers.settle(DISKS_LIMIT);
         self.media.iter().for_each(|medium| medium.settle());
+        self.bays.settle();
         self.drives.iter().for_each(|drive| drive.settle());
     }
 
     /// Sends out what serial ports still hold, and ends their wires. No vCPU runs any more.
     pub(crate) fn end_serial(&self) {
         self.serial_ends.iter().for_each(SerialEnd::last_call);
-        for Watched { device, request } in &self.watched {
+        for Watched { device, request } in &*self.watched.read().unwrap_or_else(PoisonError::into_inner) {
             if request.is_some() {
                 device.poll();
             }
@@ -316,7 +334,7 @@ impl Parts {
         let vcpus = self.vcpus.iter().fold(Node::tree(), |tree, cell| {
             tree.with(&format!("cpu{}", cell.id), cell.inspect())
         });
-        let devices = self.devices.iter().fold(Node::tree(), |tree, device| {
+        let devices = self.all_devices().iter().fold(Node::tree(), |tree, device| {
             tree.with(device.name(), device.lock().inspect())
         });
         let machine = Node::tree()
@@ -376,7 +394,7 @@ impl Machine {
         &self.parts.plan
     }
 
-    /// The devices in the order of the plan: for tests and tools that look at one.
+    /// The devices of the plan in its order: for tests and tools that look at one.
     #[must_use]
     pub fn devices(&self) -> &[SharedDevice] {
         &self.parts.devices
@@ -444,10 +462,38 @@ impl Machine {
         self.parts.input.clone()
     }
 
-    /// Drives whose media change while the machine runs, in the order of the plan.
+    /// Drives whose media change while the machine runs.
     #[must_use]
-    pub fn drives(&self) -> &[Arc<dyn RemovableDrive>] {
-        &self.parts.drives
+    pub fn drives(&self) -> Vec<Arc<dyn RemovableDrive>> {
+        let mut drives = self.parts.drives.clone();
+        drives.extend(self.parts.bays.trays());
+        drives
+    }
+
+    /// Drives that can be detached, in the order of their places.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attachment> {
+        self.parts.bays.attached()
+    }
+
+    /// Attaches a drive. A running machine is held meanwhile, for as long as it takes to plug it in.
+    ///
+    /// # Errors
+    /// [`PlugError`] when its image cannot be had, or there is no place for it.
+    pub fn attach(&self, wish: Attach) -> Result<Attachment, PlugError> {
+        // Before the image is opened: what cannot be placed need not wait for it.
+        self.parts.bays.place(&wish)?;
+        let medium = hotplug::open(&wish.drive)?;
+        self.ask(|reply| Request::Attach(Box::new(wish), medium, reply))?
+    }
+
+    /// Detaches a drive; returns whether it has gone. A card that the guest uses goes when the guest has given it up, which
+    /// [`Self::attached`] and [`crate::MachineEvent::Detached`] tell; with `force` it goes at once.
+    ///
+    /// # Errors
+    /// [`PlugError`] when there is no such drive, or the guest holds it.
+    pub fn detach(&self, id: &str, force: bool) -> Result<bool, PlugError> {
+        self.ask(|reply| Request::Detach(id.to_owned(), force, reply))?
     }
 
     /// Guest time: it stands still while the machine is paused.
@@ -614,6 +660,8 @@ fn assemble(
         vga: None,
         keyboard: None,
         buttons: None,
+        sockets: Sockets::default(),
+        given_up: hotplug::given_up(&gate, requests),
         drives: Vec::new(),
         tables: firmware_tables(spec, &plan),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
@@ -635,12 +683,13 @@ fn assemble(
     };
     let devices = registry::build_all(&mut builder, &plan.devices)?;
     connect(&mut builder, &board, &devices)?;
+    let bays = hotplug::bays(&mut builder);
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
         buttons,
         drives,
         serial_ends,
-        mut poll_requests,
+        poll_requests,
         vga,
         keyboard,
         workers,
@@ -649,12 +698,9 @@ fn assemble(
     } = builder;
     let screen = vga.map(Screen::new);
     let input = keyboard.map(UserInput::new);
-    let watched = devices.iter().map(|device| Watched {
-        device: Arc::clone(device),
-        request: poll_requests.remove(device.name()),
-    });
-    let watched = watched.collect();
+    let watched = watched(&devices, poll_requests);
     Ok(Parts {
+        bays,
         workers,
         media,
         video,
@@ -679,6 +725,15 @@ fn assemble(
         devices,
         reset_states,
     })
+}
+
+/// What the event thread looks after.
+fn watched(devices: &[SharedDevice], mut requests: BTreeMap<String, PollRequest>) -> RwLock<Vec<Watched>> {
+    let watched = devices.iter().map(|device| Watched {
+        device: Arc::clone(device),
+        request: requests.remove(device.name()),
+    });
+    RwLock::new(watched.collect())
 }
 
 /// The pins of the I/O APIC that an ICH9's interrupt lines are.

@@ -44,12 +44,12 @@ pub(crate) struct CdDrive {
 }
 
 impl CdDrive {
-    /// The user's drive `number`, which is drive `place` of its controller, with what is in it already.
-    pub(crate) fn new(controller: Arc<dyn Trays>, place: usize, number: usize, medium: Option<Medium>) -> Self {
+    /// The user's drive `name`, which is drive `place` of its controller, with what is in it already.
+    pub(crate) fn new(controller: Arc<dyn Trays>, place: usize, name: &str, medium: Option<Medium>) -> Self {
         Self {
             controller,
             place,
-            name: format!("cd{number}"),
+            name: name.to_owned(),
             medium: Mutex::new(medium),
         }
     }

@@ -223,6 +223,14 @@ impl Plan {
         (at.device(), pin)
     }
 
+    /// Slots of the root bus with nothing in them, a bit for each.
+    pub(crate) fn free_slots(&self) -> u32 {
+        let slots = self.devices.iter().filter_map(|place| place.bdf);
+        let slots = slots.filter(|bdf| bdf.bus() == 0);
+        // Slot 0 is the host bridge's.
+        slots.fold(!1, |free, bdf| free & !(1 << (bdf.device() & 31)))
+    }
+
     /// Every pair of devices that want the same, with both names.
     fn conflicts(&self) -> Vec<String> {
         let mut out = Vec::new();

@@ -36,6 +36,7 @@ use guest_memory::GuestMemory;
 use guest_memory::MemoryRegion;
 use pci::PirqRouter;
 use pci::Root;
+use spec::Bay;
 use spec::BootDevice;
 use spec::MachineSpec;
 
@@ -49,6 +50,7 @@ use crate::drives::RemovableDrive;
 use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
+use crate::hotplug::Sockets;
 use crate::serial::SerialEnd;
 use crate::storage::ImageMedium;
 use crate::storage::Workers;
@@ -81,6 +83,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
+    Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
     Entry { chip: "vga",           place: screen::place_vga,           build: screen::build_vga },
     Entry { chip: "debugcon",      place: pc::place_debugcon,          build: pc::build_debugcon },
@@ -193,6 +196,10 @@ pub(crate) struct Builder<'a> {
     pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
+    /// What drives and cards are plugged into.
+    pub(crate) sockets: Sockets,
+    /// Told when the guest gives up what is in a place.
+    pub(crate) given_up: Arc<dyn Fn(Bay) + Send + Sync>,
     /// Drives whose media users change.
     pub(crate) drives: Vec<Arc<dyn RemovableDrive>>,
     /// What firmware hands on, until it is with `fw_cfg`.

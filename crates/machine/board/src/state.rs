@@ -17,8 +17,10 @@ use guest_memory::MemoryRegion;
 use guest_memory::PAGE_SIZE;
 use serde::Deserialize;
 use serde::Serialize;
+use spec::Attachment;
 
 use crate::control::StateError;
+use crate::hotplug::PlugError;
 use crate::machine::Parts;
 use crate::vcpu::VcpuCell;
 
@@ -59,7 +61,9 @@ pub struct MachineState {
     pub ram_bytes: u64,
     /// Processors by number.
     pub cpus: Vec<CpuSnapshot>,
-    /// Devices in the order of the plan.
+    /// Drives that can be detached, in the order of their places.
+    pub attached: Vec<Attachment>,
+    /// Devices: cards that were attached, then those of the plan in its order.
     pub devices: Vec<DeviceSnapshot>,
     /// Pages of RAM that are not all zero, by address.
     pub pages: Vec<(u64, Vec<u8>)>,
@@ -70,7 +74,7 @@ pub struct MachineState {
 impl Parts {
     /// The state now. The machine stands still.
     pub(crate) fn save(&self) -> Result<MachineState, StateError> {
-        let devices = self.devices.iter().map(|device| DeviceSnapshot {
+        let devices = self.all_devices().into_iter().map(|device| DeviceSnapshot {
             name: device.name().to_owned(),
             blob: device.lock().save_blob(),
         });
@@ -80,6 +84,7 @@ impl Parts {
             asleep: self.gate.is_asleep(),
             ram_bytes: self.memory.ram_bytes(),
             cpus: self.vcpus.iter().map(|cell| save_cpu(cell)).collect(),
+            attached: self.bays.attached(),
             devices: devices.collect(),
             pages: save_pages(&ram(&self.memory)).map_err(StateError::Memory)?,
             video: save_pages(&self.video()).map_err(StateError::Memory)?,
@@ -88,7 +93,11 @@ impl Parts {
 
     /// Takes over a state. The machine stands still. After an error the machine is as after power-on, without a guest.
     pub(crate) fn restore(&self, state: &MachineState) -> Result<(), StateError> {
-        self.check_shape(state).map_err(StateError::Restore)?;
+        let plugged = self.match_drives(state).and_then(|()| self.check_shape(state));
+        if let Err(error) = plugged {
+            self.reset_hardware(device_model::Reset::Cold);
+            return Err(StateError::Restore(error));
+        }
         let result = self.restore_checked(state);
         if result.is_err() {
             self.reset_hardware(device_model::Reset::Cold);
@@ -98,6 +107,20 @@ impl Parts {
         }
         self.board.refresh_lapic_pages();
         result
+    }
+
+    /// Attaches and detaches drives until they are those of the state. Nobody is asked: what devices see of it is overwritten.
+    fn match_drives(&self, state: &MachineState) -> Result<(), RestoreError> {
+        let invalid = |error: PlugError| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            RestoreError::Invalid(format!("{error}{}", cause.unwrap_or_default()))
+        };
+        let (gone, came) = self.bays.match_saved(&state.attached).map_err(invalid)?;
+        self.watch_cards(&gone, came);
+        for drive in gone {
+            drive.medium.iter().for_each(|medium| medium.settle());
+        }
+        Ok(())
     }
 
     fn check_shape(&self, state: &MachineState) -> Result<(), RestoreError> {
@@ -121,7 +144,8 @@ impl Parts {
             &count(self.vcpus.len()),
             &count(state.cpus.len()),
         )?;
-        let here: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
+        let all = self.all_devices();
+        let here: Vec<&str> = all.iter().map(|device| device.name()).collect();
         let there: Vec<&str> = state.devices.iter().map(|device| device.name.as_str()).collect();
         same("devices", &here.join(" "), &there.join(" "))
     }
@@ -138,7 +162,7 @@ impl Parts {
         }
         restore_pages(&ram(&self.memory), &state.pages)?;
         restore_pages(&self.video(), &state.video)?;
-        restore_devices(&self.devices, &state.devices).map_err(StateError::Restore)?;
+        restore_devices(&self.all_devices(), &state.devices).map_err(StateError::Restore)?;
         for (cell, saved) in self.vcpus.iter().zip(&state.cpus) {
             restore_cpu(cell, saved).map_err(StateError::Restore)?;
         }

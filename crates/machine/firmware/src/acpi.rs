@@ -21,6 +21,7 @@ mod ich9;
 mod loader;
 mod madt;
 mod root_bridge;
+mod slots;
 
 use std::ops::Range;
 
@@ -75,6 +76,19 @@ pub struct SmiPort {
     pub disable: u8,
 }
 
+/// Slots of the root bus whose cards come and go, by ACPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotSlots {
+    /// First port of their registers.
+    pub port: u16,
+    /// Bytes of them.
+    pub len: u8,
+    /// The general-purpose event that tells of them.
+    pub gpe: u8,
+    /// The slots, a bit for each.
+    pub slots: u32,
+}
+
 /// The PCI buses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciInput {
@@ -84,6 +98,8 @@ pub struct PciInput {
     pub high: Option<(u64, u64)>,
     /// Memory-mapped configuration space, first address and bytes, on a machine with an ICH9; else it has a PIIX.
     pub ecam: Option<(u32, u32)>,
+    /// Slots of the root bus whose cards come and go, if there are any.
+    pub slots: Option<HotSlots>,
 }
 
 impl PciInput {
@@ -99,6 +115,7 @@ impl PciInput {
             memory,
             high: None,
             ecam: None,
+            slots: None,
         }
     }
 
@@ -113,6 +130,7 @@ impl PciInput {
             memory,
             high: None,
             ecam: Some(ecam),
+            slots: None,
         }
     }
 

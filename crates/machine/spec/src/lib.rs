@@ -3,12 +3,16 @@
 //! A [`MachineSpec`] is wishes. `board` turns it into a plan with addresses, and the plan into a machine.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod devices;
 mod machine;
 mod place;
 mod size;
 mod validate;
 
+pub use attach::Attachment;
+pub use attach::Bay;
+pub use attach::DriveConfig;
 pub use devices::CacheMode;
 pub use devices::CdromConfig;
 pub use devices::DebugExitConfig;

@@ -12,7 +12,7 @@ pub const PORTS: u8 = 4;
 const SLOTS: u8 = 32;
 
 /// A place for a PCI device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PciPlace {
     /// A slot of the root bus, 1 to 31.

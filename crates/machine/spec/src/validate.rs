@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::DiskConfig;
 use crate::MachineKind;
 use crate::MachineSpec;
 use crate::PciPlace;
@@ -211,13 +212,25 @@ impl MachineSpec {
             problems.add("devices.cdroms", "there are no CD drives on nvme".to_owned());
         }
         for (index, disk) in disks.iter().enumerate() {
-            let serial = disk.serial.as_deref().unwrap_or("none");
-            let printable = serial.bytes().all(|byte| (0x21..0x7f).contains(&byte));
-            if serial.is_empty() || serial.len() > SERIAL || !printable {
-                let what = format!("serial `{serial}` is not 1 to {SERIAL} printable characters");
+            if let Err(what) = disk.check_serial() {
                 problems.add(&format!("devices.disks[{index}]"), what);
             }
         }
+    }
+}
+
+impl DiskConfig {
+    /// Whether the serial number is one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_serial(&self) -> Result<(), String> {
+        let serial = self.serial.as_deref().unwrap_or("none");
+        let printable = serial.bytes().all(|byte| (0x21..0x7f).contains(&byte));
+        if serial.is_empty() || serial.len() > SERIAL || !printable {
+            return Err(format!("serial `{serial}` is not 1 to {SERIAL} printable characters"));
+        }
+        Ok(())
     }
 }
 

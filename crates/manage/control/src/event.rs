@@ -40,6 +40,18 @@ pub enum Event {
         /// What is in it now.
         file: Option<PathBuf>,
     },
+    /// A drive was attached.
+    Attached {
+        /// Its name.
+        drive: String,
+        /// Where it is.
+        place: String,
+    },
+    /// A drive has gone; its image is closed.
+    Detached {
+        /// Its name.
+        drive: String,
+    },
     /// The client was too slow for so many events, which are lost.
     Lost {
         /// How many.

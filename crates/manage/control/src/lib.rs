@@ -30,6 +30,7 @@ pub use client::ClientError;
 pub use event::Event;
 pub use event::Publisher;
 pub use machine::Controlled;
+pub use protocol::AttachedStatus;
 pub use protocol::ButtonAction;
 pub use protocol::DriveStatus;
 pub use protocol::ErrorKind;

@@ -5,7 +5,9 @@ use std::path::Path;
 use display::Surface;
 use input::InputSink;
 
+use crate::AttachedStatus;
 use crate::Refusal;
+use crate::Request;
 use crate::Status;
 
 /// A machine that clients control. Called from the threads of connections, several at a time, with no lock held; a call may take
@@ -82,4 +84,19 @@ pub trait Controlled: Send + Sync {
     /// # Errors
     /// As [`Self::eject`], and when the image does not fit.
     fn insert(&self, drive: &str, file: &Path, read_only: bool) -> Result<(), Refusal>;
+
+    /// Attaches a drive, as `request`, which is a [`Request::Attach`], says.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the image does not fit, or there is no place for it.
+    fn attach(&self, request: &Request) -> Result<AttachedStatus, Refusal>;
+
+    /// Detaches a drive, or asks the guest to give it up; true when it has gone already.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such drive, or it cannot be detached.
+    fn detach(&self, drive: &str, force: bool) -> Result<bool, Refusal>;
+
+    /// Whether a drive of this name can be detached.
+    fn is_attached(&self, drive: &str) -> bool;
 }

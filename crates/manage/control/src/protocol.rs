@@ -167,6 +167,46 @@ pub enum Request {
         #[serde(default)]
         read_only: bool,
     },
+    /// Attaches a drive: [`AttachedStatus`].
+    Attach {
+        /// `disk` or `cdrom`.
+        kind: String,
+        /// The image, by its absolute path; none for a drive without a disc.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<PathBuf>,
+        /// What it is called; by its kind and number if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Where; the first free place if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        place: Option<String>,
+        /// `ahci` or `nvme`; what fits the place, or AHCI, if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bus: Option<String>,
+        /// Format of a disk's image; what it looks like if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<String>,
+        /// What becomes of a disk's writes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cache: Option<String>,
+        /// A disk's serial number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        serial: Option<String>,
+        /// The guest shall not write to a disk.
+        #[serde(default)]
+        read_only: bool,
+    },
+    /// Detaches a drive.
+    Detach {
+        /// Its name.
+        drive: String,
+        /// Without asking the guest.
+        #[serde(default)]
+        force: bool,
+        /// The guest has so many seconds; 30 if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout: Option<f64>,
+    },
     /// Events from now on, besides replies.
     Subscribe {},
 }
@@ -260,6 +300,24 @@ pub struct DriveStatus {
     pub medium: Option<MediumStatus>,
 }
 
+/// A drive that can be detached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttachedStatus {
+    /// Its name.
+    pub name: String,
+    /// `disk` or `cdrom`.
+    pub kind: String,
+    /// `ahci` or `nvme`.
+    pub bus: String,
+    /// Where it is: `sata0`, `slot5`, `port1`.
+    pub place: String,
+    /// Its image, or what is in it.
+    pub file: Option<PathBuf>,
+    /// The guest has been asked to give it up, and has not yet.
+    pub detaching: bool,
+}
+
 /// What a machine is and does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -282,6 +340,9 @@ pub struct Status {
     pub screen: Option<ScreenStatus>,
     /// Drives whose media come and go.
     pub drives: Vec<DriveStatus>,
+    /// Drives that can be detached.
+    #[serde(default)]
+    pub attached: Vec<AttachedStatus>,
 }
 
 /// A picture of the screen.

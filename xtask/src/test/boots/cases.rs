@@ -10,6 +10,11 @@ use super::Case;
 use super::Lab;
 use super::Skip;
 use super::control::screen_and_keyboard_work_by_the_control_socket;
+use super::plug::discs_of_a_sata_drive_are_changed;
+use super::plug::discs_of_an_ide_drive_are_changed;
+use super::plug::nvme_card_is_plugged_into_a_port_and_pulled_out;
+use super::plug::nvme_card_is_plugged_into_a_slot_and_ejected;
+use super::plug::sata_disk_is_plugged_in_and_pulled_out;
 use crate::boot::Boot;
 use crate::boot::Seen;
 
@@ -29,7 +34,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 19] = [
+pub(super) const CASES: [Case; 24] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -39,6 +44,20 @@ pub(super) const CASES: [Case; 19] = [
     case(
         "i386_kernel_boots_without_complaints",
         i386_kernel_boots_without_complaints,
+    ),
+    case("discs_of_an_ide_drive_are_changed", discs_of_an_ide_drive_are_changed),
+    case("discs_of_a_sata_drive_are_changed", discs_of_a_sata_drive_are_changed),
+    case(
+        "sata_disk_is_plugged_in_and_pulled_out",
+        sata_disk_is_plugged_in_and_pulled_out,
+    ),
+    case(
+        "nvme_card_is_plugged_into_a_port_and_pulled_out",
+        nvme_card_is_plugged_into_a_port_and_pulled_out,
+    ),
+    case(
+        "nvme_card_is_plugged_into_a_slot_and_ejected",
+        nvme_card_is_plugged_into_a_slot_and_ejected,
     ),
     case("suspended_guest_wakes_by_its_alarm", suspended_guest_wakes_by_its_alarm),
     case("suspended_pc_wakes_by_its_alarm", suspended_pc_wakes_by_its_alarm),

@@ -85,6 +85,17 @@ fn describe(status: &Status) -> String {
         };
         line(&drive.name, &medium);
     }
+    for drive in &status.attached {
+        let file = drive.file.as_ref().map(|file| file.display().to_string());
+        let what = file
+            .filter(|_| drive.kind == "disk")
+            .unwrap_or_else(|| drive.kind.clone());
+        let leaves = if drive.detaching { ", asked to leave" } else { "" };
+        line(
+            &drive.place,
+            &format!("{} ({}, {}{leaves})", drive.name, what, drive.bus),
+        );
+    }
     text
 }
 
@@ -163,6 +174,8 @@ fn sentence(event: &Event) -> String {
             file: Some(file),
         } => format!("medium: {drive} has {}", file.display()),
         Event::Medium { drive, file: None } => format!("medium: {drive} is empty"),
+        Event::Attached { drive, place } => format!("attached: {drive} in {place}"),
+        Event::Detached { drive } => format!("detached: {drive}"),
         Event::Lost { count } => format!("{count} events were lost"),
     }
 }

@@ -183,13 +183,27 @@ impl Port {
         }
     }
 
+    /// A drive is plugged in, pulled out, or exchanged (§6.2.2, §7.3). What the old one was asked for stays in PxCI and PxSACT, and
+    /// never ends: the host learns of the change by the link, and stops the port.
     pub(super) fn plug(&mut self, drive: Option<Drive>) {
+        let changes = self.drive.is_some() || drive.is_some();
         self.abandon();
-        (self.state.ci, self.state.sact) = (0, 0);
+        // The new drive must not get what was meant for the old one.
+        self.state.failed |= self.state.ci | self.state.sact != 0;
+        self.state.failed_tag = None;
+        self.state.held = false;
         self.drive = drive;
-        self.state.task.status = 0x7F;
+        self.state.task = Taskfile {
+            status: 0x7F,
+            ..Taskfile::default()
+        };
         self.state.sig = u32::MAX;
-        self.state.serr |= SERR_N | SERR_X;
+        if changes && self.state.sctl & DET != DET_OFF {
+            self.state.serr |= SERR_N;
+        }
+        if let Some(drive) = &mut self.drive {
+            drive.reset();
+        }
         self.link_up();
     }
 

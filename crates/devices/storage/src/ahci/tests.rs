@@ -203,3 +203,68 @@ proptest! {
         fuzz_accesses(&mut bench.ahci, &clock, &bytes);
     }
 }
+
+#[test]
+fn plugged_drive_shows_by_link_signature_and_interrupt() {
+    let mut bench = bench();
+    let base = bench.start(2);
+    let identity = Identity {
+        model: "OXBOW TEST".to_owned(),
+        serial: "S2".to_owned(),
+        firmware: "1".to_owned(),
+    };
+    assert_eq!((bench.read(base + 0x28), bench.read(base + 0x10)), (0, 0));
+    assert!(bench.ahci.plug(2, Some(Drive::disk(bench.disk.clone(), identity))));
+    assert!(bench.ahci.is_occupied(2) && !bench.ahci.is_occupied(3));
+    assert_eq!(bench.read(base + 0x28), 0x133);
+    // PRCS and PCS follow DIAG.N and DIAG.X until those are cleared.
+    assert_eq!(bench.read(base + 0x10) & 0x0040_0040, 0x0040_0040);
+    assert_eq!(bench.read(base + 0x30), 0x0401_0000);
+    assert_eq!(bench.read(0x08), 4);
+    assert!(bench.probe.level(0));
+    bench.write(base + 0x30, 0x0401_0000);
+    bench.write(0x08, 4);
+    assert!(!bench.probe.level(0));
+    // COMRESET brings the signature.
+    for value in [1, 0] {
+        bench.write(base + 0x2C, value);
+    }
+    assert_eq!((bench.read(base + 0x24), bench.read(base + 0x20)), (0x101, 0x0150));
+    assert!(!bench.ahci.plug(PORTS, None));
+}
+
+#[test]
+fn pulled_drive_leaves_its_commands_and_the_next_one_does_not_get_them() {
+    let mut bench = bench();
+    let base = bench.start(0);
+    bench.write(base + 0x30, u64::MAX >> 32);
+    bench.slot(0, &[0x27, 0x80, 0x25, 0, 7, 0, 0, 0x40, 0, 0, 0, 0, 2, 0], 0x8000, 1024);
+    bench.ahci.quiesce();
+    bench.write(base + 0x38, 1);
+    bench.ahci.plug(0, None);
+    let mut before = [1u8; 4];
+    bench.memory.read(0x8000, &mut before).unwrap();
+    assert_eq!(bench.read(base + 0x28), 0);
+    assert_eq!((bench.read(base + 0x24), bench.read(base + 0x20)), (0xFFFF_FFFF, 0x7F));
+    assert_eq!(bench.read(base + 0x30), 0x0001_0000, "nothing was exchanged yet");
+    assert!(bench.probe.level(0));
+    assert_eq!(bench.read(base + 0x38), 1, "the command has not ended");
+    let identity = Identity {
+        model: "OXBOW TEST".to_owned(),
+        serial: "S2".to_owned(),
+        firmware: "1".to_owned(),
+    };
+    bench.ahci.plug(0, Some(Drive::disk(bench.disk.clone(), identity)));
+    bench.ahci.poll(VmTime::from_ns(0));
+    let mut after = [1u8; 4];
+    bench.memory.read(0x8000, &mut after).unwrap();
+    assert_eq!((bench.read(base + 0x38), after), (1, before));
+    // A port that was stopped and reset works for the new drive.
+    bench.write(base + 0x18, 0x10);
+    assert_eq!(bench.read(base + 0x38), 0);
+    bench.write(base + 0x18, 0x11);
+    bench.write(base + 0x38, 1);
+    assert_eq!(bench.read(base + 0x38), 0);
+    bench.memory.read(0x8000, &mut after).unwrap();
+    assert_eq!(after, [7, 8, 9, 10]);
+}

@@ -16,12 +16,16 @@ use device_model::SharedDevice;
 use firmware::layout;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
+use pci::acpi_slots;
+use pci::acpi_slots::AcpiSlots;
 use pci::i440fx::I440fx;
 use pci::piix3::Piix3;
 use pci::piix4_pm::Piix4Pm;
 use pci::shadow;
+use spec::Bay;
 use spec::MachineKind;
 use spec::MachineSpec;
+use spec::PciPlace;
 
 use super::Builder;
 use super::Button;
@@ -86,6 +90,9 @@ pub(super) fn build_piix4_pm(builder: &mut Builder<'_>, place: &Placement) -> Re
     builder.poll_requests.insert(place.name.clone(), request);
     let pm = AcpiPm::new(builder.clock.clone(), sci, builder.power.clone(), builder.alarm.clone());
     let slot = builder.slot(place, Piix4Pm::new(pm));
+    let raised = Arc::clone(&slot);
+    // The machine may stand still: nobody polls.
+    builder.sockets.gpe = Some(Box::new(move |number| raised.lock().pm().raise_gpe(number)));
     let pressed = Arc::clone(&slot);
     builder.buttons = Some(Box::new(move |button| {
         pressed.with(|chip| match button {
@@ -93,6 +100,21 @@ pub(super) fn build_piix4_pm(builder: &mut Builder<'_>, place: &Placement) -> Re
             Button::Sleep => chip.pm().press_sleep_button(),
         });
     }));
+    Ok(slot)
+}
+
+pub(super) fn place_acpi_slots(spec: &MachineSpec) -> Vec<Placement> {
+    on_i440fx(spec, || {
+        let window = Window::pio("slots", acpi_slots::PORT.into(), acpi_slots::LEN.into());
+        Placement::new("slots", "acpi_slots").window(window)
+    })
+}
+
+pub(super) fn build_acpi_slots(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let given_up = Arc::clone(&builder.given_up);
+    let notice = Box::new(move |slot| given_up(Bay::Card(PciPlace::Root(slot))));
+    let slot = builder.slot(place, AcpiSlots::new(builder.plan.free_slots(), notice));
+    builder.sockets.slots = Some(Arc::clone(&slot));
     Ok(slot)
 }
 

@@ -13,9 +13,11 @@ use pci::pci_bridge::PciBridge;
 use pci::q35_mch::Q35Mch;
 use pci::root_port::RootPort;
 use pci::shadow;
+use spec::Bay;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::PORTS;
+use spec::PciPlace;
 
 use super::Builder;
 use super::Button;
@@ -101,7 +103,12 @@ pub(super) fn build_port(builder: &mut Builder<'_>, place: &Placement) -> Result
     let behind = |device: &&Placement| device.bdf.is_some_and(|bdf| Some(bdf.bus()) == place.wire);
     let present = builder.plan.devices.iter().any(|device| behind(&device));
     let wires = (pin(builder, place, RootPort::pin(number)), builder.fabric.messages());
-    Ok(builder.slot(place, RootPort::new(number, present, wires)))
+    let given_up = Arc::clone(&builder.given_up);
+    let bay = Bay::Card(PciPlace::Port(number + 1));
+    let port = RootPort::new(number, present, wires).with_notice(Box::new(move || given_up(bay)));
+    let slot = builder.slot(place, port);
+    builder.sockets.ports.push((number + 1, Arc::clone(&slot)));
+    Ok(slot)
 }
 
 pub(super) fn place_bridge(spec: &MachineSpec) -> Vec<Placement> {

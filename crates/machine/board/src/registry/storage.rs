@@ -4,8 +4,12 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use device_model::SharedDevice;
+use device_model::Slot;
 use pci::Bdf;
+use spec::Attachment;
+use spec::Bay;
 use spec::BootDevice;
+use spec::DriveConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::StorageBus;
@@ -30,6 +34,9 @@ use crate::BuildError;
 use crate::Placement;
 use crate::PollRequest;
 use crate::drives;
+use crate::drives::RemovableDrive;
+use crate::hotplug;
+use crate::hotplug::Attached;
 use crate::optical::CdDrive;
 use crate::optical::Trays;
 use crate::storage::ImageMedium;
@@ -66,25 +73,30 @@ fn ide_drives(spec: &MachineSpec) -> [Option<Wish>; 4] {
     places
 }
 
-/// What a drive says of itself.
-fn identity(builder: &Builder<'_>, wish: Wish) -> Identity {
-    let (model, number, kind) = match wish {
-        Wish::Disk(index) => ("OXBOW HARDDISK", index, "D"),
-        Wish::Cdrom(index) => ("OXBOW CD-ROM", index, "C"),
+/// A drive as it is configured, and its number.
+fn config(spec: &MachineSpec, wish: Wish) -> (DriveConfig, u32) {
+    let (config, index) = match wish {
+        Wish::Disk(index) => {
+            let disk = spec.devices.disks.get(index).cloned();
+            (DriveConfig::Disk(disk.unwrap_or_default()), index)
+        }
+        Wish::Cdrom(index) => {
+            let cdrom = spec.devices.cdroms.get(index).cloned();
+            (DriveConfig::Cdrom(cdrom.unwrap_or_default()), index)
+        }
     };
-    let named = match wish {
-        Wish::Disk(index) => builder.spec.devices.disks.get(index),
-        Wish::Cdrom(_) => None,
-    };
-    let serial = named.and_then(|disk| disk.serial.clone());
-    Identity {
-        model: model.to_owned(),
-        serial: serial.unwrap_or_else(|| format!("OX{kind}{:05}", number + 1)),
-        firmware: "1.0".to_owned(),
+    (config, u32::try_from(index).unwrap_or(u32::MAX))
+}
+
+/// What users call a drive.
+fn name(wish: Wish) -> String {
+    match wish {
+        Wish::Disk(index) => format!("disk{index}"),
+        Wish::Cdrom(index) => format!("cd{index}"),
     }
 }
 
-/// Opens the image of a disk.
+/// Opens the image of a disk that stays.
 fn disk_medium(builder: &mut Builder<'_>, index: usize) -> Result<Arc<dyn Medium>, BuildError> {
     let config = builder.spec.devices.disks.get(index).cloned().unwrap_or_default();
     let medium = ImageMedium::disk(&config)?;
@@ -92,17 +104,15 @@ fn disk_medium(builder: &mut Builder<'_>, index: usize) -> Result<Arc<dyn Medium
     Ok(medium)
 }
 
-fn drive(builder: &mut Builder<'_>, wish: Wish) -> Result<Drive, BuildError> {
-    let identity = identity(builder, wish);
-    match wish {
-        Wish::Disk(index) => Ok(Drive::disk(disk_medium(builder, index)?, identity)),
-        Wish::Cdrom(index) => {
-            let config = builder.spec.devices.cdroms.get(index);
-            let path = config.and_then(|config| config.image.as_deref());
-            let disc = path.map(ImageMedium::disc).transpose()?;
-            Ok(Drive::optical(disc.map(|disc| disc as Arc<dyn Medium>), identity))
-        }
-    }
+/// A drive, and the image in it.
+fn drive(builder: &Builder<'_>, wish: Wish) -> Result<(Drive, Option<Arc<ImageMedium>>), BuildError> {
+    let (config, number) = config(builder.spec, wish);
+    let (identity, image) = (hotplug::identity(&config, number), hotplug::open(&config)?);
+    let medium = image.clone().map(|image| image as Arc<dyn Medium>);
+    Ok(match (wish, medium) {
+        (Wish::Disk(_), Some(medium)) => (Drive::disk(medium, identity), image),
+        (_, medium) => (Drive::optical(medium, identity), None),
+    })
 }
 
 /// Lets users change the discs of a controller's drives.
@@ -112,9 +122,40 @@ fn add_trays(builder: &mut Builder<'_>, controller: &Arc<dyn Trays>, wishes: &[O
         let config = builder.spec.devices.cdroms.get(number);
         let path = config.and_then(|config| config.image.clone());
         let medium = path.map(|path| drives::Medium { path, read_only: true });
-        let drive = CdDrive::new(Arc::clone(controller), place, number, medium);
+        let drive = CdDrive::new(Arc::clone(controller), place, &name(Wish::Cdrom(number)), medium);
         builder.drives.push(Arc::new(drive));
     }
+}
+
+/// Lets users detach the drive at a port, and change its discs.
+fn add_attached(
+    builder: &mut Builder<'_>,
+    ahci: &Arc<Slot<Ahci>>,
+    port: u8,
+    wish: Wish,
+    medium: Option<Arc<ImageMedium>>,
+) {
+    let (drive, number) = config(builder.spec, wish);
+    let tray = matches!(wish, Wish::Cdrom(_)).then(|| {
+        let disc = drive.image().map(|path| drives::Medium {
+            path: path.to_owned(),
+            read_only: true,
+        });
+        let trays = Arc::clone(ahci) as Arc<dyn Trays>;
+        Arc::new(CdDrive::new(trays, port.into(), &name(wish), disc)) as Arc<dyn RemovableDrive>
+    });
+    builder.sockets.drives.push(Attached {
+        attachment: Attachment {
+            id: name(wish),
+            number,
+            drive,
+            bay: Bay::Sata(port),
+            detaching: false,
+        },
+        medium,
+        card: None,
+        tray,
+    });
 }
 
 fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
@@ -137,7 +178,11 @@ pub(super) fn place_ide(spec: &MachineSpec) -> Vec<Placement> {
 pub(super) fn build_ide(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let mut drives = [const { None }; 4];
     for (slot, wish) in drives.iter_mut().zip(ide_drives(builder.spec)) {
-        *slot = wish.map(|wish| drive(builder, wish)).transpose()?;
+        let Some(wish) = wish else { continue };
+        let (drive, medium) = drive(builder, wish)?;
+        *slot = Some(drive);
+        builder.media.extend(medium);
+        builder.sockets.fixed.push((name(wish), "a drive of an IDE channel"));
     }
     let irqs = [irq(builder, place, 0), irq(builder, place, 1)];
     let (executor, waker) = (executor(builder), waker(builder, place));
@@ -169,15 +214,24 @@ pub(super) fn place_ahci(spec: &MachineSpec) -> Vec<Placement> {
 
 pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let mut drives = [const { None }; ahci::PORTS];
-    for (slot, wish) in drives.iter_mut().zip(ahci_drives(builder.spec)) {
-        *slot = wish.map(|wish| drive(builder, wish)).transpose()?;
+    let mut media = [const { None }; ahci::PORTS];
+    let wishes = ahci_drives(builder.spec);
+    for ((slot, medium), wish) in drives.iter_mut().zip(&mut media).zip(wishes) {
+        if let Some(wish) = wish {
+            let (drive, image) = drive(builder, wish)?;
+            (*slot, *medium) = (Some(drive), image);
+        }
     }
     let wires = (pin(builder, place, 1), builder.fabric.messages());
     let (executor, waker) = (executor(builder), waker(builder, place));
     let chip = Ahci::new(wires, drives, &builder.memory, &executor, &waker);
     let slot = builder.slot(place, chip);
-    let trays: Arc<dyn Trays> = Arc::clone(&slot) as _;
-    add_trays(builder, &trays, &ahci_drives(builder.spec));
+    for ((port, wish), medium) in (0u8..).zip(wishes).zip(media) {
+        if let Some(wish) = wish {
+            add_attached(builder, &slot, port, wish, medium);
+        }
+    }
+    builder.sockets.ahci = Some(Arc::clone(&slot));
     Ok(slot)
 }
 
@@ -197,8 +251,9 @@ pub(super) fn place_nvme(spec: &MachineSpec) -> Vec<Placement> {
 pub(super) fn build_nvme(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let disks = namespaces(builder.spec);
     let first = disks.first().copied().unwrap_or(0);
-    let Identity { serial, firmware, .. } = identity(builder, Wish::Disk(first));
-    let name = NvmeIdentity {
+    let (config, number) = config(builder.spec, Wish::Disk(first));
+    let Identity { serial, firmware, .. } = hotplug::identity(&config, number);
+    let says = NvmeIdentity {
         model: "OXBOW NVME".to_owned(),
         serial,
         firmware,
@@ -206,10 +261,15 @@ pub(super) fn build_nvme(builder: &mut Builder<'_>, place: &Placement) -> Result
     let mut media = Vec::new();
     for disk in disks {
         media.push(disk_medium(builder, disk)?);
+        let fixed = (
+            name(Wish::Disk(disk)),
+            "a namespace of the machine's own NVMe controller",
+        );
+        builder.sockets.fixed.push(fixed);
     }
     let wires = (pin(builder, place, 1), builder.fabric.messages());
     let (executor, waker) = (executor(builder), waker(builder, place));
-    let chip = Nvme::new(wires, name, media, &builder.memory, &executor, &waker);
+    let chip = Nvme::new(wires, says, media, &builder.memory, &executor, &waker);
     Ok(builder.slot(place, chip))
 }
 

@@ -3,6 +3,7 @@
 mod contract;
 mod engines;
 mod fake;
+mod hotplug;
 mod machine;
 mod pc;
 mod plan;

@@ -89,7 +89,8 @@ fn disc_that_is_put_in_boots_and_comes_out_again() {
         let machine = Machine::build(&spec, Backends::default()).unwrap();
         machine.start().unwrap();
         shows(&machine, "No bootable device");
-        let [drive] = machine.drives() else {
+        let drives = machine.drives();
+        let [drive] = drives.as_slice() else {
             panic!("one drive");
         };
         assert_eq!((drive.name(), drive.medium()), ("cd0", None));

@@ -20,6 +20,7 @@ use acpi_tables::sdt::Sdt;
 use super::AcpiInput;
 use super::ich9;
 use super::root_bridge;
+use super::slots;
 use super::table;
 use crate::layout;
 
@@ -72,6 +73,9 @@ pub(super) fn build(input: &AcpiInput) -> Sdt {
     }
     devices.extend(input.extra.iter().flatten());
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), devices));
+    if let Some(hot) = input.pci.and_then(|pci| pci.slots) {
+        dsdt.append_slice(&slots::event(&hot));
+    }
     dsdt.append_slice(&sleep_state("\\_S3_", input.pm.s3));
     dsdt.append_slice(&sleep_state("\\_S5_", input.pm.s5));
     dsdt

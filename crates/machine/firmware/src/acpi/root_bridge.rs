@@ -39,6 +39,7 @@ use acpi_tables::aml::ZERO;
 
 use super::PciInput;
 use super::ich9;
+use super::slots;
 
 /// ISA interrupts that the links may become.
 pub(super) const PCI_IRQS: [u8; 3] = [5, 10, 11];
@@ -107,8 +108,9 @@ pub(super) fn aml(pci: &PciInput, isa: Vec<u8>) -> Vec<u8> {
         (routing(), Vec::new())
     };
     let isa = isa_bridge(express, &isa);
-    let (prt, isa, more) = (Made(&prt), Made(&isa), Made(&more));
-    let children: Vec<&dyn Aml> = vec![&hid, &adr, &uid, &crs, &more, &prt, &isa];
+    let slots = pci.slots.as_ref().map(slots::bridge).unwrap_or_default();
+    let (prt, isa, more, slots) = (Made(&prt), Made(&isa), Made(&more), Made(&slots));
+    let children: Vec<&dyn Aml> = vec![&hid, &adr, &uid, &crs, &more, &prt, &isa, &slots];
     let mut aml = Vec::new();
     Device::new("PCI0".into(), children).to_aml_bytes(&mut aml);
     aml

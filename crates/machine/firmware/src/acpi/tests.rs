@@ -227,6 +227,12 @@ fn whole_pc() -> AcpiInput {
         pm: PmPorts::PIIX4,
         pci: Some(PciInput {
             high: Some((0x1_4000_0000, 1 << 36)),
+            slots: Some(HotSlots {
+                port: 0xae00,
+                len: 0x14,
+                gpe: 1,
+                slots: 0x8000_0018,
+            }),
             ..PciInput::below(0x8000_0000)
         }),
         floppy: true,

@@ -32,6 +32,8 @@ use crate::Typed;
 const LOOK: Duration = Duration::from_millis(50);
 /// How long that is if it is not said.
 const SCREEN: Duration = Duration::from_secs(60);
+/// How long a guest may take to give a drive up if it is not said: five seconds of a blinking lamp, and what it has to write.
+const GIVE_UP: Duration = Duration::from_secs(30);
 /// How often the keyboard is looked at.
 const KEYBOARD: Duration = Duration::from_millis(2);
 /// Between a key and the next, besides: firmware that takes keys away at once may still look at them.
@@ -70,6 +72,8 @@ pub(super) fn run(shared: &Shared, link: &Link<'_>, request: &Request) -> Answer
         }),
         Request::Eject { drive } => machine.eject(drive).map(|()| json!({})),
         Request::Insert { drive, file, read_only } => insert(shared, drive, file, *read_only),
+        Request::Attach { file, .. } => attach(shared, request, file.as_deref()),
+        Request::Detach { drive, force, timeout } => detach(shared, link, drive, *force, *timeout),
         Request::Subscribe {} => {
             shared.publisher.subscribe(link.outbox);
             Ok(json!({}))
@@ -97,10 +101,13 @@ fn screenshot(shared: &Shared) -> Answer {
     })
 }
 
-fn screen_text(shared: &Shared, link: &Link<'_>, wait_for: Option<&str>, timeout: Option<f64>) -> Answer {
+fn seconds(timeout: Option<f64>) -> Result<Option<Duration>, Refusal> {
     let seconds = timeout.map(Duration::try_from_secs_f64).transpose();
-    let limit = seconds.map_err(|_| Refusal::new(ErrorKind::Invalid, "the timeout is not a number of seconds"))?;
-    let limit = limit.unwrap_or(SCREEN);
+    seconds.map_err(|_| Refusal::new(ErrorKind::Invalid, "the timeout is not a number of seconds"))
+}
+
+fn screen_text(shared: &Shared, link: &Link<'_>, wait_for: Option<&str>, timeout: Option<f64>) -> Answer {
+    let limit = seconds(timeout)?.unwrap_or(SCREEN);
     let start = Instant::now();
     loop {
         let text = shared.machine.text()?;
@@ -231,10 +238,43 @@ fn pressed(there: bool, button: &str) -> Answer {
     there.then(|| json!({})).ok_or_else(absent)
 }
 
-fn insert(shared: &Shared, drive: &str, file: &Path, read_only: bool) -> Answer {
-    if !file.is_absolute() {
-        let message = format!("`{}` is no absolute path", file.display());
-        return Err(Refusal::new(ErrorKind::Invalid, message));
+fn check_path(file: &Path) -> Result<(), Refusal> {
+    if file.is_absolute() {
+        return Ok(());
     }
+    let message = format!("`{}` is no absolute path", file.display());
+    Err(Refusal::new(ErrorKind::Invalid, message))
+}
+
+fn insert(shared: &Shared, drive: &str, file: &Path, read_only: bool) -> Answer {
+    check_path(file)?;
     shared.machine.insert(drive, file, read_only).map(|()| json!({}))
+}
+
+fn attach(shared: &Shared, request: &Request, file: Option<&Path>) -> Answer {
+    file.map(check_path).transpose()?;
+    value(&shared.machine.attach(request)?)
+}
+
+/// Detaches a drive, and waits until the guest has given it up.
+fn detach(shared: &Shared, link: &Link<'_>, drive: &str, force: bool, timeout: Option<f64>) -> Answer {
+    let limit = seconds(timeout)?.unwrap_or(GIVE_UP);
+    let start = Instant::now();
+    if shared.machine.detach(drive, force)? {
+        return Ok(json!({}));
+    }
+    while shared.machine.is_attached(drive) {
+        if link.is_over() || shared.machine.has_ended() {
+            return Err(Refusal::new(ErrorKind::State, "the machine has ended"));
+        }
+        if start.elapsed() >= limit {
+            let message = format!(
+                "the guest has not given `{drive}` up within {} seconds; it was asked and still may, or detach it by force",
+                limit.as_secs_f64()
+            );
+            return Err(Refusal::new(ErrorKind::Timeout, message));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(json!({}))
 }

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Mutex;
 
+use control::AttachedStatus;
 use control::Controlled;
 use control::ErrorKind;
 use control::Refusal;
+use control::Request;
 use control::Status;
 use display::Surface;
 use input::Event;
@@ -112,6 +114,7 @@ impl Controlled for Fake {
             pid: 1,
             screen: None,
             drives: Vec::new(),
+            attached: Vec::new(),
         }
     }
 
@@ -184,5 +187,30 @@ impl Controlled for Fake {
     fn insert(&self, drive: &str, file: &Path, read_only: bool) -> Result<(), Refusal> {
         self.note(format!("insert {drive} {} {read_only}", file.display()));
         Ok(())
+    }
+
+    fn attach(&self, request: &Request) -> Result<AttachedStatus, Refusal> {
+        let Request::Attach { kind, file, name, .. } = request else {
+            return Err(Refusal::new(ErrorKind::Failed, "no attach"));
+        };
+        self.note(format!("attach {kind} {name:?}"));
+        Ok(AttachedStatus {
+            name: name.clone().unwrap_or_default(),
+            kind: kind.clone(),
+            bus: "ahci".to_owned(),
+            place: "sata0".to_owned(),
+            file: file.clone(),
+            detaching: false,
+        })
+    }
+
+    fn detach(&self, drive: &str, force: bool) -> Result<bool, Refusal> {
+        self.note(format!("detach {drive} {force}"));
+        // Drives called so are never given up.
+        Ok(force || drive != "held")
+    }
+
+    fn is_attached(&self, drive: &str) -> bool {
+        drive == "held"
     }
 }

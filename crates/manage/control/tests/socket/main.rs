@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use control::AttachedStatus;
 use control::Client;
 use control::ClientError;
 use control::ControlError;
@@ -146,6 +147,41 @@ fn requests_do_what_they_say() {
         "power",
         "insert floppy0 /a/disk.img true",
         "engine interp",
+    ];
+    assert_eq!(done, wanted);
+}
+
+#[test]
+fn drives_are_attached_and_detached() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    let attach = |file: &str| {
+        let request = json!({"do": "attach", "kind": "disk", "file": file, "name": "extra"});
+        serde_json::from_value::<Request>(request).unwrap()
+    };
+    assert_eq!(refused(client.call(&attach("relative.img"))).kind, ErrorKind::Invalid);
+    let attached: AttachedStatus = client.get(&attach("/a/disk.img")).unwrap();
+    assert_eq!((attached.name.as_str(), attached.place.as_str()), ("extra", "sata0"));
+    let detach = |drive: &str, force, timeout| Request::Detach {
+        drive: drive.to_owned(),
+        force,
+        timeout: Some(timeout),
+    };
+    client.call(&detach("extra", false, 60.0)).unwrap();
+    let refusal = refused(client.call(&detach("held", false, 0.01)));
+    assert_eq!(refusal.kind, ErrorKind::Timeout);
+    assert!(refusal.message.contains("by force"), "{refusal}");
+    client.call(&detach("held", true, 0.01)).unwrap();
+    assert_eq!(
+        refused(client.call(&detach("held", true, -1.0))).kind,
+        ErrorKind::Invalid
+    );
+    let done = bench.machine.done();
+    let wanted = [
+        "attach disk Some(\"extra\")",
+        "detach extra false",
+        "detach held false",
+        "detach held true",
     ];
     assert_eq!(done, wanted);
 }
