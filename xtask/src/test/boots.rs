@@ -2,7 +2,10 @@
 
 mod cases;
 mod control;
+mod ctl;
 mod disks;
+mod installer;
+mod picture;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -59,7 +62,12 @@ struct Guests {
 pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
     let named = |case: &Case| names.iter().any(|name| case.name.contains(name.as_str()));
     let wanted = |case: &&Case| named(case) || names.is_empty() && !case.extra;
-    let cases: Vec<&Case> = disks::CASES.iter().chain(&CASES).filter(wanted).collect();
+    let cases: Vec<&Case> = disks::CASES
+        .iter()
+        .chain(&installer::CASES)
+        .chain(&CASES)
+        .filter(wanted)
+        .collect();
     let guests = Guests::default();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
