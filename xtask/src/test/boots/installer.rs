@@ -28,6 +28,10 @@ const SCREEN: &str = "400";
 const PATIENCE: Duration = Duration::from_secs(400);
 /// Between two looks at the screen.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between a key and the next one, if it seems to be lost.
+const NUDGE: Duration = Duration::from_secs(15);
+/// Language, country and keyboard.
+const QUESTIONS: usize = 3;
 
 /// The network step in pixels, of a screen of 1280 by 800.
 const REFERENCE: &str = "docs/screenshots/installer-graphical.png";
@@ -150,40 +154,59 @@ fn disks_dir() -> anyhow::Result<PathBuf> {
 fn walk_by_pictures(ctl: &Ctl<'_>, name: &str) -> anyhow::Result<()> {
     let reference = Picture::read(&workspace::root().join(REFERENCE))?;
     let shot = disks_dir()?.join(name).with_extension("png");
+    let look = Look { ctl, shot: &shot };
     let mut answered: Option<Picture> = None;
-    for _ in 0..3 {
-        let question = wait_for(ctl, &shot, |picture| {
-            let new = match &answered {
-                Some(last) => picture.likeness(last, HEADING)? < 1000,
-                None => true,
-            };
-            Ok(new && picture.likeness(&reference, CONTINUE)? >= SAME)
-        })?;
+    for _ in 0..QUESTIONS {
+        let is_new = |picture: &Picture| match &answered {
+            Some(last) => Ok::<bool, anyhow::Error>(picture.likeness(last, HEADING)? < 1000),
+            None => Ok(true),
+        };
+        let is_question = |picture: &Picture| Ok(is_new(picture)? && picture.likeness(&reference, CONTINUE)? >= SAME);
+        let question = look.wait_for(is_question, || Ok(()))?;
         ensure!(
             question.likeness(&reference, NETWORK)? < SAME,
             "the network step came too early"
         );
-        ctl.key("enter")?;
+        // A key that comes when the question has just been drawn may be lost.
+        let is_over = |picture: &Picture| Ok(picture.likeness(&question, HEADING)? < 1000);
+        look.wait_for(is_over, || ctl.key("enter"))?;
         answered = Some(question);
     }
-    wait_for(ctl, &shot, |picture| Ok(picture.likeness(&reference, NETWORK)? >= SAME))?;
+    look.wait_for(|picture| Ok(picture.likeness(&reference, NETWORK)? >= SAME), || Ok(()))?;
     std::fs::remove_file(shot)?;
     Ok(())
 }
 
-/// Waits for a picture that is there at two looks.
-fn wait_for(ctl: &Ctl<'_>, shot: &Path, suits: impl Fn(&Picture) -> anyhow::Result<bool>) -> anyhow::Result<Picture> {
-    let end = Instant::now() + PATIENCE;
-    let mut suited = false;
-    while Instant::now() < end {
-        ctl.ask(&["screenshot", &shot.to_string_lossy()])?;
-        let picture = Picture::read(shot)?;
-        let now = (picture.width, picture.height) == (1280, 800) && suits(&picture)?;
-        if now && suited {
-            return Ok(picture);
+/// Looks at the screen.
+struct Look<'a> {
+    ctl: &'a Ctl<'a>,
+    shot: &'a Path,
+}
+
+impl Look<'_> {
+    /// Waits for a picture that is there at two looks; while it is not, something is done from time to time.
+    fn wait_for(
+        &self,
+        suits: impl Fn(&Picture) -> anyhow::Result<bool>,
+        nudge: impl Fn() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Picture> {
+        let end = Instant::now() + PATIENCE;
+        let mut nudged: Option<Instant> = None;
+        let mut suited = false;
+        while Instant::now() < end {
+            self.ctl.ask(&["screenshot", &self.shot.to_string_lossy()])?;
+            let picture = Picture::read(self.shot)?;
+            let now = (picture.width, picture.height) == (1280, 800) && suits(&picture)?;
+            if now && suited {
+                return Ok(picture);
+            }
+            suited = now;
+            if !now && nudged.is_none_or(|last| last.elapsed() >= NUDGE) {
+                nudge()?;
+                nudged = Some(Instant::now());
+            }
+            thread::sleep(LOOK);
         }
-        suited = now;
-        thread::sleep(LOOK);
+        bail!("the screen does not show what it should: {}", self.shot.display())
     }
-    bail!("the screen does not show what it should: {}", shot.display())
 }
