@@ -38,8 +38,12 @@ terminal_input console serial
 terminal_output console serial
 set timeout=1
 search --no-floppy --label oxbow --set=root
+if [ "\$grub_platform" = pc ]; then
+    # The screen stays in its text mode, which can be read as text.
+    set screen=modprobe.blacklist=bochs
+fi
 menuentry "Debian" {
-    linux /vmlinuz root=LABEL=oxbow ro console=tty0 console=ttyS0,115200
+    linux /vmlinuz root=LABEL=oxbow ro console=tty0 console=ttyS0,115200 \$screen
     initrd /initrd.img
 }
 END

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::Sender;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Context;
+use anyhow::ensure;
 
 use crate::guests::Guest;
 use crate::process;
@@ -34,7 +37,12 @@ pub(crate) struct Boot {
     dialogue: Vec<(&'static str, &'static str)>,
     /// Who hears each line of the console when it is complete.
     listener: Option<Sender<String>>,
+    told: Told,
 }
+
+/// All that a guest's console has said so far, for those who wait for something in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told(Arc<Mutex<String>>);
 
 /// A line of the console.
 #[derive(Clone, Debug)]
@@ -84,6 +92,7 @@ impl Boot {
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
             listener: None,
+            told: Told::default(),
         }
     }
 
@@ -95,6 +104,7 @@ impl Boot {
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
             listener: None,
+            told: Told::default(),
         }
     }
 
@@ -118,6 +128,11 @@ impl Boot {
     pub(crate) fn listener(mut self, listener: Sender<String>) -> Self {
         self.listener = Some(listener);
         self
+    }
+
+    /// What the console says while it is watched.
+    pub(crate) fn told(&self) -> Told {
+        self.told.clone()
     }
 
     /// The command, for a terminal.
@@ -144,7 +159,7 @@ impl Boot {
             let _ = errors.read_to_end(&mut text);
             String::from_utf8_lossy(&text).trim_end().to_owned()
         });
-        let mut console = Console::new(launch, child.id(), &self.dialogue);
+        let mut console = Console::new(launch, child.id(), &self.dialogue, self.told());
         console.listener.clone_from(&self.listener);
         let in_time = console.follow(&mut child, launch + self.timeout + GRACE)?;
         if !in_time {
@@ -159,6 +174,30 @@ impl Boot {
             status: status.code(),
             errors: errors.join().unwrap_or_default(),
         })
+    }
+}
+
+impl Told {
+    /// Waits until the console has said `end`, and returns all that it has said.
+    pub(crate) fn wait_for(&self, end: &str, patience: Duration) -> anyhow::Result<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let text = self.text();
+            if text.contains(end) {
+                return Ok(text);
+            }
+            ensure!(Instant::now() < deadline, "the guest did not say {end:?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn say(&self, chunk: &[u8]) {
+        let mut text = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        text.push_str(&String::from_utf8_lossy(chunk));
     }
 }
 
@@ -197,10 +236,11 @@ struct Console<'a> {
     lines: Vec<Line>,
     first_output: Option<Duration>,
     listener: Option<Sender<String>>,
+    told: Told,
 }
 
 impl<'a> Console<'a> {
-    fn new(launch: Instant, id: u32, dialogue: &'a [(&'static str, &'static str)]) -> Self {
+    fn new(launch: Instant, id: u32, dialogue: &'a [(&'static str, &'static str)], told: Told) -> Self {
         Self {
             launch,
             id,
@@ -210,6 +250,7 @@ impl<'a> Console<'a> {
             lines: Vec::new(),
             first_output: None,
             listener: None,
+            told,
         }
     }
 
@@ -244,6 +285,7 @@ impl<'a> Console<'a> {
     fn take(&mut self, chunk: &[u8]) -> Option<&'static str> {
         let at = self.launch.elapsed();
         self.first_output.get_or_insert(at);
+        self.told.say(chunk);
         for &byte in chunk {
             match byte {
                 b'\n' => self.end_line(at),
@@ -296,7 +338,7 @@ mod tests {
     use super::*;
 
     fn console<'a>(dialogue: &'a [(&'static str, &'static str)]) -> Console<'a> {
-        Console::new(Instant::now(), std::process::id(), dialogue)
+        Console::new(Instant::now(), std::process::id(), dialogue, Told::default())
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod apt;
 mod image;
+pub(crate) mod installer;
 pub(crate) mod system;
 
 use std::fs::File;

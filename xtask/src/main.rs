@@ -45,6 +45,7 @@ Usage: cargo xtask <command> [options]
       --markdown FILE   the same as a Markdown table (default: target/bench.md)
   powercuts             kill machines whose guests write to disks, and check what the images hold
       -n COUNT          how often (default 200)
+      --guest GUEST     bare (default), a small program, or linux, which runs fio
   layers                check which crate uses which, and which may hold unsafe code
   size                  check the length of files and functions
   bless                 accept what the golden tests see now";

@@ -1,8 +1,10 @@
 //! Power cuts: machines that are killed while their guest writes to a disk.
 //!
-//! The guest is `guests/powercut.S`: it tells what it has flushed. After each kill the image has to pass the checks of
+//! The guest is `guests/powercut.S`, or Linux with `fio`: it tells what it has flushed. After each kill the image has to pass the checks of
 //! `oxbow disk check`, and of `qemu-img` where that is installed, which may find space that is lost. It has to hold every
 //! write that was flushed: each sector is what the last flushed write to it has made of it, or a later write.
+
+mod linux;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +24,7 @@ use anyhow::bail;
 use anyhow::ensure;
 
 use crate::arguments::Arguments;
+use crate::arguments::Usage;
 use crate::process;
 use crate::workspace;
 
@@ -40,17 +43,30 @@ const LIMIT: &str = "120";
 /// `cargo xtask powercuts`.
 pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
     let count = arguments.parsed("-n")?.unwrap_or(200);
+    let guest = arguments.value("--guest")?;
     arguments.end()?;
-    run(&workspace::build_oxbow()?, count, true)
+    match guest.as_deref() {
+        None | Some("bare") => run(&workspace::build_oxbow()?, count, true),
+        Some("linux") => {
+            let oxbow = workspace::build_oxbow()?;
+            linux::run(&oxbow, &empty_dir()?, count, &mut Dice::new())
+        }
+        Some(other) => Err(Usage(format!("--guest cannot be {other}: there are bare and linux")).into()),
+    }
+}
+
+fn empty_dir() -> anyhow::Result<PathBuf> {
+    let dir = workspace::guests_dir().join("powercuts");
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
 }
 
 /// Cuts the power `count` times, of each format in turn.
 pub(crate) fn run(oxbow: &Path, count: u32, told: bool) -> anyhow::Result<()> {
-    let dir = workspace::guests_dir().join("powercuts");
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir_all(&dir)?;
+    let dir = empty_dir()?;
     let guest = build_guest(&dir)?;
-    let mut dice = Dice(u32::from_ne_bytes(*b"cuts") ^ std::process::id());
+    let mut dice = Dice::new();
     for (number, (format, qemu)) in (0..count).zip(FORMATS.iter().cycle()) {
         let image = dir.join(format!("disk.{format}"));
         let cut = Cut::make(oxbow, &guest, &image, format, &mut dice)?;
@@ -91,6 +107,10 @@ fn build_guest(dir: &Path) -> anyhow::Result<PathBuf> {
 struct Dice(u32);
 
 impl Dice {
+    fn new() -> Self {
+        Self(u32::from_ne_bytes(*b"cuts") ^ std::process::id())
+    }
+
     fn throw(&mut self, below: u32) -> u32 {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (self.0 >> 8) % below
@@ -108,8 +128,7 @@ struct Cut {
 impl Cut {
     /// Makes an image, lets the guest write to it, and kills the machine.
     fn make(oxbow: &Path, guest: &Path, image: &Path, format: &str, dice: &mut Dice) -> anyhow::Result<Self> {
-        let mut create = Command::new(oxbow);
-        process::output(create.args(["disk", "create", "-O", format]).arg(image).arg(SIZE))?;
+        create(oxbow, image, format)?;
         let mut machine = Command::new(oxbow);
         machine
             .args(["run", "--machine", "pc", "--memory", "16M", "--debug-exit", "0xf4"])
@@ -149,16 +168,7 @@ impl Cut {
 
     /// Checks the image. Returns how many sectors are as the last flushed write has left them, and how many are newer.
     fn check(&self, oxbow: &Path, image: &Path, qemu: &str) -> anyhow::Result<(usize, usize)> {
-        sound(Command::new(oxbow).args(["disk", "check"]).arg(image), LOST)?;
-        if process::find("qemu-img").is_some() {
-            sound(
-                Command::new("qemu-img").args(["check", "-f", qemu]).arg(image),
-                QEMU_LOST,
-            )?;
-        }
-        let raw = image.with_extension("raw");
-        let _ = std::fs::remove_file(&raw);
-        process::output(Command::new(oxbow).args(["disk", "convert"]).args([image, &raw]))?;
+        let raw = checked(oxbow, image, qemu)?;
         let counts = self.compare(&File::open(&raw)?)?;
         std::fs::remove_file(raw)?;
         Ok(counts)
@@ -196,6 +206,26 @@ impl Cut {
         }
         Ok((held, newer))
     }
+}
+
+fn create(oxbow: &Path, image: &Path, format: &str) -> anyhow::Result<()> {
+    let mut create = Command::new(oxbow);
+    process::output(create.args(["disk", "create", "-O", format]).arg(image).arg(SIZE)).map(drop)
+}
+
+/// Has an image checked, by us and by qemu-img, and returns what it holds, as a raw image.
+fn checked(oxbow: &Path, image: &Path, qemu: &str) -> anyhow::Result<PathBuf> {
+    sound(Command::new(oxbow).args(["disk", "check"]).arg(image), LOST)?;
+    if process::find("qemu-img").is_some() {
+        sound(
+            Command::new("qemu-img").args(["check", "-f", qemu]).arg(image),
+            QEMU_LOST,
+        )?;
+    }
+    let raw = image.with_extension("raw");
+    let _ = std::fs::remove_file(&raw);
+    process::output(Command::new(oxbow).args(["disk", "convert"]).args([image, &raw]))?;
+    Ok(raw)
 }
 
 /// Whether a check finds nothing, or only space that is lost: space is taken before anything refers to it.

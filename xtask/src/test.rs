@@ -19,6 +19,7 @@ use crate::layers;
 use crate::process;
 use crate::size;
 use crate::workspace;
+use tally::Runner;
 use tally::Tally;
 
 pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
@@ -40,10 +41,12 @@ pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
         tally.add(step("size", check_size));
         let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
         tally.add(step("clippy", || command(workspace::cargo().args(clippy))));
-        tally.add(counted("tests of the crates", &mut unit_tests()));
+        let (runner, mut tests) = unit_tests();
+        tally.add(counted("tests of the crates", runner, &mut tests));
         let doc_tests = ["test", "--workspace", "--doc", "--color", "never"];
         tally.add(counted(
             "examples in the documentation",
+            Runner::Cargo,
             workspace::cargo().args(doc_tests),
         ));
     }
@@ -107,9 +110,10 @@ fn check_size() -> anyhow::Result<()> {
 }
 
 /// The faster test runner where it is installed.
-fn unit_tests() -> Command {
+fn unit_tests() -> (Runner, Command) {
     let mut command = workspace::cargo();
-    if process::find("cargo-nextest").is_some() {
+    let nextest = process::find("cargo-nextest").is_some();
+    if nextest {
         let quiet = ["--status-level", "slow", "--final-status-level", "fail"];
         command
             .args(["nextest", "run", "--workspace", "--no-fail-fast", "--color", "never"])
@@ -126,13 +130,13 @@ fn unit_tests() -> Command {
             "never",
         ]);
     }
-    command
+    (if nextest { Runner::Nextest } else { Runner::Cargo }, command)
 }
 
 /// A test runner of which we read the totals.
-fn counted(name: &str, command: &mut Command) -> Tally {
+fn counted(name: &str, runner: Runner, command: &mut Command) -> Tally {
     println!("\n== {name}");
-    match run_and_count(command) {
+    match run_and_count(runner, command) {
         Ok(tally) => tally,
         Err(error) => {
             println!("FAILED: {name}: {error:#}");
@@ -141,7 +145,7 @@ fn counted(name: &str, command: &mut Command) -> Tally {
     }
 }
 
-fn run_and_count(command: &mut Command) -> anyhow::Result<Tally> {
+fn run_and_count(runner: Runner, command: &mut Command) -> anyhow::Result<Tally> {
     // Both of its streams go into one pipe, as they would go onto one terminal.
     let (reader, writer) = std::io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
@@ -154,7 +158,7 @@ fn run_and_count(command: &mut Command) -> anyhow::Result<Tally> {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        if let Some(more) = Tally::of_line(&line) {
+        if let Some(more) = Tally::of_line(runner, &line) {
             tally.add(more);
         }
     }

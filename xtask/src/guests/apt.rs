@@ -15,6 +15,7 @@ use crate::process;
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const MIRROR: &str = "http://deb.debian.org/debian";
 const SUITE: &str = "bookworm";
+const RELEASE: u32 = 12;
 const ARCHITECTURES: [&str; 2] = ["amd64", "i386"];
 
 /// Packages cannot be had here: no apt, no network.
@@ -144,6 +145,11 @@ pub(crate) fn source_line() -> String {
 /// The release of Debian that we take packages of.
 pub(crate) fn suite() -> &'static str {
     SUITE
+}
+
+/// Its number.
+pub(crate) fn release() -> u32 {
+    RELEASE
 }
 
 fn mirror() -> String {

@@ -1,9 +1,12 @@
-//! A whole system on a disk: Debian with systemd, its own kernel, and GRUB in the boot sector, as users install it.
+//! A whole system on a disk: Debian with systemd, its own kernel, and GRUB, as users install it: in the boot sector, or on
+//! an EFI system partition.
 //!
 //! mmdebstrap makes the tree, as an ordinary user where user namespaces or fakechroot allow it; mke2fs makes the file
 //! system out of it, grub-mkimage GRUB's core, which goes between boot sector and partition. Nothing is mounted.
 //!
 //! On the console root logs in without a password.
+
+mod efi;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -41,8 +44,23 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
     if !is_current(&dir) {
         check_host()?;
         eprintln!("guests: making a Debian system on a disk, which takes minutes");
+        let _ = std::fs::remove_file(efi::disk(&dir));
         build(&dir).context("guest system")?;
         std::fs::write(recipe, recipe_text())?;
+    }
+    Ok(disk)
+}
+
+/// The same system on a disk that UEFI firmware boots.
+pub(crate) fn prepare_efi() -> anyhow::Result<PathBuf> {
+    let bios = prepare()?;
+    let dir = workspace::guests_dir().join("system");
+    let lock = File::create(dir.join("lock"))?;
+    lock.lock()?;
+    let disk = efi::disk(&dir);
+    if !disk.is_file() {
+        efi::check_host()?;
+        efi::build(&dir, &bios).context("guest system for UEFI")?;
     }
     Ok(disk)
 }
@@ -62,18 +80,19 @@ fn is_root() -> bool {
 }
 
 fn check_host() -> Result<(), Unavailable> {
-    let mut missing = Vec::new();
-    for program in ["mmdebstrap", "mke2fs", "grub-mkimage", "tar"] {
-        if process::find(program).is_none() {
-            missing.push(program);
-        }
+    let mut programs = vec!["mmdebstrap", "mke2fs", "grub-mkimage", "tar"];
+    if !is_root() {
+        programs.push("fakeroot");
     }
-    if !is_root() && process::find("fakeroot").is_none() {
-        missing.push("fakeroot");
-    }
-    let boot = format!("{GRUB}/boot.img");
-    if !Path::new(&boot).is_file() {
-        missing.push("grub-pc-bin");
+    needs(&programs, &format!("{GRUB}/boot.img"), "grub-pc-bin")
+}
+
+/// Whether programs and a package of GRUB, known by one of its files, are installed.
+fn needs(programs: &[&'static str], file: &str, package: &'static str) -> Result<(), Unavailable> {
+    let absent = |program: &&&str| process::find(program).is_none();
+    let mut missing: Vec<&str> = programs.iter().filter(absent).copied().collect();
+    if !Path::new(file).is_file() {
+        missing.push(package);
     }
     if missing.is_empty() {
         return Ok(());

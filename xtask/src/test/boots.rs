@@ -2,8 +2,11 @@
 
 mod cases;
 mod control;
+mod ctl;
 mod disks;
 mod grub;
+mod installer;
+mod picture;
 mod plug;
 
 use std::path::Path;
@@ -64,6 +67,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
     let cases: Vec<&Case> = disks::CASES
         .iter()
         .chain(&grub::CASES)
+        .chain(&installer::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -2,6 +2,15 @@
 
 use std::fmt;
 
+/// A program that runs tests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Runner {
+    /// `cargo nextest`: it shows what failed tests printed, with the totals that each process of `cargo test` prints.
+    Nextest,
+    /// `cargo test`
+    Cargo,
+}
+
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Tally {
@@ -38,13 +47,12 @@ impl Tally {
         self.skipped += more.skipped;
     }
 
-    /// The totals in a line of `cargo nextest` or `cargo test`, if it is the line that has them.
-    pub(super) fn of_line(line: &str) -> Option<Self> {
+    /// The totals in a line of what a runner prints, if it is the line that has them.
+    pub(super) fn of_line(runner: Runner, line: &str) -> Option<Self> {
         let line = line.trim_start();
-        let counts = if line.starts_with("Summary [") {
-            line.split_once(" run: ")?.1
-        } else {
-            line.strip_prefix("test result: ")?.split_once(". ")?.1
+        let counts = match runner {
+            Runner::Nextest => line.strip_prefix("Summary [")?.split_once(" run: ")?.1,
+            Runner::Cargo => line.strip_prefix("test result: ")?.split_once(". ")?.1,
         };
         let mut tally = Self::default();
         for item in counts.split([',', ';']) {
@@ -91,21 +99,29 @@ mod tests {
     #[test]
     fn totals_of_nextest_are_read() {
         let line = "     Summary [   3.021s] 12 tests run: 9 passed (2 slow), 2 failed, 1 timed out, 4 skipped";
-        assert_eq!(Tally::of_line(line), tally(9, 3, 4));
+        assert_eq!(Tally::of_line(Runner::Nextest, line), tally(9, 3, 4));
         let line = "     Summary [   0.005s] 2/9 tests run: 1 passed, 1 failed, 0 skipped";
-        assert_eq!(Tally::of_line(line), tally(1, 1, 0));
+        assert_eq!(Tally::of_line(Runner::Nextest, line), tally(1, 1, 0));
     }
 
     #[test]
     fn totals_of_cargo_test_are_read() {
         let line = "test result: FAILED. 3 passed; 1 failed; 2 ignored; 0 measured; 7 filtered out; finished in 0.00s";
-        assert_eq!(Tally::of_line(line), tally(3, 1, 2));
+        assert_eq!(Tally::of_line(Runner::Cargo, line), tally(3, 1, 2));
     }
 
     #[test]
     fn other_lines_have_no_totals() {
         for line in ["running 3 tests", "test a::b ... ok", "        PASS [   0.004s] a", ""] {
-            assert_eq!(Tally::of_line(line), None, "{line}");
+            assert_eq!(Tally::of_line(Runner::Nextest, line), None, "{line}");
+            assert_eq!(Tally::of_line(Runner::Cargo, line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn totals_in_what_a_failed_test_printed_are_no_totals_of_nextest() {
+        let line =
+            "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s";
+        assert_eq!(Tally::of_line(Runner::Nextest, line), None);
     }
 }

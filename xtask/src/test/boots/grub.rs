@@ -12,11 +12,13 @@ use serde_json::Value;
 use super::Case;
 use super::Lab;
 use super::Skip;
-use super::control::Ctl;
-use super::control::controlled;
+use super::ctl::Ctl;
+use super::ctl::with_user;
 use crate::boot::Boot;
 use crate::process;
 
+/// How long GRUB may take to show something, in seconds.
+const SCREEN: &str = "600";
 const IMAGES: &str = "/usr/lib/grub-rescue";
 
 pub(super) const CASES: [Case; 6] = [
@@ -59,7 +61,7 @@ fn grub_shows_its_menu(lab: &Lab) -> anyhow::Result<()> {
     };
     let options = ["--engine", engine, option, &image];
     let boot = Boot::firmware(lab.oxbow, machine).with(&options);
-    controlled(lab, boot, use_grub, |seen| {
+    with_user(lab, boot, SCREEN, use_grub, |seen| {
         ensure!(seen.status == Some(0), "the machine was not ended by `quit`");
         ensure!(seen.errors.is_empty(), "oxbow had something to say: {}", seen.errors);
         Ok(())
