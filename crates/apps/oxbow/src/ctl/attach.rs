@@ -146,6 +146,8 @@ fn cache_name(cache: CacheMode) -> String {
     match cache {
         CacheMode::Writeback => "writeback",
         CacheMode::Writethrough => "writethrough",
+        CacheMode::None => "none",
+        CacheMode::Directsync => "directsync",
         CacheMode::Unsafe => "unsafe",
     }
     .to_owned()
