@@ -55,6 +55,19 @@ impl User<'_> {
         }
     }
 
+    /// Takes the disc out, when the guest has closed the drive: it locks it meanwhile.
+    fn eject(&self) -> anyhow::Result<()> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.ctl(&["eject", "cd0"]) {
+                Err(error) if format!("{error:#}").contains("has locked") && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                result => return result.map(drop),
+            }
+        }
+    }
+
     /// An image that begins with `text`, by its path.
     fn image(&self, name: &str, text: &str) -> anyhow::Result<String> {
         let path = self.dir.join(name);
@@ -186,7 +199,7 @@ fn discs(lab: &Lab, machine: &str, bus: &str) -> anyhow::Result<()> {
         user.hears("@ready")?;
         user.ctl(&["insert", "cd0", &first])?;
         user.hears("@first")?;
-        user.ctl(&["eject", "cd0"])?;
+        user.eject()?;
         user.hears("@empty")?;
         user.ctl(&["insert", "cd0", &other])?;
         user.hears("@other").map(drop)
