@@ -1,6 +1,8 @@
-//! The VNC server against real clients: `vncdotool` types, moves, clicks and captures; TigerVNC's viewer shows the picture.
+//! The VNC server against real clients: `vncdotool` types, moves, clicks and captures; TigerVNC's viewer shows the picture,
+//! sends keys and follows the screen's size.
 //!
-//! The clients are looked for in `PATH` (`pip install vncdotool`; Debian's `tigervnc-viewer`, `xvfb` and `imagemagick`). Where
+//! The clients are looked for in `PATH` (`pip install vncdotool`; Debian's `tigervnc-viewer`, `xvfb`, `xdotool` and
+//! `imagemagick`). Where
 //! they are absent the tests say so and pass.
 
 use std::path::Path;
@@ -8,6 +10,8 @@ use std::process::Command;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -24,24 +28,31 @@ use remote::vnc::VncServer;
 
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 400;
+/// The size after a change of mode.
+const LARGE: (u32, u32) = (800, 600);
 
 /// A picture with text-like, plain and noisy parts, with the keys that were pressed along its upper edge.
 #[derive(Default)]
 struct Machine {
     events: Mutex<Vec<Event>>,
+    large: AtomicBool,
 }
 
 impl Machine {
     fn draw(&self, surface: &mut Surface) {
         let pressed: Vec<u16> = self.pressed().iter().map(|key| key.code()).collect();
-        surface.resize(WIDTH, HEIGHT);
-        for y in 0..HEIGHT {
+        let (width, height) = match self.large.load(Ordering::Relaxed) {
+            true => LARGE,
+            false => (WIDTH, HEIGHT),
+        };
+        surface.resize(width, height);
+        for y in 0..height {
             for (x, pixel) in (0..).zip(surface.row_mut(y)) {
                 *pixel = match (pressed.get((x / 16) as usize), y) {
                     (Some(code), 0..16) => u32::from(*code) * 0x2_0301,
                     (_, 0..100) => 0x20_4060,
                     (_, 100..200) => (x * y % 7 / 6) * 0xFF_FFFF,
-                    (_, 200..300) => (x * 255 / WIDTH) << 16 | (y & 255) << 8,
+                    (_, 200..300) => (x * 255 / width) << 16 | (y & 255) << 8,
                     _ => (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(2_246_822_519)) >> 8,
                 };
             }
@@ -136,7 +147,8 @@ fn assert_same(machine: &Machine, captured: &Surface) {
     let differs = (0..HEIGHT)
         .flat_map(|y| (0..WIDTH).map(move |x| (x, y)))
         .find(|(x, y)| captured.pixel(*x, *y) != shown.pixel(*x, *y));
-    assert_eq!(differs, None, "the first pixel that differs");
+    let colours = differs.map(|(x, y)| (captured.pixel(x, y), shown.pixel(x, y)));
+    assert_eq!(differs, None, "the first pixel that differs: {colours:x?}");
 }
 
 #[test]
@@ -167,8 +179,6 @@ fn vncdotool_types_points_and_captures_what_is_shown() {
         "3",
         "pause",
         "0.5",
-        "capture",
-        file,
     ];
     assert!(vncdo(port, &script));
     let names: Vec<&str> = machine.pressed().into_iter().map(Key::name).collect();
@@ -177,6 +187,15 @@ fn vncdotool_types_points_and_captures_what_is_shown() {
     assert!(events.contains(&Event::Move { dx: 30, dy: -10 }), "{events:?}");
     let clicks = events.iter().filter(|event| matches!(event, Event::Button { .. }));
     assert_eq!(clicks.count(), 4);
+    // On a host that is busy the picture may be one from before the last key.
+    let mut shown = Surface::default();
+    machine.draw(&mut shown);
+    for _ in 0..5 {
+        assert!(vncdo(port, &["pause", "0.5", "capture", file]));
+        if read_png(&picture) == shown {
+            break;
+        }
+    }
     assert_same(&machine, &read_png(&picture));
 }
 
@@ -266,4 +285,60 @@ fn tigervnc_shows_the_picture_in_its_encodings() {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+fn xdotool(display: &str, arguments: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .args(["-s", "KILL", "20", "xdotool"])
+        .args(arguments)
+        .env("DISPLAY", display)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until something is as it should be.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn tigervnc_sends_keys_and_follows_the_size() {
+    if !["xtigervncviewer", "Xvfb", "xdotool"].into_iter().all(there) {
+        return;
+    }
+    let (machine, _server, port) = start(None);
+    let display = format!(":{}", 20_101 + std::process::id() % 20_000);
+    let _x = spawn("Xvfb", &[&display, "-screen", "0", "1280x1024x24"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let _viewer = spawn(
+        "xtigervncviewer",
+        &[&format!("127.0.0.1::{port}"), "-display", &display],
+    );
+    let mut window = String::new();
+    eventually("no window", || {
+        window = xdotool(&display, &["search", "--name", "TigerVNC"]).trim().to_owned();
+        !window.is_empty()
+    });
+    let shows = |width: u32, height: u32| {
+        let geometry = xdotool(&display, &["getwindowgeometry", &window]);
+        geometry.contains(&format!("Geometry: {width}x{height}"))
+    };
+    eventually("not the screen's size", || shows(WIDTH, HEIGHT));
+    xdotool(&display, &["windowfocus", &window]);
+    xdotool(&display, &["type", "--delay", "80", "Ox!"]);
+    xdotool(&display, &["key", "Return", "ctrl+c", "F2"]);
+    let expected = ["shift", "o", "x", "shift", "1", "enter", "ctrl", "c", "f2"];
+    let names = || machine.pressed().into_iter().map(Key::name).collect::<Vec<_>>();
+    let end = Instant::now() + Duration::from_secs(30);
+    while names().len() < expected.len() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(names(), expected);
+    machine.large.store(true, Ordering::Relaxed);
+    eventually("not the new size", || shows(LARGE.0, LARGE.1));
 }
