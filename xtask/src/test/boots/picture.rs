@@ -31,9 +31,11 @@ pub(super) struct Area {
 type Glyph = [u8; CELL.1];
 
 impl Picture {
-    /// Reads a screenshot.
+    /// Reads a screenshot, or one that was made smaller by a palette.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
-        let mut reader = png::Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
+        let mut decoder = png::Decoder::new(BufReader::new(File::open(path)?));
+        decoder.set_transformations(png::Transformations::EXPAND);
+        let mut reader = decoder.read_info()?;
         let mut bytes = vec![0; reader.output_buffer_size().context("a picture of that size")?];
         let info = reader.next_frame(&mut bytes)?;
         ensure!(
@@ -49,13 +51,17 @@ impl Picture {
         })
     }
 
-    /// Of a thousand pixels in an area, how many are the same in both pictures.
+    /// Of a thousand pixels in an area, how many look the same in both pictures.
     pub(super) fn likeness(&self, other: &Self, area: Area) -> anyhow::Result<usize> {
         let mut same = 0;
         for line in area.top..area.top + area.height {
             let (ours, theirs) = (self.line(line, area), other.line(line, area));
             let (ours, theirs) = ours.zip(theirs).context("the area is not in both pictures")?;
-            same += ours.iter().zip(theirs).filter(|(ours, theirs)| ours == theirs).count();
+            same += ours
+                .iter()
+                .zip(theirs)
+                .filter(|(ours, theirs)| alike(ours, theirs))
+                .count();
         }
         Ok(same * 1000 / (area.width * area.height))
     }
@@ -113,6 +119,14 @@ impl Picture {
         }
         Some(glyph)
     }
+}
+
+/// Whether two colours look the same. Pictures with a palette have colours near those that were shown.
+fn alike(ours: &[u8; 3], theirs: &[u8; 3]) -> bool {
+    const NEAR: u8 = 24;
+    ours.iter()
+        .zip(theirs)
+        .all(|(ours, theirs)| ours.abs_diff(*theirs) <= NEAR)
 }
 
 #[cfg(test)]
