@@ -35,12 +35,19 @@ const QUESTIONS: usize = 3;
 
 /// The network step in pixels, of a screen of 1280 by 800.
 const REFERENCE: &str = "docs/screenshots/installer-graphical.png";
-/// There: "Detect network hardware: No Ethernet card was detected. If you know ...".
-const NETWORK: Area = Area {
+/// There: the heading of a question, "Detect network hardware".
+const HEADING: Area = Area {
     left: 14,
     top: 84,
-    width: 900,
-    height: 78,
+    width: 200,
+    height: 22,
+};
+/// There: the chosen line, "no ethernet card".
+const CHOICE: Area = Area {
+    left: 20,
+    top: 172,
+    width: 300,
+    height: 22,
 };
 /// There: the word on the button that questions have and progress bars do not.
 const CONTINUE: Area = Area {
@@ -49,15 +56,9 @@ const CONTINUE: Area = Area {
     width: 70,
     height: 17,
 };
-/// The heading of a question.
-const HEADING: Area = Area {
-    left: 14,
-    top: 84,
-    width: 600,
-    height: 22,
-};
-/// Of a thousand pixels, how many of an area have to be those of the reference.
-const SAME: usize = 985;
+/// Of a thousand pixels, how many of an area have to look as in the reference. Fonts are drawn a little differently where the
+/// screen says another size in millimetres; another heading has 740 in common with it.
+const SAME: usize = 930;
 
 pub(super) const CASES: [Case; 5] = [
     Case {
@@ -158,23 +159,32 @@ fn walk_by_pictures(ctl: &Ctl<'_>, name: &str) -> anyhow::Result<()> {
     let mut answered: Option<Picture> = None;
     for _ in 0..QUESTIONS {
         let is_new = |picture: &Picture| match &answered {
-            Some(last) => Ok::<bool, anyhow::Error>(picture.likeness(last, HEADING)? < 1000),
+            Some(last) => Ok::<bool, anyhow::Error>(picture.likeness(last, HEADING)? < SAME),
             None => Ok(true),
         };
         let is_question = |picture: &Picture| Ok(is_new(picture)? && picture.likeness(&reference, CONTINUE)? >= SAME);
         let question = look.wait_for(is_question, || Ok(()))?;
         ensure!(
-            question.likeness(&reference, NETWORK)? < SAME,
+            !is_network_step(&question, &reference)?,
             "the network step came too early"
         );
         // A key that comes when the question has just been drawn may be lost.
-        let is_over = |picture: &Picture| Ok(picture.likeness(&question, HEADING)? < 1000);
+        let is_over = |picture: &Picture| Ok(picture.likeness(&question, HEADING)? < SAME);
         look.wait_for(is_over, || ctl.key("enter"))?;
         answered = Some(question);
     }
-    look.wait_for(|picture| Ok(picture.likeness(&reference, NETWORK)? >= SAME), || Ok(()))?;
+    look.wait_for(|picture| is_network_step(picture, &reference), || Ok(()))?;
     std::fs::remove_file(shot)?;
     Ok(())
+}
+
+fn is_network_step(picture: &Picture, reference: &Picture) -> anyhow::Result<bool> {
+    for area in [HEADING, CHOICE, CONTINUE] {
+        if picture.likeness(reference, area)? < SAME {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Looks at the screen.
