@@ -221,6 +221,7 @@ impl Cpu {
     /// The code translation of the page that holds `lin`.
     pub(crate) fn exec_entry(&mut self, lin: u64) -> R<ExecEntry> {
         let user = self.cpl == 3;
+        self.tlb.note_code(lin);
         if let Some(entry) = self.tlb.exec(user, lin) {
             return Ok(*entry);
         }
@@ -244,7 +245,7 @@ impl Cpu {
             write: false,
             noted: false,
             global: walk.global,
-            large: walk.large,
+            shift: walk.shift,
         };
         self.tlb.fill_exec(user, &fill, code);
         Ok(*self.tlb.exec(user, lin).expect("just filled"))

@@ -1,6 +1,7 @@
 //! Memory as instructions see it: effective address → segment → linear → page → host.
 
 mod access;
+mod filter;
 mod segment;
 mod space;
 mod tlb;

@@ -245,18 +245,6 @@ impl InterpVcpu {
         })
     }
 
-    /// The same where that is known without a walk.
-    #[must_use]
-    pub fn known_source(&self, lin: u64) -> Option<CodeSource> {
-        let entry = self.cpu.tlb.exec(self.cpu.cpl == 3, lin).copied()?;
-        Some(CodeSource {
-            gpa: entry.gpa,
-            host: entry.host,
-            code: entry.code,
-            entry,
-        })
-    }
-
     /// Reads code bytes from `lin` on, inside one page.
     pub fn fetch(&mut self, source: &CodeSource, lin: u64, to: &mut [u8]) {
         self.cpu.fetch_bytes(&source.entry, lin, to);

@@ -417,7 +417,7 @@ impl Cpu {
                 write: walk.write && !rom,
                 noted: page.code.is_code(),
                 global: walk.global,
-                large: walk.large,
+                shift: walk.shift,
             };
             self.tlb.fill(bank, &fill);
         }

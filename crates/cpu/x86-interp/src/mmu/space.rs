@@ -1,5 +1,6 @@
 //! What the TLB holds of one address space, in such a form that it is quickly taken out and put back.
 
+use super::filter::Filter;
 use super::tlb::DataEntry;
 use super::tlb::ExecEntry;
 use super::tlb::StackPage;
@@ -128,6 +129,8 @@ pub(super) struct Space {
     visits: u32,
     pub(super) pcid: u16,
     pub(super) code_gen: u32,
+    /// Pages of the lower half that code was looked up in since that generation began.
+    pub(super) code: Filter,
     /// By bank.
     pub(super) data: [Log<DataEntry>; 3],
     pub(super) exec: [Log<ExecEntry>; 2],
@@ -149,6 +152,7 @@ impl Space {
         self.visits = 0;
         self.data.iter_mut().for_each(Log::clear);
         self.exec.iter_mut().for_each(Log::clear);
+        self.code.clear();
         self.stack = Default::default();
     }
 }

@@ -7,9 +7,11 @@ use std::ptr::null;
 
 use guest_memory::CodePage;
 
+use super::filter::Filter;
 use super::space::Entry;
 use super::space::SLOTS;
 use super::space::Space;
+use super::walk::SMALL;
 
 /// A tag that no page has: subtracting it from any canonical address leaves a huge number.
 const INVALID: u64 = 1 << 62;
@@ -166,8 +168,12 @@ pub(crate) struct Tlb {
     /// Spaces whose memory is used again.
     #[expect(clippy::vec_box, reason = "as above")]
     spare: Vec<Box<Space>>,
-    /// Where entries of large pages have been since the last full flush: a bit for each GiB, modulo 64, of both halves.
-    large: [u64; 2],
+    /// Where entries of large pages have been since the last full flush, by units of 4 MiB, in both halves.
+    large: [Filter; 2],
+    /// The same of pages of 1 GiB: a bit for each GiB, modulo 64.
+    giant: [u64; 2],
+    /// Pages of the upper half that code was looked up in since its generation began.
+    high_code: Filter,
     /// Raised whenever a code translation may have gone: cached block look-ups of an older generation are void. One for
     /// each half of the address space, so that process switches keep the kernel's.
     pub(crate) code_gen: [u32; 2],
@@ -203,8 +209,18 @@ pub(crate) struct Fill {
     pub(crate) write: bool,
     pub(crate) noted: bool,
     pub(crate) global: bool,
-    pub(crate) large: bool,
+    /// log2 of the bytes of the page that it is from.
+    pub(crate) shift: u8,
 }
+
+impl Fill {
+    fn large(&self) -> bool {
+        self.shift > SMALL
+    }
+}
+
+/// log2 of the bytes of the largest page but one.
+const UNIT: u8 = 22;
 
 /// The GiB that an address is in, modulo 64.
 fn gib(address: u64) -> u64 {
@@ -231,7 +247,9 @@ impl Tlb {
             local: Box::default(),
             spaces: Vec::new(),
             spare: Vec::new(),
-            large: [0; 2],
+            large: Default::default(),
+            giant: [0; 2],
+            high_code: Filter::default(),
             code_gen: [0; 2],
             last_gen: 0,
             local_high_code: false,
@@ -270,12 +288,12 @@ impl Tlb {
             addend: (fill.host as u64).wrapping_sub(fill.page),
             info: fill.gpa
                 | bit(fill.write && fill.noted, info::NOTED_WRITE)
-                | bit(fill.large, info::LARGE)
+                | bit(fill.large(), info::LARGE)
                 | bit(fill.global, info::GLOBAL),
         };
         self.data[bank][slot] = entry;
         self.local.data[bank].note(slot, &entry);
-        self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
+        self.note_large(fill);
     }
 
     pub(crate) fn exec(&self, user: bool, address: u64) -> Option<&ExecEntry> {
@@ -291,12 +309,28 @@ impl Tlb {
             host: fill.host,
             code,
             global: fill.global,
-            large: fill.large,
+            large: fill.large(),
         };
         self.exec[user as usize][slot] = entry;
         self.local.exec[user as usize].note(slot, &entry);
         self.local_high_code |= !fill.global && half(fill.page) == 1;
-        self.large[half(fill.page)] |= u64::from(fill.large) << gib(fill.page);
+        self.note_large(fill);
+    }
+
+    fn note_large(&mut self, fill: &Fill) {
+        if fill.shift > UNIT {
+            self.giant[half(fill.page)] |= 1 << gib(fill.page);
+        } else if fill.large() {
+            self.large[half(fill.page)].put(fill.page >> UNIT);
+        }
+    }
+
+    /// Code is about to be looked up at `address`.
+    pub(crate) fn note_code(&mut self, address: u64) {
+        match half(address) {
+            0 => self.local.code.put(address >> 12),
+            _ => self.high_code.put(address >> 12),
+        }
     }
 
     /// Drops everything.
@@ -310,7 +344,9 @@ impl Tlb {
             bank.fill(EMPTY_EXEC);
         }
         self.local.clear();
-        self.large = [0; 2];
+        self.large.iter_mut().for_each(Filter::clear);
+        self.giant = [0; 2];
+        self.high_code.clear();
         self.forget_spaces();
         self.local_high_code = false;
         self.code_gen = [self.next_gen(); 2];
@@ -393,6 +429,7 @@ impl Tlb {
             log.flush(bank);
         }
         self.check_stacks();
+        self.local.code.clear();
         self.code_gen[0] = self.next_gen();
         if std::mem::take(&mut self.local_high_code) {
             self.code_gen[1] = self.next_gen();
@@ -403,7 +440,8 @@ impl Tlb {
     pub(crate) fn flush_page(&mut self, address: u64) {
         let page = address & !0xfff;
         let slot = (address >> 12) as usize;
-        let large = self.large[half(address)] >> gib(address) & 1 != 0;
+        let giant = self.giant[half(address)] >> gib(address) & 1 != 0;
+        let large = giant || self.large[half(address)].may_have(address >> UNIT);
         // All translations of one large page are dropped, and some others with them, which is always allowed.
         let same = |tag: u64, is_large: bool| tag == page || is_large && (tag ^ page) >> 30 == 0;
         for (bank, log) in self.data.iter_mut().zip(&mut self.local.data) {
@@ -432,7 +470,15 @@ impl Tlb {
             }
         }
         self.check_stacks();
-        self.code_gen[half(address)] = self.next_gen();
+        let code = match half(address) {
+            0 => &mut self.local.code,
+            _ => &mut self.high_code,
+        };
+        // Nothing was found by way of a page where no code was looked up.
+        if large || code.may_have(address >> 12) {
+            code.clear();
+            self.code_gen[half(address)] = self.next_gen();
+        }
     }
 
     /// Forgets the stack pages that have no translation any more.

@@ -42,6 +42,9 @@ impl Privilege {
     }
 }
 
+/// log2 of the bytes of a small page.
+pub(crate) const SMALL: u8 = 12;
+
 /// A translation of one small page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walk {
@@ -52,7 +55,8 @@ pub(crate) struct Walk {
     /// The same access privilege may write, and the dirty bit is set.
     pub(crate) write: bool,
     pub(crate) global: bool,
-    pub(crate) large: bool,
+    /// log2 of the bytes of the page that it is from.
+    pub(crate) shift: u8,
 }
 
 /// Error code of #PF.
@@ -117,7 +121,8 @@ struct Leaf {
     user: bool,
     writable: bool,
     nx: bool,
-    large: bool,
+    /// log2 of the bytes of the page.
+    shift: u8,
 }
 
 impl Cpu {
@@ -133,7 +138,7 @@ impl Cpu {
                 read: true,
                 write: true,
                 global: false,
-                large: false,
+                shift: SMALL,
             });
         }
         // Another vCPU may change an entry between our reading it and our setting its bits: then it counts anew.
@@ -167,7 +172,7 @@ impl Cpu {
             read: allowed(Access::Read),
             write: (access == Access::Write || leaf.value & pte::D != 0) && allowed(Access::Write),
             global: leaf.value & pte::G != 0 && self.cr4 & cr4::PGE != 0,
-            large: leaf.large,
+            shift: leaf.shift,
         }
     }
 
@@ -195,7 +200,7 @@ impl Cpu {
             user: true,
             writable: true,
             nx: false,
-            large: false,
+            shift: SMALL,
         };
         let (mut table, top, reserved) = if self.long_mode() {
             let top = if self.cr4 & cr4::LA57 != 0 { 4 } else { 3 };
@@ -228,7 +233,7 @@ impl Cpu {
             leaf.nx |= value & pte::NX != 0;
             if level == 0 || large {
                 leaf.value = value;
-                leaf.large = large;
+                leaf.shift = shift as u8;
                 leaf.gpa = (value & PHYS_MASK & !0xfff & !page | lin & page) & !0xfff;
                 break;
             }
@@ -257,7 +262,7 @@ impl Cpu {
                 user,
                 writable,
                 nx: false,
-                large: true,
+                shift: 22,
             });
         }
         let entry = self.read_entry((value & 0xffff_f000) + (lin >> 12 & 1023) * 4, false);
@@ -274,7 +279,7 @@ impl Cpu {
             user,
             writable,
             nx: false,
-            large: false,
+            shift: SMALL,
         })
     }
 
