@@ -70,6 +70,9 @@ impl Translator {
         if ins.mnemonic() == Mnemonic::Lea && (ins.is_ip_rel_memory_operand() || ins.memory_base() == Register::EIP) {
             return self.load_relative_address(index);
         }
+        if self.segmented && ins.mnemonic() == Mnemonic::Lea {
+            return self.offset_only(index);
+        }
         let memory = memory_operand(&ins);
         let any_spilled = (0..ins.op_count()).any(|i| spilled(&ins, i).is_some());
         if high_byte(&ins) && (memory || any_spilled) {
