@@ -56,6 +56,12 @@ pub mod layout {
         CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>() + offset_of!(SegmentState, base)
     }
 
+    /// The limit in segment register `n`, granularity applied: four bytes.
+    #[must_use]
+    pub const fn segment_limit(n: usize) -> usize {
+        CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>() + offset_of!(SegmentState, limit)
+    }
+
     /// The selector in segment register `n`: two bytes.
     #[must_use]
     pub const fn selector(n: usize) -> usize {
@@ -78,6 +84,19 @@ pub mod layout {
     pub const TLB_ADDEND: usize = mmu::ADDEND;
     /// Stack pages of the banks, 16 bytes each: virtual address, host address minus virtual address.
     pub const STACK: usize = TLB + offset_of!(Tlb, stack);
+}
+
+/// What accesses through a segment may do outside 64-bit mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nothing, or something that takes more than a look at the limit: null, execute-only and expand-down segments.
+    None,
+    /// Read and write the whole 4 GiB.
+    Whole,
+    /// Read and write up to the limit.
+    Limited,
+    /// Read up to the limit.
+    ReadOnly,
 }
 
 /// All of the processor's state that decides what the same bytes mean.
@@ -111,6 +130,9 @@ pub struct Mode {
     pub gs_plain: bool,
     /// Stack pointer of 32 bits (outside 64-bit mode).
     pub stack32: bool,
+    /// By segment register, in the order of instructions; [`Reach::None`] throughout in 64-bit mode, and in 32-bit code that
+    /// is `flat` with a stack pointer of 32 bits.
+    pub reach: [Reach; 6],
     /// Unaligned accesses raise #AC.
     pub align_checks: bool,
 }
@@ -267,7 +289,14 @@ impl InterpVcpu {
     pub fn mode(&self) -> Mode {
         let c = &self.cpu;
         let gate = &c.fpu_gate;
-        let flat = |i: usize| c.seg_ok[i] == 3 && c.ea_base[i] == 0;
+        let plain = |i: usize| c.seg_ok[i] == 3 && c.ea_base[i] == 0;
+        let flat = c.ea_base[CS] == 0 && c.segs[CS].limit == u32::MAX && [0, 2, 3].into_iter().all(plain);
+        let stack32 = c.sp_mask == 0xffff_ffff;
+        let reach = if c.bits == 64 || c.bits == 32 && flat && stack32 {
+            [Reach::None; 6]
+        } else {
+            std::array::from_fn(|n| c.reach(n))
+        };
         Mode {
             bits: c.bits,
             fs_gs_base: c.cr4 & x86_isa::cr4::FSGSBASE != 0,
@@ -279,10 +308,11 @@ impl InterpVcpu {
             no_mmx: gate.mmx_ud || gate.vec_nm,
             no_sse: gate.sse_ud || gate.vec_nm,
             no_avx: gate.avx_ud || gate.vec_nm,
-            flat: c.ea_base[CS] == 0 && c.segs[CS].limit == u32::MAX && [0, 2, 3].into_iter().all(flat),
+            flat,
             fs_plain: c.seg_ok[4] == 3,
             gs_plain: c.seg_ok[5] == 3,
-            stack32: c.sp_mask == 0xffff_ffff,
+            stack32,
+            reach,
             align_checks: c.align_checks(),
         }
     }
@@ -309,6 +339,12 @@ impl InterpVcpu {
         let entry = self.cpu.tlb.data(self.cpu.bank, lin);
         let tag = if write { entry.write } else { entry.read };
         (lin.wrapping_sub(tag) <= 4096 - len).then_some(entry.addend)
+    }
+
+    /// The limit of the code segment, granularity applied.
+    #[must_use]
+    pub fn code_limit(&self) -> u32 {
+        self.cpu.segs[CS].limit
     }
 
     /// What addresses relative to segment number `n` (as in instructions) begin with.

@@ -142,6 +142,11 @@ pub(crate) const fn own_base(n: u8) -> u32 {
     (INTERP + layout::segment_base(n as usize)) as u32
 }
 
+/// The limit in segment register `n`: four bytes.
+pub(crate) const fn segment_limit(n: u8) -> u32 {
+    (INTERP + layout::segment_limit(n as usize)) as u32
+}
+
 /// The selector in segment register `n`.
 pub(crate) const fn selector(n: u8) -> u32 {
     (INTERP + layout::selector(n as usize)) as u32

@@ -25,6 +25,7 @@ pub(crate) const E: u8 = 4;
 pub(crate) const NE: u8 = 5;
 pub(crate) const BE: u8 = 6;
 pub(crate) const A: u8 = 7;
+pub(crate) const L: u8 = 12;
 
 /// A place that a 32-bit displacement before it leads to, not yet known.
 #[derive(Clone, Copy, Debug)]

@@ -21,6 +21,7 @@ mod flow;
 mod group;
 mod hot;
 mod memory;
+mod segmented;
 mod stack;
 mod string;
 mod system;
@@ -32,6 +33,7 @@ use iced_x86::Instruction;
 use iced_x86::InstructionInfoFactory;
 use x86_interp::InterpVcpu;
 use x86_interp::seam::Mode;
+use x86_interp::seam::Reach;
 
 use crate::asm::Asm;
 use crate::asm::Fix;
@@ -59,22 +61,49 @@ pub(crate) const SINGLE: u32 = 1 << 30;
 /// The block holds at one virtual address only, which its code has in it: code of a kernel, which is where it is for good.
 pub(crate) const FIXED: u32 = 1 << 29;
 
+/// Of 16-bit code and code with segments that are not flat: the block is on a page that the code segment does not hold
+/// whole, or jumps may go beyond its limit. The interpreter does its jumps.
+pub(crate) const EDGE: u32 = 1 << 28;
+
+/// Where the kinds of the segments are in the key: two bits for each.
+const REACH: u32 = 14;
+const CODE16: u32 = 1 << 26;
+const STACK16: u32 = 1 << 27;
+
+/// Whether blocks of `key` are of 16-bit code, or of code with segments that are not flat.
+pub(crate) fn segmented(key: u32) -> bool {
+    key >> REACH & 0xfff != 0
+}
+
 /// What tells translations of the same bytes apart. `None` when blocks cannot be translated in this mode.
 pub(crate) fn mode_key(mode: &Mode) -> Option<u32> {
-    if mode.align_checks || mode.bits == 16 || mode.bits == 32 && !(mode.flat && mode.stack32) {
+    if mode.align_checks {
         return None;
     }
     let bit = |on: bool, n: u32| u32::from(on) << n;
+    let segments = if mode.bits == 64 || mode.bits == 32 && mode.flat && mode.stack32 {
+        0
+    } else {
+        // Code without a stack that can be written is rare.
+        if matches!(mode.reach[2], Reach::None | Reach::ReadOnly) {
+            return None;
+        }
+        let reach = (0..6).fold(0, |all, n| all | (mode.reach[n] as u32) << (REACH + 2 * n as u32));
+        let code16 = if mode.bits == 16 { CODE16 } else { 0 };
+        reach | code16 | if mode.stack32 { 0 } else { STACK16 }
+    };
+    let flat32 = mode.bits == 32 && segments == 0;
     Some(
-        u32::from(mode.cpl)
+        segments
+            | u32::from(mode.cpl)
             | u32::from(mode.bank) << 2
             | bit(mode.no_x87, 4)
             | bit(mode.no_mmx, 5)
             | bit(mode.no_sse, 6)
             | bit(mode.no_avx, 7)
             | bit(mode.bits == 32, 8)
-            | bit(mode.bits == 32 && !mode.fs_plain, 9)
-            | bit(mode.bits == 32 && !mode.gs_plain, 10)
+            | bit(flat32 && !mode.fs_plain, 9)
+            | bit(flat32 && !mode.gs_plain, 10)
             | bit(mode.fs_gs_base, 11)
             | bit(mode.no_tsc, 12)
             | bit(mode.pkru, 13),
@@ -160,8 +189,17 @@ pub(crate) struct Translator {
     cpl: u8,
     bank: u8,
     single: bool,
-    /// 64-bit code; else 32-bit.
+    /// 64-bit code.
     wide: bool,
+    /// Code size.
+    bits: u8,
+    /// 16-bit code, or 32-bit code with segments that are not flat.
+    segmented: bool,
+    reach: [Reach; 6],
+    /// Stack pointer of 16 bits.
+    stack16: bool,
+    /// The page does not lie wholly in the code segment.
+    edge: bool,
     /// The virtual address of the page, if it is known for good.
     fixed: Option<u64>,
     items: Vec<Item>,
@@ -214,7 +252,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
         } else if renamed_by_model(vcpu, &ins) {
             Class::Interpret
         } else {
-            classify::classify(&ins, mode, key & SINGLE != 0)
+            classify::classify(&ins, mode, key)
         };
         items.push(Item {
             ins,
@@ -230,7 +268,7 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
             break;
         }
     }
-    if key & EXACT_STACK == 0 {
+    if key & EXACT_STACK == 0 && !segmented(key) {
         stack::plan(&mut items, i32::from(mode.bits) / 8);
     }
     items
@@ -270,6 +308,11 @@ impl Translator {
             bank: mode.bank,
             single: key & SINGLE != 0,
             wide: mode.bits == 64,
+            bits: mode.bits,
+            segmented: segmented(key),
+            reach: mode.reach,
+            stack16: key & STACK16 != 0,
+            edge: key & EDGE != 0,
             fixed: fixed_page(key, at),
             cold: Vec::new(),
             exits: Vec::new(),
@@ -317,7 +360,7 @@ impl Translator {
         if !ends {
             let last = t.items.last().expect("a block has an instruction");
             let next = u64::from(last.offset) + last.ins.len() as u64;
-            t.transfer(at & !0xfff, (at & !0xfff).wrapping_add(next), false);
+            t.fall_through(at & !0xfff, (at & !0xfff).wrapping_add(next));
         }
         t.hot = fast.map(|(hot, pending)| {
             for (fix, index) in pending.ordinary {
@@ -333,7 +376,7 @@ impl Translator {
     }
 
     fn liveness(&mut self, bytes: &[u8], at: u64) {
-        let bits = if self.wide { 64 } else { 32 };
+        let bits = self.bits.into();
         let wanted_at = |target: u64| match target.wrapping_sub(at) {
             back if (back as usize) < bytes.len() => flags::wanted_at(bits, &bytes[back as usize..], target),
             _ => flags::ALL,
@@ -381,6 +424,11 @@ impl Translator {
             match self.items[index].class {
                 Class::Nothing => {}
                 Class::Same => self.same(index),
+                Class::Push if self.segmented => self.segmented_push(index),
+                Class::Pop if self.segmented => self.segmented_pop(index),
+                Class::Call if self.segmented => self.segmented_call(index, page),
+                Class::CallIndirect | Class::JmpIndirect if self.segmented => self.segmented_indirect(index),
+                Class::Ret if self.segmented => self.segmented_ret(index),
                 Class::Push => self.push(index),
                 Class::Pop => self.pop(index),
                 Class::Leave => self.leave(index),

@@ -35,6 +35,8 @@ use crate::known::Known;
 use crate::signals::Quiet;
 use crate::thunk::Helpers;
 use crate::thunk::Why;
+use crate::translate;
+use crate::translate::EDGE;
 use crate::translate::EXACT_STACK;
 use decoded::Decoded;
 use find::Found;
@@ -56,6 +58,8 @@ pub(crate) struct Rest {
     flushes: u64,
     /// Modes that the jump caches are of.
     modes: [u32; 2],
+    /// Base and limit of the code segment that they are of, outside flat code.
+    code_segments: [(u64, u32); 2],
     /// Blocks that were found, by a hash of their address.
     found: Box<[Seen]>,
     /// By a hash of their physical address.
@@ -97,6 +101,7 @@ struct Counters {
     user_clears: u64,
     kernel_clears: u64,
     mode_clears: u64,
+    segment_clears: u64,
 }
 
 /// A translated vCPU.
@@ -137,6 +142,7 @@ impl JitVcpu {
             generations: [0; 2],
             flushes: 0,
             modes: [u32::MAX; 2],
+            code_segments: [(0, 0); 2],
             found: vec![UNSEEN; SEEN].into(),
             placed: vec![NOT_PLACED; PLACED].into(),
             decoded: Decoded::new(),
@@ -467,14 +473,21 @@ impl Frame {
         // SAFETY: the caller has found it since the last flush.
         let found = unsafe { &*block };
         let rip = self.interp.rip();
-        self.area.page = rip & !0xfff;
+        // Of the start of the linear page, which may be below the segment's.
+        self.area.page = rip.wrapping_sub(self.linear(rip) & 0xfff);
+        let (segmented, edge) = (translate::segmented(found.key.1), found.key.1 & EDGE != 0);
         // Most code does without; who does not asks again.
         self.area.vectors = 0;
         self.rest.running = block;
         self.rest.counted = 0;
         let cache = area::cache_of(found.key.1 as u8 & 3) as usize;
         let known = &mut self.rest.known[cache];
-        if remember {
+        if remember && segmented {
+            // Blocks at the edge are looked for each time.
+            if !edge {
+                known.set_jump(&mut self.area.jumps[cache], rip, found.host);
+            }
+        } else if remember {
             known.set_jump(&mut self.area.jumps[cache], rip, found.host);
             known.set_page(&mut self.area.pages[cache], found.page, rip & !0xfff);
             self.rest.low |= cache == 1 && rip >> 63 == 0;
@@ -619,7 +632,8 @@ impl Inspect for JitVcpu {
             .with("translated", c.translated)
             .with("user_jump_clears", c.user_clears)
             .with("kernel_jump_clears", c.kernel_clears)
-            .with("mode_jump_clears", c.mode_clears);
+            .with("mode_jump_clears", c.mode_clears)
+            .with("segment_jump_clears", c.segment_clears);
         self.frame.interp.inspect().with("translator", translator)
     }
 }

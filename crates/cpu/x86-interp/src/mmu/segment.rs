@@ -11,6 +11,7 @@ use crate::cpu::SEG_WRITE;
 use crate::cpu::SS;
 use crate::insn::DInsn;
 use crate::insn::R;
+use crate::seam::Reach;
 
 impl Cpu {
     /// The effective address of an instruction's memory operand, cut to the address size.
@@ -93,6 +94,23 @@ impl Cpu {
             off > s.limit.into() && last <= top
         } else {
             last <= s.limit.into()
+        }
+    }
+
+    /// What accesses through segment register `n` may do; the same rules as in [`Self::segment_allows`].
+    pub(crate) fn reach(&self, n: usize) -> Reach {
+        let a = self.segs[n].attr;
+        let code = a & attr::CODE != 0;
+        let writable = a & attr::WRITABLE != 0;
+        let expand_down = a & (attr::CODE | attr::CONFORMING) == attr::CONFORMING;
+        if !self.protected() || self.v86() {
+            return if expand_down { Reach::None } else { Reach::Limited };
+        }
+        match () {
+            () if self.seg_ok[n] == SEG_READ | SEG_WRITE => Reach::Whole,
+            () if a & attr::UNUSABLE != 0 || expand_down || code && !writable => Reach::None,
+            () if code || !writable => Reach::ReadOnly,
+            () => Reach::Limited,
         }
     }
 

@@ -10,6 +10,11 @@ use iced_x86::Mnemonic;
 use iced_x86::OpKind;
 use iced_x86::Register;
 use x86_interp::seam::Mode;
+use x86_interp::seam::Reach;
+
+use crate::translate::EDGE;
+use crate::translate::SINGLE;
+use crate::translate::segmented;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +65,16 @@ impl Class {
     }
 }
 
-/// Chooses for a valid instruction of 64-bit code.
-pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
-    if let Some(class) = control(ins, mode) {
+/// Chooses for a valid instruction.
+pub(crate) fn classify(ins: &Instruction, mode: &Mode, key: u32) -> Class {
+    let single = key & SINGLE != 0;
+    let segmented = super::segmented(key);
+    let class = if segmented {
+        segmented::control(ins, mode, key & EDGE != 0)
+    } else {
+        control(ins, mode)
+    };
+    if let Some(class) = class {
         return class;
     }
     if ins.flow_control() != FlowControl::Next {
@@ -84,6 +96,18 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, single: bool) -> Class {
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Pause => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw | Mnemonic::Prefetchwt1 => Class::Nothing,
+        // Real mode does not know them.
+        _ if segmented && ins_is_vex(ins) => Class::Interpret,
+        Mnemonic::Push if segmented && segmented::stack_operand(ins, mode) => Class::Push,
+        Mnemonic::Pop
+            if segmented
+                && segmented::stack_operand(ins, mode)
+                && ins.op0_kind() == OpKind::Register
+                && ins.op0_register().is_gpr() =>
+        {
+            Class::Pop
+        }
+        Mnemonic::Push | Mnemonic::Pop | Mnemonic::Leave if segmented => Class::Interpret,
         Mnemonic::Push if stack_operand(ins, mode) => Class::Push,
         Mnemonic::Pop if stack_operand(ins, mode) && ins.op0_kind() == OpKind::Register => Class::Pop,
         Mnemonic::Leave if matches!((ins.code(), mode.bits), (Code::Leaveq, 64) | (Code::Leaved, 32)) => Class::Leave,
@@ -128,6 +152,9 @@ fn operand_ok(ins: &Instruction, mode: &Mode) -> bool {
         .count();
     if memory == 0 {
         return true;
+    }
+    if mode.reach[2] != Reach::None {
+        return segmented::addressable(ins, mode);
     }
     if mode.bits == 32 && !plain_32bit(ins, mode) {
         return false;

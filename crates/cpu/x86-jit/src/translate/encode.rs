@@ -71,6 +71,9 @@ impl Translator {
         if ins.mnemonic() == Mnemonic::Lea && (ins.is_ip_rel_memory_operand() || ins.memory_base() == Register::EIP) {
             return self.load_relative_address(index);
         }
+        if self.segmented && ins.mnemonic() == Mnemonic::Lea {
+            return self.offset_only(index);
+        }
         let memory = memory_operand(&ins);
         if memory && high_byte(&ins) {
             return self.high_byte_and_memory(index);

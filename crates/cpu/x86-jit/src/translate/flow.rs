@@ -169,8 +169,11 @@ impl Translator {
     /// Goes to `offset` from the start of the running page.
     pub(crate) fn far(&mut self, offset: i64) {
         self.page_relative(offset);
-        if !self.wide {
-            self.asm.mov32(T0, T0);
+        match self.bits {
+            64 => {}
+            // Jumps wrap. The flags are the guest's.
+            16 => self.cut(),
+            _ => self.asm.mov32(T0, T0),
         }
         self.asm.zero(T2);
         self.through_cache();
@@ -207,11 +210,24 @@ impl Translator {
         }
     }
 
+    /// Goes on behind the block, at `next`. The instruction pointer does not wrap there in 16-bit code, but runs into the limit
+    /// of the segment.
+    pub(crate) fn fall_through(&mut self, page: u64, next: u64) {
+        let offset = next.wrapping_sub(page) as i64;
+        if self.bits == 16 && self.linked(offset).is_none() {
+            self.page_relative(offset);
+            self.asm.zero(T2);
+            self.through_cache();
+        } else {
+            self.transfer(page, next, false);
+        }
+    }
+
     /// The distance of a target from the page, if jumps to it are linked.
     fn linked(&self, offset: i64) -> Option<i32> {
         let same_page = (offset as u64) < 4096;
         let free = self.wide && !self.single;
-        let fits = free || (offset as u64) % 4096 < LINKED && same_page;
+        let fits = free || (offset as u64) % 4096 < LINKED && same_page && !self.edge;
         i32::try_from(offset).ok().filter(|_| fits)
     }
 
@@ -340,7 +356,7 @@ impl Translator {
     }
 
     /// Goes to the address in T0, which may be one that the instruction faults on.
-    fn indirect_from(&mut self, index: usize) {
+    pub(crate) fn indirect_from(&mut self, index: usize) {
         let fix = self.asm.lea_rip(T2);
         self.records.push((fix, index as u64));
         self.through_cache();

@@ -129,6 +129,9 @@ impl Translator {
             return self.group_operand(index, g);
         }
         let (write, size) = self.operand_access(index);
+        if self.segmented {
+            return self.segmented_operand(index, write, size);
+        }
         if let Some(address) = self.fixed_operand(index)
             && segment(&self.items[index].ins).is_none()
             && on_one_page(address, size)

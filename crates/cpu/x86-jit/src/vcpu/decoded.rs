@@ -55,7 +55,7 @@ impl Frame {
 
     /// Reads the instruction at RIP, which is one of a block; `None` when its bytes have gone meanwhile.
     pub(super) fn read_again(&mut self, block: &Block) -> Option<Instruction> {
-        let rip = self.interp.rip();
+        let rip = self.linear(self.interp.rip());
         let mut bytes = [0; MAX_LEN];
         let first = MAX_LEN.min(4096 - (rip & 0xfff) as usize);
         let source = self.interp.source(rip).filter(|s| !s.host.is_null())?;

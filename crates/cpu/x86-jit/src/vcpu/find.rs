@@ -13,12 +13,16 @@ use crate::block::Second;
 use crate::known::Known;
 use crate::registry::Origin;
 use crate::translate;
+use crate::translate::EDGE;
 use crate::translate::FIXED;
 use crate::translate::SINGLE;
 use crate::translate::Translator;
 
 /// Address spaces whose jump targets are kept beside those of the present one.
 const ASIDE: usize = 8;
+
+/// Number of the code segment's register.
+const CS: usize = 1;
 
 /// Longest instruction.
 pub(super) const MAX_LEN: usize = 15;
@@ -87,6 +91,10 @@ impl Frame {
             let high = generations[1] != self.rest.generations[1];
             if generations[0] != self.rest.generations[0] {
                 self.change_space(generations[0]);
+                if translate::segmented(self.rest.modes[0]) {
+                    // What was kept aside may be of another code segment.
+                    self.forget(0);
+                }
             }
             self.rest.counters.user_clears += 1;
             if high || self.rest.low {
@@ -102,6 +110,21 @@ impl Frame {
             self.forget(cache);
             self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
+        }
+        if translate::segmented(key) {
+            let segment = (self.interp.segment_base(CS), self.interp.code_limit());
+            if std::mem::replace(&mut self.rest.code_segments[cache], segment) != segment {
+                self.forget(cache);
+                self.rest.counters.segment_clears += 1;
+            }
+        }
+    }
+
+    /// The linear address of RIP.
+    pub(super) fn linear(&self, rip: u64) -> u64 {
+        match self.interp.segment_base(CS) {
+            0 => rip,
+            base => base.wrapping_add(rip) & 0xffff_ffff,
         }
     }
 
@@ -156,6 +179,39 @@ impl Frame {
         let rip = self.interp.rip();
         let kernel = mode.bits == 64 && mode.cpl != 3 && rip >> 63 != 0;
         let key = key | more | alone | if kernel { FIXED } else { 0 };
+        if translate::segmented(key) {
+            return self.find_segmented(rip, &mode, key);
+        }
+        self.find_linear(rip, &mode, key)
+    }
+
+    /// The same in 16-bit code and where segments are not flat.
+    fn find_segmented(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
+        let widest = if mode.bits == 16 { 0xffff } else { 0xffff_ffff };
+        let top = u64::from(self.interp.code_limit()).min(widest);
+        // What runs into the limit is the interpreter's.
+        if rip > top {
+            return Found::Interpret;
+        }
+        let lin = self.linear(rip);
+        let inside = (lin & 0xfff) <= rip && rip - (lin & 0xfff) + 4095 <= top;
+        if inside && top == widest {
+            return self.find_linear(lin, mode, key);
+        }
+        let found = self.find_linear(lin, mode, key | EDGE);
+        if let Found::Code(block) = found {
+            // SAFETY: found just now.
+            let insns = &unsafe { &*block }.insns;
+            let last = insns.last().expect("a block has an instruction").offset;
+            if rip + u64::from(last - insns[0].offset) + MAX_LEN as u64 > top {
+                return Found::Interpret;
+            }
+        }
+        found
+    }
+
+    /// The block at linear address `rip`.
+    fn find_linear(&mut self, rip: u64, mode: &Mode, key: u32) -> Found {
         let context = u64::from(key) << 32 | u64::from(self.rest.generations[(rip >> 63) as usize]);
         let slot = seen_slot(rip);
         let seen = self.rest.found[slot];
@@ -163,7 +219,7 @@ impl Frame {
         if seen.address == rip && seen.context == context && !unsafe { &*seen.block }.dead.load(Ordering::Relaxed) {
             return Found::Code(seen.block);
         }
-        let found = self.find_slow(rip, &mode, key);
+        let found = self.find_slow(rip, mode, key);
         self.rest.hot = false;
         if let Found::Code(block) = found {
             // SAFETY: found just now.
@@ -235,8 +291,13 @@ impl Frame {
             let len = 4096 - (rip & 0xfff) as usize;
             let bytes = &mut bytes[..len];
             self.interp.fetch(&source, rip, bytes);
-            let items = translate::scan(&self.interp, mode, bytes, rip, key);
+            // What is relative to the page is so in segments too, wherever the page is in them.
+            let at = if translate::segmented(key) { rip & 0xfff } else { rip };
+            let items = translate::scan(&self.interp, mode, bytes, at, key);
             let Some(last) = items.last() else {
+                if translate::segmented(key) {
+                    return Found::Interpret;
+                }
                 return self.translate_crossing(rip, mode, key);
             };
             let end = u64::from(last.offset) + last.ins.len() as u64;
@@ -248,7 +309,7 @@ impl Frame {
                 continue;
             }
             let hot = std::mem::take(&mut self.rest.hot);
-            let draft = Translator::translate(mode, key, items, bytes, rip, hot);
+            let draft = Translator::translate(mode, key, items, bytes, at, hot);
             let origin = Origin {
                 key: (source.gpa | rip & 0xfff, key),
                 code: source.code,
