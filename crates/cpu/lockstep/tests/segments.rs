@@ -296,7 +296,7 @@ fn setting_of(rng: &mut Rng, program: &Program, code32: bool, base: &CpuState) -
 }
 
 /// How a translated run differs from an interpreted one.
-fn differences(right: &Outcome, other: &Outcome, code32: bool) -> Vec<String> {
+fn differences(right: &Outcome, other: &Outcome) -> Vec<String> {
     let mut out = Vec::new();
     if right.stop != other.stop {
         out.push(format!("stop: {:?}, {:?}", right.stop, other.stop));
@@ -352,7 +352,7 @@ fn compare(code32: bool) {
         faults += u64::from(!own);
         for turn in 0..2 {
             let other = jit.run(&memory, &state, None);
-            let found = differences(&right, &other, code32);
+            let found = differences(&right, &other);
             assert!(
                 found.is_empty(),
                 "program {number}, turn {turn}, at {:#x}, ended at {:#x}: {:02x?}\n{}\nbefore {:x?}",
