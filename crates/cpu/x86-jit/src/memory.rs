@@ -30,7 +30,7 @@ const HUGE: usize = 2 << 20;
 const WORTH: usize = HUGE / 8;
 
 /// Writes after which the pages of the writable mapping are let go.
-const KEPT: u32 = 4096;
+const KEPT: u32 = 512;
 
 /// Makes huge pages of small ones, whatever the system's policy for them is (Linux 6.1, madvise(2)).
 const MADV_COLLAPSE: libc::c_int = 25;

@@ -1,5 +1,6 @@
 //! What a case is: an instruction, the state before it, and the outcome.
 
+use iced_x86::Code;
 use iced_x86::CpuidFeature;
 use iced_x86::Decoder;
 use iced_x86::DecoderOptions;
@@ -195,12 +196,14 @@ fn leeway(ins: &Instruction, host: &Outcome, guest: &Outcome) -> Leeway {
 }
 
 /// Whether the processors may fault in different ways: not all mind operands of SHA that are not aligned, a conversion
-/// that is stored nowhere may come to an exception before, and AMD's have one more bit in MXCSR.
+/// that is stored nowhere may come to an exception before, AMD's have one more bit in MXCSR, and read four bytes for a MOVSXD
+/// of two.
 fn may_fault_otherwise(ins: &Instruction, host: &Outcome, guest: &Outcome) -> bool {
     let sha = ins.cpuid_features().contains(&CpuidFeature::SHA);
     let more = ins.mnemonic() == Mnemonic::Ldmxcsr || ins.mnemonic() == Mnemonic::Vldmxcsr;
     let misaligned_mask = more && (host.vector, guest.vector) == (NO_FAULT, 13) && host.regs.mxcsr & 1 << 17 != 0;
     misaligned_mask
+        || ins.code() == Code::Movsxd_r16_rm16 && (host.vector, guest.vector) == (14, NO_FAULT)
         || sha && guest.vector == 13
         || ins.mnemonic() == Mnemonic::Vcvtps2ph && (host.vector, guest.vector) == (14, 19)
 }
