@@ -98,6 +98,17 @@ pub struct FloppyConfig {
     pub read_only: bool,
 }
 
+/// The one of `all` that is written `text`, or an error that tells what there is.
+fn named<T: Copy, const N: usize>(
+    text: &str,
+    all: [T; N],
+    name: fn(T) -> &'static str,
+    what: &str,
+) -> Result<T, String> {
+    let found = all.into_iter().find(|one| name(*one) == text);
+    found.ok_or_else(|| format!("unknown {what} `{text}`; there are {}", all.map(name).join(", ")))
+}
+
 /// What a disk or CD drive is attached to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,20 +123,24 @@ pub enum StorageBus {
 }
 
 impl StorageBus {
-    /// What may be written.
-    pub const NAMES: [&str; 3] = ["ide", "ahci", "nvme"];
+    const ALL: [Self; 3] = [Self::Ide, Self::Ahci, Self::Nvme];
+
+    /// What is written for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ide => "ide",
+            Self::Ahci => "ahci",
+            Self::Nvme => "nvme",
+        }
+    }
 }
 
 impl FromStr for StorageBus {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "ide" => Ok(Self::Ide),
-            "ahci" => Ok(Self::Ahci),
-            "nvme" => Ok(Self::Nvme),
-            _ => Err(format!("unknown bus `{text}`; there are {}", Self::NAMES.join(", "))),
-        }
+        named(text, Self::ALL, Self::name, "bus")
     }
 }
 
@@ -147,8 +162,25 @@ pub enum CacheMode {
 }
 
 impl CacheMode {
-    /// What may be written.
-    pub const NAMES: [&str; 5] = ["writeback", "writethrough", "none", "directsync", "unsafe"];
+    const ALL: [Self; 5] = [
+        Self::Writeback,
+        Self::Writethrough,
+        Self::None,
+        Self::Directsync,
+        Self::Unsafe,
+    ];
+
+    /// What is written for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Writeback => "writeback",
+            Self::Writethrough => "writethrough",
+            Self::None => "none",
+            Self::Directsync => "directsync",
+            Self::Unsafe => "unsafe",
+        }
+    }
 
     /// Past the host's page cache.
     #[must_use]
@@ -167,17 +199,7 @@ impl FromStr for CacheMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "writeback" => Ok(Self::Writeback),
-            "writethrough" => Ok(Self::Writethrough),
-            "none" => Ok(Self::None),
-            "directsync" => Ok(Self::Directsync),
-            "unsafe" => Ok(Self::Unsafe),
-            _ => Err(format!(
-                "unknown cache mode `{text}`; there are {}",
-                Self::NAMES.join(", ")
-            )),
-        }
+        named(text, Self::ALL, Self::name, "cache mode")
     }
 }
 

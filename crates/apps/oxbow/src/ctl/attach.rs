@@ -10,10 +10,8 @@ use clap::Subcommand;
 use control::Request;
 use serde_json::Value;
 use spec::Bay;
-use spec::CacheMode;
 use spec::CdromConfig;
 use spec::DiskConfig;
-use spec::StorageBus;
 
 use super::Link;
 use crate::drives;
@@ -102,9 +100,9 @@ pub(super) fn attach(link: &mut Link, args: &AttachArgs) -> Result<ExitCode, Fai
                 file: Some(absolute(&image)?),
                 name: place.name.clone(),
                 place: place.at.map(|bay| bay.to_string()),
-                bus: disk.bus.map(bus_name),
+                bus: disk.bus.map(|bus| bus.name().to_owned()),
                 format,
-                cache: Some(cache_name(cache)),
+                cache: Some(cache.name().to_owned()),
                 serial,
                 read_only,
             }
@@ -114,7 +112,7 @@ pub(super) fn attach(link: &mut Link, args: &AttachArgs) -> Result<ExitCode, Fai
             file: cdrom.config.image.as_deref().map(absolute).transpose()?,
             name: place.name.clone(),
             place: place.at.map(|bay| bay.to_string()),
-            bus: cdrom.bus.map(bus_name),
+            bus: cdrom.bus.map(|bus| bus.name().to_owned()),
             format: None,
             cache: None,
             serial: None,
@@ -131,26 +129,6 @@ pub(super) fn attach(link: &mut Link, args: &AttachArgs) -> Result<ExitCode, Fai
 fn absolute(file: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     Ok(path)
-}
-
-fn bus_name(bus: StorageBus) -> String {
-    match bus {
-        StorageBus::Ide => "ide",
-        StorageBus::Ahci => "ahci",
-        StorageBus::Nvme => "nvme",
-    }
-    .to_owned()
-}
-
-fn cache_name(cache: CacheMode) -> String {
-    match cache {
-        CacheMode::Writeback => "writeback",
-        CacheMode::Writethrough => "writethrough",
-        CacheMode::None => "none",
-        CacheMode::Directsync => "directsync",
-        CacheMode::Unsafe => "unsafe",
-    }
-    .to_owned()
 }
 
 pub(super) fn detach(link: &mut Link, args: &DetachArgs) -> Result<ExitCode, Failure> {
