@@ -151,33 +151,37 @@ fn load_vectors(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.nop()
 }
 
-/// The guest's vector registers and MXCSR, if they are to be in the host's. R10 and the flags are used.
-fn load_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
+/// Code for when the guest's vector registers and MXCSR are to be in the host's, with R10 at their image. The flags are used.
+fn if_units(
+    a: &mut CodeAssembler,
+    code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
     let mut without = a.create_label();
     a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
     a.je(without)?;
     a.mov(r10, at(area::FPU))?;
-    a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
-    load_vectors(a)?;
+    code(a)?;
     a.set_label(&mut without)?;
     // A label needs an instruction behind it.
     a.nop()
 }
 
-/// Likewise back to memory.
+fn load_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    if_units(a, |a| {
+        a.ldmxcsr(dword_ptr(r10 + MXCSR))?;
+        load_vectors(a)
+    })
+}
+
 fn save_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut without = a.create_label();
-    a.cmp(dword_ptr(area::VECTORS).gs(), 0)?;
-    a.je(without)?;
-    a.mov(r10, at(area::FPU))?;
-    a.stmxcsr(dword_ptr(r10 + MXCSR))?;
-    a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
-    for (i, ymm) in vectors().into_iter().enumerate() {
-        a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
-    }
-    a.vzeroupper()?;
-    a.set_label(&mut without)?;
-    a.nop()
+    if_units(a, |a| {
+        a.stmxcsr(dword_ptr(r10 + MXCSR))?;
+        a.ldmxcsr(dword_ptr(area::HOST_MXCSR).gs())?;
+        for (i, ymm) in vectors().into_iter().enumerate() {
+            a.vmovdqu(ymmword_ptr(r10 + YMM + i * 32), ymm)?;
+        }
+        a.vzeroupper()
+    })
 }
 
 fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {

@@ -32,6 +32,7 @@ use crate::translate::Translator;
 use crate::translate::encode::of_width;
 use crate::translate::memory::Look;
 use crate::translate::memory::Place;
+use crate::translate::system::narrow;
 
 const SS: u8 = 2;
 const TARGET: u32 = area::SCRATCH + 8;
@@ -82,10 +83,6 @@ pub(crate) fn stack_operand(ins: &Instruction, mode: &Mode) -> bool {
 
 fn register16(n: Reg) -> Register {
     Register::AX + u32::from(n)
-}
-
-fn register32(n: Reg) -> Register {
-    Register::EAX + u32::from(n)
 }
 
 fn found() -> MemoryOperand {
@@ -196,7 +193,7 @@ impl Translator {
         self.put(if slot == 2 {
             Instruction::with2(Code::Mov_rm16_r16, found(), register16(value))
         } else {
-            Instruction::with2(Code::Mov_rm32_r32, found(), register32(value))
+            Instruction::with2(Code::Mov_rm32_r32, found(), narrow(value))
         });
         self.move_top(-slot);
     }
@@ -215,7 +212,7 @@ impl Translator {
         } else {
             Code::Mov_r32_rm32
         };
-        self.put(Instruction::with2(code, register32(to), found()));
+        self.put(Instruction::with2(code, narrow(to), found()));
     }
 
     /// Reads the memory operand into STK.
@@ -239,7 +236,7 @@ impl Translator {
             OpKind::Register if ins.op0_register().is_segment_register() => {
                 self.claim(&[STK]);
                 let from = super::system::at(area::selector(segment_number(ins.op0_register())));
-                self.put(Instruction::with2(Code::Movzx_r32_rm16, register32(STK), from));
+                self.put(Instruction::with2(Code::Movzx_r32_rm16, narrow(STK), from));
                 STK
             }
             OpKind::Register => ins.op0_register().full_register().number() as Reg,
@@ -321,9 +318,9 @@ impl Translator {
             self.claim(&[STK]);
             let n = ins.op0_register().full_register().number() as Reg;
             self.put(if size == 2 {
-                Instruction::with2(Code::Movzx_r32_rm16, register32(STK), register16(n))
+                Instruction::with2(Code::Movzx_r32_rm16, narrow(STK), register16(n))
             } else {
-                Instruction::with2(Code::Mov_r32_rm32, register32(STK), register32(n))
+                Instruction::with2(Code::Mov_r32_rm32, narrow(STK), narrow(n))
             });
         }
         if self.items[index].class == Class::CallIndirect {

@@ -41,7 +41,7 @@ pub(super) fn at(offset: u32) -> MemoryOperand {
 }
 
 /// A 32-bit register by its number.
-fn narrow(n: Reg) -> Register {
+pub(super) fn narrow(n: Reg) -> Register {
     Register::EAX + u32::from(n)
 }
 
