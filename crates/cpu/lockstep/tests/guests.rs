@@ -5,8 +5,6 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
@@ -34,6 +32,9 @@ use kvm::KvmEngine;
 use lockstep::LockstepEngine;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
+
+#[path = "../../../../guests/build.rs"]
+mod build;
 
 const COM1: u16 = 0x3f8;
 const EXIT: u16 = 0xf4;
@@ -130,41 +131,6 @@ impl CpuBoard for Board {
     fn now(&self) -> VmTime {
         VmTime::from_ns(self.ticks.fetch_add(100, Ordering::Relaxed))
     }
-}
-
-fn tool(command: &mut Command) {
-    let output = command
-        .output()
-        .expect("compiler and binutils, as for linking Rust programs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Assembles and links a guest; the 32-bit ELF file.
-fn build(source: &Path, tag: &str) -> Vec<u8> {
-    let name = source.file_stem().unwrap().to_str().unwrap();
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let (linked, target) = (
-        directory.join(format!("{name}-{tag}.elf64")),
-        directory.join(format!("{name}-{tag}.elf")),
-    );
-    tool(
-        Command::new("cc")
-            .args(["-m64", "-nostdlib", "-static", "-no-pie"])
-            .args([
-                "-Wl,-N",
-                "-Wl,-Ttext=0x100000",
-                "-Wl,--build-id=none",
-                "-Wl,--no-warn-rwx-segments",
-            ])
-            .arg("-o")
-            .args([linked.as_path(), source]),
-    );
-    tool(
-        Command::new("objcopy")
-            .args(["-O", "elf32-i386"])
-            .args([&linked, &target]),
-    );
-    std::fs::read(target).unwrap()
 }
 
 /// Loads a 32-bit ELF file; its entry point.
@@ -278,7 +244,9 @@ fn run(name: &str, cpus: u32, on: On) {
     memory
         .add(0, Arc::new(MemoryRegion::new("ram", Kind::Ram, 16 << 20).unwrap()))
         .unwrap();
-    let entry = load(&memory, &build(&source, &format!("{on:?}")));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let elf = std::fs::read(build::build(&source, directory, &format!("{on:?}"))).unwrap();
+    let entry = load(&memory, &elf);
     let policy = CpuPolicy::new(Model::V2).unwrap().with_cpus(cpus);
     let engine = on.engine(Arc::new(memory), Arc::new(policy));
     let mut vcpus: Vec<_> = (0..cpus).map(|id| engine.new_vcpu(id).unwrap()).collect();

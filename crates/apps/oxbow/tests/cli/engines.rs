@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::ChildStdin;
 use std::process::ChildStdout;
-use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
@@ -18,52 +17,14 @@ use tempfile::TempDir;
 use crate::guest::check;
 use crate::guest::oxbow;
 
+#[path = "../../../../../guests/build.rs"]
+mod build;
+#[path = "../../../../../guests/hash.rs"]
+mod hash;
+
 const PATIENCE: Duration = Duration::from_secs(300);
-const WORDS: usize = 4096;
 
-fn tool(command: &mut Command) {
-    let output = command
-        .output()
-        .expect("compiler and binutils, as for linking Rust programs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// `guests/hash.S` as a 32-bit ELF file.
-fn build(dir: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../guests/hash.S");
-    let (linked, target) = (dir.join("hash.elf64"), dir.join("hash.elf"));
-    let layout = ["-Wl,-N", "-Wl,-Ttext=0x100000", "-Wl,--build-id=none"];
-    let mut cc = Command::new("cc");
-    cc.args(["-m64", "-nostdlib", "-static", "-no-pie"]).args(layout);
-    tool(cc.args(["-Wl,--no-warn-rwx-segments", "-o"]).args([&linked, &source]));
-    tool(
-        Command::new("objcopy")
-            .args(["-O", "elf32-i386"])
-            .args([&linked, &target]),
-    );
-    target
-}
-
-/// What the guest works out in so many rounds: its hash and its sum.
-fn expected(rounds: u32) -> (u32, u32) {
-    let mut x = 1u32;
-    let mut words = [0u32; WORDS];
-    for word in &mut words {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        *word = x;
-    }
-    let (mut hash, mut sum) = (0x811c_9dc5u32, 0u32);
-    for _ in 0..rounds {
-        for word in &mut words {
-            hash = (hash ^ *word).wrapping_mul(16_777_619);
-            *word = word.wrapping_add(hash);
-            sum = sum.wrapping_add(hash);
-        }
-    }
-    (hash, sum)
-}
-
-/// A machine with that guest, its serial port and its control socket.
+/// A machine with the guest `hash`, its serial port and its control socket.
 struct Machine {
     child: Child,
     input: ChildStdin,
@@ -76,9 +37,13 @@ impl Machine {
     fn start(engine: &str, cpu: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let socket = dir.path().join("vm.sock");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../guests/hash.S");
         let mut command = oxbow(&["run", "--memory", "16M", "--debug-exit", "0xf4", "--timeout", "600"]);
         command.args(["--engine", engine, "--cpu", cpu, "--kernel"]);
-        command.arg(build(dir.path())).arg("--control").arg(&socket);
+        command
+            .arg(build::build(&source, dir.path(), "cli"))
+            .arg("--control")
+            .arg(&socket);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -130,7 +95,7 @@ impl Machine {
         self.input.write_all(b"q").unwrap();
         self.input.flush().unwrap();
         let [rounds, hash, sum, count, back] = std::array::from_fn(|_| self.number());
-        let (right, lanes) = expected(rounds);
+        let (right, lanes) = hash::expected(rounds);
         assert_eq!(hash, right, "{rounds} rounds");
         assert_eq!((sum, count), (lanes, rounds), "SSE and x87");
         assert_eq!(back, 0, "the TSC advances always");

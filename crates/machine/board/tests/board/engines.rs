@@ -1,8 +1,6 @@
 //! A machine that changes its engine while its guest runs.
 
 use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -15,6 +13,11 @@ use spec::EngineKind;
 use spec::MachineSpec;
 use spec::Size;
 
+#[path = "../../../../../guests/build.rs"]
+mod build;
+#[path = "../../../../../guests/hash.rs"]
+mod hash;
+
 /// As in `guests/hash.S`.
 const ROUNDS: u64 = 0x20_0000;
 const STOP: u64 = 0x20_0004;
@@ -22,68 +25,16 @@ const HASH: u64 = 0x20_0008;
 const SUM: u64 = 0x20_000c;
 const COUNT: u64 = 0x20_0010;
 const BACK: u64 = 0x20_0014;
-const WORDS: usize = 4096;
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
-fn tool(command: &mut Command) {
-    let output = command
-        .output()
-        .expect("compiler and binutils, as for linking Rust programs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Assembles and links the guest `name`: a 32-bit ELF file.
-fn build(name: &str, tag: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../../guests/{name}.S"));
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let linked = directory.join(format!("{name}-{tag}.elf64"));
-    let target = directory.join(format!("{name}-{tag}.elf"));
-    tool(
-        Command::new("cc")
-            .args([
-                "-m64",
-                "-nostdlib",
-                "-static",
-                "-no-pie",
-                "-Wl,-N",
-                "-Wl,-Ttext=0x100000",
-            ])
-            .args(["-Wl,--build-id=none", "-Wl,--no-warn-rwx-segments", "-o"])
-            .args([linked.as_path(), source.as_path()]),
-    );
-    tool(
-        Command::new("objcopy")
-            .args(["-O", "elf32-i386"])
-            .args([&linked, &target]),
-    );
-    target
-}
-
 fn boot(tag: &str) -> BootSpec {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../guests/hash.S");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     BootSpec {
-        kernel: Some(build("hash", tag)),
+        kernel: Some(build::build(&source, directory, tag)),
         ..BootSpec::default()
     }
-}
-
-/// What the guest works out in so many rounds: its hash and its sum.
-fn expected(rounds: u32) -> (u32, u32) {
-    let mut x = 1u32;
-    let mut words = [0u32; WORDS];
-    for word in &mut words {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        *word = x;
-    }
-    let (mut hash, mut sum) = (0x811c_9dc5u32, 0u32);
-    for _ in 0..rounds {
-        for word in &mut words {
-            hash = (hash ^ *word).wrapping_mul(16_777_619);
-            *word = word.wrapping_add(hash);
-            sum = sum.wrapping_add(hash);
-        }
-    }
-    (hash, sum)
 }
 
 fn read(machine: &Machine, at: u64) -> u32 {
@@ -120,7 +71,7 @@ fn goes_through(engines: &[EngineKind], tag: &str) {
     machine.memory().write_obj(STOP, &1u32).unwrap();
     assert_eq!(machine.wait_timeout(PATIENCE), Some(Outcome::DebugExit(0)));
     let rounds = read(&machine, ROUNDS);
-    let (hash, sum) = expected(rounds);
+    let (hash, sum) = hash::expected(rounds);
     assert_eq!(read(&machine, HASH), hash, "{rounds} rounds");
     assert_eq!(
         (read(&machine, SUM), read(&machine, COUNT)),
