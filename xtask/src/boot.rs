@@ -9,9 +9,9 @@ use std::process::Command;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -35,14 +35,19 @@ pub(crate) struct Boot {
     timeout: Duration,
     /// What to type once the console shows something: (seen, typed), in this order.
     dialogue: Vec<(&'static str, &'static str)>,
-    /// Who hears each line of the console when it is complete.
-    listener: Option<Sender<String>>,
     told: Told,
 }
 
 /// All that a guest's console has said so far, for those who wait for something in it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Told(Arc<Mutex<String>>);
+pub(crate) struct Told(Arc<Mutex<Said>>);
+
+#[derive(Debug, Default)]
+struct Said {
+    text: String,
+    /// Nothing more will be said.
+    ended: bool,
+}
 
 /// A line of the console.
 #[derive(Clone, Debug)]
@@ -91,7 +96,6 @@ impl Boot {
             options: words.map(str::to_owned).to_vec(),
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
-            listener: None,
             told: Told::default(),
         }
     }
@@ -103,7 +107,6 @@ impl Boot {
             options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
-            listener: None,
             told: Told::default(),
         }
     }
@@ -121,12 +124,6 @@ impl Boot {
 
     pub(crate) fn dialogue(mut self, dialogue: &[(&'static str, &'static str)]) -> Self {
         self.dialogue = dialogue.to_vec();
-        self
-    }
-
-    /// Each line of the console also goes to `listener`.
-    pub(crate) fn listener(mut self, listener: Sender<String>) -> Self {
-        self.listener = Some(listener);
         self
     }
 
@@ -160,8 +157,9 @@ impl Boot {
             String::from_utf8_lossy(&text).trim_end().to_owned()
         });
         let mut console = Console::new(launch, child.id(), &self.dialogue, self.told());
-        console.listener.clone_from(&self.listener);
-        let in_time = console.follow(&mut child, launch + self.timeout + GRACE)?;
+        let followed = console.follow(&mut child, launch + self.timeout + GRACE);
+        self.told.said().ended = true;
+        let in_time = followed?;
         if !in_time {
             child.kill()?;
         }
@@ -180,24 +178,47 @@ impl Boot {
 impl Told {
     /// Waits until the console has said `end`, and returns all that it has said.
     pub(crate) fn wait_for(&self, end: &str, patience: Duration) -> anyhow::Result<String> {
+        self.wait(end, patience, |text| text.contains(end).then(|| text.to_owned()))
+    }
+
+    /// Waits for a whole line behind the first `heard` bytes that begins with `mark`; returns the rest of it, and moves
+    /// `heard` behind it.
+    pub(crate) fn wait_for_line(&self, mark: &str, heard: &mut usize, patience: Duration) -> anyhow::Result<String> {
+        self.wait(mark, patience, |text| {
+            while let Some(len) = text[*heard..].find('\n') {
+                let line = &text[*heard..*heard + len];
+                *heard += len + 1;
+                if let Some(rest) = line.strip_prefix(mark) {
+                    return Some(rest.trim().to_owned());
+                }
+            }
+            None
+        })
+    }
+
+    fn wait(
+        &self,
+        awaited: &str,
+        patience: Duration,
+        mut find: impl FnMut(&str) -> Option<String>,
+    ) -> anyhow::Result<String> {
         let deadline = Instant::now() + patience;
         loop {
-            let text = self.text();
-            if text.contains(end) {
-                return Ok(text);
-            }
-            ensure!(Instant::now() < deadline, "the guest did not say {end:?}");
+            let ended = {
+                let said = self.said();
+                if let Some(found) = find(&said.text) {
+                    return Ok(found);
+                }
+                said.ended
+            };
+            ensure!(!ended, "the guest ended and did not say {awaited:?}");
+            ensure!(Instant::now() < deadline, "the guest did not say {awaited:?}");
             thread::sleep(Duration::from_millis(100));
         }
     }
 
-    fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    }
-
-    fn say(&self, chunk: &[u8]) {
-        let mut text = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        text.push_str(&String::from_utf8_lossy(chunk));
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -235,7 +256,6 @@ struct Console<'a> {
     partial: Vec<u8>,
     lines: Vec<Line>,
     first_output: Option<Duration>,
-    listener: Option<Sender<String>>,
     told: Told,
 }
 
@@ -249,7 +269,6 @@ impl<'a> Console<'a> {
             partial: Vec::new(),
             lines: Vec::new(),
             first_output: None,
-            listener: None,
             told,
         }
     }
@@ -285,7 +304,7 @@ impl<'a> Console<'a> {
     fn take(&mut self, chunk: &[u8]) -> Option<&'static str> {
         let at = self.launch.elapsed();
         self.first_output.get_or_insert(at);
-        self.told.say(chunk);
+        self.told.said().text.push_str(&String::from_utf8_lossy(chunk));
         for &byte in chunk {
             match byte {
                 b'\n' => self.end_line(at),
@@ -304,10 +323,6 @@ impl<'a> Console<'a> {
     fn end_line(&mut self, at: Duration) {
         let text = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
-        if let Some(listener) = &self.listener {
-            // Who has heard enough listens no more.
-            let _ = listener.send(text.clone());
-        }
         let cpu = processor_time(self.id).unwrap_or_default();
         self.lines.push(Line { text, at, cpu });
     }

@@ -45,6 +45,11 @@ impl Ctl<'_> {
         self.ask(&["key", chord]).map(drop)
     }
 
+    /// A directory for this boot, which is there as long as the user is at work.
+    pub(super) fn dir(&self) -> &Path {
+        self.socket.parent().unwrap_or(Path::new("/"))
+    }
+
     fn wait_until_there(&self) -> anyhow::Result<()> {
         let end = Instant::now() + SOCKET;
         while !self.socket.exists() {
