@@ -25,6 +25,7 @@ use cpu_model::Stop;
 use x86_isa::cr0;
 use x86_isa::flags as rflags;
 use x86_jit::JitEngine;
+use x86_jit::JitOptions;
 
 use crate::input::Input;
 use crate::machine;
@@ -82,7 +83,11 @@ pub fn run(data: &[u8]) {
     let case = case(&mut Input::new(data));
     let mut model = Guest::new(&case, machine::vcpu);
     let mut tested = Guest::new(&case, |memory| {
-        let engine = JitEngine::with_code_memory(Arc::clone(memory), machine::policy(), CODE_MEMORY);
+        let options = JitOptions {
+            code_memory: CODE_MEMORY,
+            ..JitOptions::at_once()
+        };
+        let engine = JitEngine::with_options(Arc::clone(memory), machine::policy(), &options);
         let engine = engine.expect("the host has AVX and BMI2, and gives executable memory");
         cpu_model::Engine::new_vcpu(&engine, 0).expect("the host gives memory")
     });

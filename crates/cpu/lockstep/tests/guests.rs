@@ -32,6 +32,7 @@ use kvm::KvmEngine;
 use lockstep::LockstepEngine;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
+use x86_jit::JitOptions;
 
 #[path = "../../../../guests/build.rs"]
 mod build;
@@ -194,7 +195,13 @@ impl On {
         match self {
             Self::Interp => Box::new(InterpEngine::new(memory, policy).unwrap()),
             Self::JitSingle | Self::Jit => Box::new(JitEngine::new(memory, policy).unwrap()),
-            Self::JitSmall => Box::new(JitEngine::with_code_memory(memory, policy, 0).unwrap()),
+            Self::JitSmall => {
+                let options = JitOptions {
+                    code_memory: 0,
+                    ..JitOptions::at_once()
+                };
+                Box::new(JitEngine::with_options(memory, policy, &options).unwrap())
+            }
             Self::Lockstep => Box::new(LockstepEngine::new(memory, policy).unwrap()),
             Self::Kvm => Box::new(KvmEngine::new(memory, &policy).unwrap()),
         }

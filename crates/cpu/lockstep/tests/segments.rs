@@ -33,6 +33,7 @@ use guest_memory::Kind;
 use guest_memory::MemoryRegion;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
+use x86_jit::JitOptions;
 
 use crate::generate::Rng;
 use crate::generate::setting;
@@ -333,7 +334,9 @@ fn compare(code32: bool) {
         return;
     }
     let mut interp = Machine::new(|memory, policy| Box::new(InterpEngine::new(memory, policy).expect("it runs")));
-    let mut jit = Machine::new(|memory, policy| Box::new(JitEngine::new(memory, policy).expect("it was asked")));
+    let mut jit = Machine::new(|memory, policy| {
+        Box::new(JitEngine::with_options(memory, policy, &JitOptions::at_once()).expect("it was asked"))
+    });
     let base = interp.vcpu.state();
     let seed = generate::seed();
     let cases = setting("OXBOW_DIFF_CASES").unwrap_or(CASES);

@@ -52,7 +52,7 @@ pub(crate) const SEG_READ: u8 = 1;
 pub(crate) const SEG_WRITE: u8 = 2;
 
 /// What an instruction that uses floating-point or vector state must ask first.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FpuGate {
     /// x87 instructions raise #NM (CR0.EM or CR0.TS).
     pub(crate) x87_nm: bool,
@@ -98,6 +98,9 @@ pub(crate) struct Cpu {
     /// Code size: 16, 32 or 64.
     pub(crate) bits: u8,
     pub(crate) fpu_gate: FpuGate,
+    /// Changes whenever something does that SYSCALL, SYSRET or the code behind them depend on, but for privilege, flags
+    /// and addresses. Never zero.
+    pub(crate) config: u64,
     pub(crate) exc: Exception,
 
     // Architectural state
@@ -306,7 +309,7 @@ impl Cpu {
         let on = |bit| self.cr0 & bit != 0;
         let em = on(cr0::EM);
         let xcr0_avx = self.xcr0 & 6 == 6;
-        self.fpu_gate = FpuGate {
+        let gate = FpuGate {
             x87_nm: em || on(cr0::TS),
             wait_nm: on(cr0::MP) && on(cr0::TS),
             mmx_ud: em,
@@ -314,6 +317,15 @@ impl Cpu {
             avx_ud: self.cr4 & cr4::OSXSAVE == 0 || !xcr0_avx || !self.protected() || self.v86(),
             vec_nm: on(cr0::TS),
         };
+        if gate != self.fpu_gate {
+            self.fpu_gate = gate;
+            self.configured();
+        }
+    }
+
+    /// See [`Self::config`].
+    pub(crate) fn configured(&mut self) {
+        self.config += 1;
     }
 
     /// Ends the running block after the current instruction.

@@ -64,6 +64,19 @@ impl InterpVcpu {
         u64::from(generation) << 8 | u64::from(cpu.bits) | u64::from(cpu.cpl == 3)
     }
 
+    /// The block at CS:RIP, for one execution.
+    pub(crate) fn find_passing_block(&mut self) -> R<Run> {
+        if !self.cpu.is64() {
+            return self.find_block();
+        }
+        let rip = self.cpu.rip();
+        if let Some(block) = self.cache.lookup(rip, self.context(rip)) {
+            return Ok(block);
+        }
+        let block = self.decode_at(rip, None)?;
+        Ok(self.cache.keep_scratch(block))
+    }
+
     fn find_block_legacy(&mut self) -> R<Run> {
         let cpu = &mut self.cpu;
         let limit = u64::from(cpu.segs[CS].limit);

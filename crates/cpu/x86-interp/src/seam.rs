@@ -21,6 +21,7 @@ use crate::insn::Brk;
 use crate::insn::DInsn;
 use crate::mmu::ExecEntry;
 pub use crate::mmu::TlbData;
+pub use crate::ops::far::fast::FastCall;
 use crate::vcpu::InterpVcpu;
 
 /// Byte offsets inside an [`InterpVcpu`].
@@ -61,6 +62,25 @@ pub mod layout {
     pub const fn segment_limit(n: usize) -> usize {
         CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>() + offset_of!(SegmentState, limit)
     }
+
+    /// Segment register `n`, with its hidden part: a `SegmentState`.
+    #[must_use]
+    pub const fn segment(n: usize) -> usize {
+        CPU + offset_of!(Cpu, segs) + n * size_of::<SegmentState>()
+    }
+
+    /// See [`FastCall`](super::FastCall): eight bytes.
+    pub const CONFIG: usize = CPU + offset_of!(Cpu, config);
+    /// Privilege level: a byte.
+    pub const CPL: usize = CPU + offset_of!(Cpu, cpl);
+    /// The bank of the data translations that the privilege level uses: eight bytes. This and [`CPL`] are all that changes
+    /// with the privilege level, in 64-bit mode without alignment checks, beside segment registers and flags.
+    pub const BANK: usize = CPU + offset_of!(Cpu, bank);
+
+    /// Bank of privilege level 3.
+    pub const BANK_USER: u8 = Tlb::USER as u8;
+    /// Bank of the others, where accesses to pages of level 3 are not let through by RFLAGS.AC alone.
+    pub const BANK_SUPERVISOR: u8 = Tlb::SUPERVISOR as u8;
 
     /// The selector in segment register `n`: two bytes.
     #[must_use]
@@ -221,6 +241,14 @@ impl InterpVcpu {
     pub fn interpret(&mut self, limit: u64) {
         match self.find_block() {
             Ok(block) => self.run_block(block, limit),
+            Err(_) => self.deliver_fault(),
+        }
+    }
+
+    /// Executes a block that may never come again: it is not kept.
+    pub fn interpret_once(&mut self) {
+        match self.find_passing_block() {
+            Ok(block) => self.run_block(block, u64::MAX),
             Err(_) => self.deliver_fault(),
         }
     }

@@ -74,6 +74,7 @@ impl Cpu {
         };
         self.delivering = None;
         self.set_rflags(state.rflags);
+        self.configured();
         self.tlb.flush_all();
         self.update_mode();
         Ok(())

@@ -79,6 +79,7 @@ impl InterpVcpu {
             tlb: Tlb::new(),
             cpl: 0,
             bits: 16,
+            config: 1,
             fpu_gate: Default::default(),
             exc: Exception::gp0(),
             sysflags: 0,

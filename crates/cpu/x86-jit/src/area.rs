@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
+use cpu_model::SegmentState;
 use x86_interp::InterpVcpu;
 use x86_interp::seam::TlbData;
 use x86_interp::seam::layout;
@@ -38,6 +39,16 @@ pub(crate) struct PageMap([u64; PAGES + 1]);
 
 /// An address that no jump goes to: not canonical.
 pub(crate) const NOWHERE: u64 = 1 << 62;
+
+/// What SYSCALL or SYSRET leads to.
+#[repr(C)]
+pub(crate) struct Call {
+    /// It holds as long as this is what the word at [`CONFIG`] says, which is never zero, and as long as the jump cache of
+    /// that privilege level is of the mode behind it.
+    pub(crate) config: u64,
+    pub(crate) cs: SegmentState,
+    pub(crate) ss: SegmentState,
+}
 
 /// What the code and the thunks keep beside the processor's state.
 #[repr(C)]
@@ -77,6 +88,8 @@ pub(crate) struct Area {
     pub(crate) vectors: u32,
     /// The vCPU's own address.
     pub(crate) this: *mut Frame,
+    /// Likewise: what SYSRET and SYSCALL lead to.
+    pub(crate) calls: [Call; 2],
     /// By privilege: level 3, others.
     pub(crate) jumps: [JumpCache; 2],
     /// Likewise.
@@ -119,6 +132,7 @@ area! {
     HOST_MXCSR = host_mxcsr,
     VECTORS = vectors,
     THIS = this,
+    CALLS = calls,
     JUMP_CACHES = jumps,
     PAGE_MAPS = pages,
     TRANSLATIONS = translations,
@@ -135,8 +149,35 @@ pub(crate) const PKRU: u32 = (INTERP + layout::PKRU) as u32;
 pub(crate) const MSRS: u32 = (INTERP + layout::MSRS) as u32;
 /// IA32_KERNEL_GS_BASE among them.
 pub(crate) const KERNEL_GS_BASE: i32 = offset_of!(cpu_model::Msrs, kernel_gs_base) as i32;
+/// IA32_LSTAR among them.
+pub(crate) const LSTAR: i32 = offset_of!(cpu_model::Msrs, lstar) as i32;
+/// IA32_FMASK among them.
+pub(crate) const FMASK: i32 = offset_of!(cpu_model::Msrs, fmask) as i32;
 /// IA32_TSC_AUX among them.
 pub(crate) const TSC_AUX: i32 = offset_of!(cpu_model::Msrs, tsc_aux) as i32;
+/// See [`Call::config`].
+pub(crate) const CONFIG: u32 = (INTERP + layout::CONFIG) as u32;
+pub(crate) const CPL: u32 = (INTERP + layout::CPL) as u32;
+pub(crate) const BANK: u32 = (INTERP + layout::BANK) as u32;
+
+/// The call to a privilege level, and its parts.
+pub(crate) const fn call(cpl: u8) -> u32 {
+    CALLS + cache_of(cpl) * size_of::<Call>() as u32 + offset_of!(Call, config) as u32
+}
+
+pub(crate) const fn call_cs(cpl: u8) -> u32 {
+    call(cpl) + offset_of!(Call, cs) as u32
+}
+
+pub(crate) const fn call_ss(cpl: u8) -> u32 {
+    call(cpl) + offset_of!(Call, ss) as u32
+}
+
+/// Segment register `n` with its hidden part.
+pub(crate) const fn segment(n: u8) -> u32 {
+    (INTERP + layout::segment(n as usize)) as u32
+}
+
 /// The base in segment register `n` itself, beside the one that addresses use.
 pub(crate) const fn own_base(n: u8) -> u32 {
     (INTERP + layout::segment_base(n as usize)) as u32
@@ -176,6 +217,15 @@ pub(crate) const fn tlb(bank: u8) -> u32 {
     TRANSLATIONS + (layout::TLB_BANK * bank as usize) as u32
 }
 
+/// The bank of a privilege level, where SMAP makes no difference.
+pub(crate) const fn bank(cpl: u8) -> u8 {
+    if cpl == 3 {
+        layout::BANK_USER
+    } else {
+        layout::BANK_SUPERVISOR
+    }
+}
+
 /// Stack page of `bank`; its addend is 8 bytes further.
 pub(crate) const fn stack(bank: u8) -> u32 {
     STACK + 16 * bank as u32
@@ -202,8 +252,11 @@ pub(crate) const fn cache_of(cpl: u8) -> u32 {
 
 /// First slot of an address, as the code computes it.
 pub(crate) fn jump_slot(address: u64) -> usize {
-    address.wrapping_add(address.rotate_right(10)) as u32 as usize & (JUMPS - 1)
+    address.wrapping_add(address.rotate_right(FIRST_ROTATE)) as u32 as usize & (JUMPS - 1)
 }
+
+/// By how much an address is rotated for its first slot.
+pub(crate) const FIRST_ROTATE: u32 = 10;
 
 /// By how much an address is rotated for its second slot.
 pub(crate) const SECOND_ROTATE: u32 = 13;

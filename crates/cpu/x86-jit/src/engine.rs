@@ -42,6 +42,39 @@ pub(crate) struct Shared {
     /// Flushes so far: jump caches of another number are void.
     pub(crate) flushes: AtomicU64,
     peers: Mutex<Vec<Arc<Signals>>>,
+    /// As in [`JitOptions`].
+    pub(crate) cold: u8,
+}
+
+/// What may be chosen of the translator.
+#[derive(Clone, Copy, Debug)]
+pub struct JitOptions {
+    /// Room for so many bytes of code; too few are made enough for any block. The oldest of it is thrown away when it is full.
+    pub code_memory: usize,
+    /// Executions of a block, by the interpreter, before it is translated.
+    pub cold: u8,
+}
+
+impl JitOptions {
+    /// All is translated before it is executed.
+    #[must_use]
+    pub fn at_once() -> Self {
+        Self {
+            cold: 0,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for JitOptions {
+    fn default() -> Self {
+        Self {
+            code_memory: crate::memory::LEN,
+            // A translation costs about what six executions by the interpreter do, but more than half of the code that
+            // is executed twice is executed often.
+            cold: 1,
+        }
+    }
 }
 
 /// The guard, if the lock was free.
@@ -93,24 +126,24 @@ impl JitEngine {
     /// # Errors
     /// [`EngineError::Host`] when the host's processor lacks what translated code uses, or gives no executable memory.
     pub fn new(memory: Arc<GuestMemory>, policy: Arc<CpuPolicy>) -> Result<Self, EngineError> {
-        Self::with_code_memory(memory, policy, crate::memory::LEN)
+        Self::with_options(memory, policy, &JitOptions::default())
     }
 
-    /// The same, with room for so many bytes of code. The oldest of it is thrown away when it is full.
+    /// The same, in another way than usual.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_code_memory(
+    pub fn with_options(
         memory: Arc<GuestMemory>,
         policy: Arc<CpuPolicy>,
-        bytes: usize,
+        options: &JitOptions,
     ) -> Result<Self, EngineError> {
         let host = |reason: String| EngineError::Host { engine: "jit", reason };
         if let Some(feature) = host_lacks() {
             return Err(host(format!("the host's processor has no {feature}")));
         }
         let interp = InterpEngine::new(Arc::clone(&memory), policy)?;
-        let mut code = CodeMemory::new(bytes).map_err(|e| host(format!("no executable memory: {e}")))?;
+        let mut code = CodeMemory::new(options.code_memory).map_err(|e| host(format!("no executable memory: {e}")))?;
         let thunks = thunk::make(&mut code, &crate::vcpu::helpers()).map_err(|e| host(e.to_string()))?;
         crate::signals::install(code.range(), thunks.leave[thunk::Why::Fault as usize])
             .map_err(|e| host(format!("no signal handlers: {e}")))?;
@@ -128,6 +161,7 @@ impl JitEngine {
             flush_wanted: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             peers: Mutex::default(),
+            cold: options.cold,
         };
         Ok(Self {
             caps,

@@ -29,3 +29,4 @@ mod translate;
 mod vcpu;
 
 pub use engine::JitEngine;
+pub use engine::JitOptions;

@@ -4,6 +4,8 @@
 //! instructions; on the way in it comes back. Vector registers travel whole, since Rust code and the C library may use
 //! any of them, but only once a block has asked for them.
 
+mod call;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -35,10 +37,14 @@ pub(crate) enum Why {
     Fault,
     /// Not left: RDTSC. T0 holds where to go on; T0 to T2 are used.
     Time,
+    /// Not left, if all is as usual: SYSCALL. T0 holds its record, T2 the address behind it.
+    Syscall,
+    /// The same: SYSRET to 64-bit code.
+    Sysret,
 }
 
 impl Why {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Slow,
         Self::Stack,
         Self::Exit,
@@ -49,6 +55,8 @@ impl Why {
         Self::Vectors,
         Self::Fault,
         Self::Time,
+        Self::Syscall,
+        Self::Sysret,
     ];
 
     /// Where to look for jump targets of a privilege level that are not in their first slot.
@@ -316,6 +324,11 @@ pub(crate) fn make(memory: &mut CodeMemory, helpers: &Helpers) -> Result<Thunks,
         }
         if let Some(cpl) = why.looks_into() {
             look_into_second(&mut a, cpl)?;
+        }
+        match why {
+            Why::Syscall => call::syscall(&mut a)?,
+            Why::Sysret => call::sysret(&mut a)?,
+            _ => {}
         }
         if why != Why::Fault {
             a.mov(at(area::WHAT), r10)?;

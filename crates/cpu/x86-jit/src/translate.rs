@@ -392,7 +392,7 @@ impl Translator {
                 after |= wanted_at(item.ins.near_branch_target());
             }
             item.wanted = match item.class {
-                Class::Last => flags::ALL,
+                Class::Last | Class::FastCall => flags::ALL,
                 Class::Nothing | Class::System => after,
                 _ => flags::before(&item.ins, after),
             };
@@ -446,6 +446,7 @@ impl Translator {
                 Class::Base => self.base(index),
                 Class::BitString => self.bit_string(index),
                 Class::String => self.string(index),
+                Class::FastCall => self.fast_call(index),
                 Class::Interpret | Class::Last => self.hand_over(index),
             }
             if hot.is_some_and(|l| l.last == index) {
@@ -525,7 +526,7 @@ impl Translator {
         }
     }
 
-    fn hand(&mut self, why: Why, index: u64) {
+    pub(crate) fn hand(&mut self, why: Why, index: u64) {
         let fix = self.asm.lea_rip(crate::asm::T0);
         self.records.push((fix, index));
         let jump = self.asm.jmp();

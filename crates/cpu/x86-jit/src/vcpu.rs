@@ -19,6 +19,7 @@ use x86_interp::seam::Outcome;
 
 mod decoded;
 mod find;
+mod warm;
 
 use crate::area;
 use crate::area::Frame;
@@ -46,6 +47,7 @@ use find::Placed;
 use find::SEEN;
 use find::Seen;
 use find::UNSEEN;
+use warm::Warmth;
 
 /// MXCSR after reset: all exceptions masked.
 const HOST_MXCSR: u32 = 0x1f80;
@@ -65,6 +67,7 @@ pub(crate) struct Rest {
     /// By a hash of their physical address.
     placed: Box<[Placed]>,
     decoded: Decoded,
+    warmth: Warmth,
     /// What the jump caches and the page maps hold.
     known: [Known; 2],
     /// The same of other address spaces: code generation, mode, and what it is. The oldest is first.
@@ -90,6 +93,7 @@ pub(crate) struct Rest {
 #[derive(Default)]
 struct Counters {
     slow: u64,
+    calls: u64,
     stack: u64,
     exits: u64,
     misses: u64,
@@ -97,6 +101,7 @@ struct Counters {
     faults: u64,
     hot: u64,
     interpreted_blocks: u64,
+    cold_blocks: u64,
     translated: u64,
     user_clears: u64,
     kernel_clears: u64,
@@ -137,6 +142,7 @@ impl JitVcpu {
     pub(crate) fn new(interp: InterpVcpu, shared: Arc<Shared>) -> Self {
         let pending = std::ptr::from_ref(interp.inputs().pending_cell());
         let thunks = shared.thunks;
+        let warmth = Warmth::new(shared.cold);
         let rest = Rest {
             shared,
             generations: [0; 2],
@@ -146,6 +152,7 @@ impl JitVcpu {
             found: vec![UNSEEN; SEEN].into(),
             placed: vec![NOT_PLACED; PLACED].into(),
             decoded: Decoded::new(),
+            warmth,
             known: [Known::new(), Known::new()],
             aside: VecDeque::new(),
             spare: Vec::new(),
@@ -197,6 +204,12 @@ impl Frame {
                 self.rest.counters.slow += 1;
                 self.one(block, index)
             }
+            w if w == Why::Syscall as u64 || w == Why::Sysret as u64 => {
+                let (block, index) = record(what);
+                self.rest.counters.calls += 1;
+                self.get_ready(w == Why::Sysret as u64);
+                self.one(block, index)
+            }
             w if w == Why::Stack as u64 => {
                 let (block, index) = record(what);
                 self.stack(block, index)
@@ -240,6 +253,21 @@ impl Frame {
                 self.interp.set_rip(what);
                 self.dispatch()
             }
+        }
+    }
+
+    /// Lets the next SYSCALL, or SYSRET to `user`, stay in translated code, if the jump cache is of the mode that it leads to.
+    fn get_ready(&mut self, user: bool) {
+        let Some(call) = self.interp.fast_call(user) else {
+            return;
+        };
+        let cache = area::cache_of(call.mode.cpl) as usize;
+        if translate::mode_key(&call.mode) == Some(self.rest.modes[cache]) {
+            self.area.calls[cache] = area::Call {
+                config: call.config,
+                cs: call.cs,
+                ss: call.ss,
+            };
         }
     }
 
@@ -368,7 +396,11 @@ impl Frame {
                 self.interp.interpret(1);
                 self.dispatch()
             }
-            _ => self.dispatch(),
+            Found::Cold => {
+                self.interpret_cold();
+                self.dispatch()
+            }
+            Found::Interpret | Found::Fault => self.dispatch(),
         }
     }
 
@@ -422,9 +454,16 @@ impl Frame {
                     self.rest.counters.interpreted_blocks += 1;
                     self.interp.interpret(room);
                 }
+                Found::Cold => self.interpret_cold(),
                 Found::Fault => self.interp.fault(),
             }
         }
+    }
+
+    /// Has the block at RIP interpreted, which is not worth a translation yet.
+    fn interpret_cold(&mut self) {
+        self.rest.counters.cold_blocks += 1;
+        self.interp.interpret_once();
     }
 
     /// Instructions that may still be executed.
@@ -622,6 +661,7 @@ impl Inspect for JitVcpu {
         let c = &self.frame.rest.counters;
         let translator = Node::tree()
             .with("slow", c.slow)
+            .with("slow_calls", c.calls)
             .with("stack_misses", c.stack)
             .with("exits", c.exits)
             .with("jump_misses", c.misses)
@@ -629,6 +669,7 @@ impl Inspect for JitVcpu {
             .with("host_faults", c.faults)
             .with("hot_loops", c.hot)
             .with("interpreted_blocks", c.interpreted_blocks)
+            .with("cold_blocks", c.cold_blocks)
             .with("translated", c.translated)
             .with("user_jump_clears", c.user_clears)
             .with("kernel_jump_clears", c.kernel_clears)

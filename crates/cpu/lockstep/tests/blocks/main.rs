@@ -21,6 +21,7 @@ mod program;
 use cpu_model::Stop;
 use x86_interp::InterpEngine;
 use x86_jit::JitEngine;
+use x86_jit::JitOptions;
 
 use crate::case::Outcome;
 use crate::case::describe;
@@ -124,7 +125,9 @@ fn programs_do_on_the_translator_what_they_do_on_the_interpreter() {
     }
     let mut test = Test {
         interp: Guest::new(|memory, policy| Box::new(InterpEngine::new(memory, policy).expect("it runs everywhere"))),
-        jit: Guest::new(|memory, policy| Box::new(JitEngine::new(memory, policy).expect("it was asked"))),
+        jit: Guest::new(|memory, policy| {
+            Box::new(JitEngine::with_options(memory, policy, &JitOptions::at_once()).expect("it was asked"))
+        }),
     };
     let seed = generate::seed();
     let cases = setting("OXBOW_DIFF_CASES").unwrap_or(CASES);

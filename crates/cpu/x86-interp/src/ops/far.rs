@@ -3,7 +3,7 @@
 //!
 //! Spec: SDM vol. 2 (each instruction), vol. 3 §5.8 (gates and stack switching), §7.3 (tasks).
 
-mod fast;
+pub(crate) mod fast;
 mod ret;
 
 use iced_x86::Code;

@@ -32,7 +32,7 @@ pub(crate) enum Class {
     Jmp,
     JmpIndirect,
     Jcc,
-    /// CLI, STI, SWAPGS, RDTSC, RDTSCP, RDPKRU.
+    /// CLI, STI, CLD, STD, SWAPGS, RDTSC, RDTSCP, RDPKRU.
     System,
     /// PUSHFQ.
     PushFlags,
@@ -44,6 +44,8 @@ pub(crate) enum Class {
     BitString,
     /// REP STOS, REP MOVS.
     String,
+    /// SYSCALL, SYSRET to 64-bit code.
+    FastCall,
     /// By the interpreter; what follows may be translated.
     Interpret,
     /// By the interpreter, and the block ends.
@@ -60,7 +62,7 @@ impl Class {
     pub(crate) fn ends_block(self) -> bool {
         matches!(
             self,
-            Self::Call | Self::CallIndirect | Self::Ret | Self::Jmp | Self::JmpIndirect | Self::Last
+            Self::Call | Self::CallIndirect | Self::Ret | Self::Jmp | Self::JmpIndirect | Self::FastCall | Self::Last
         )
     }
 }
@@ -77,6 +79,9 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, key: u32) -> Class {
     if let Some(class) = class {
         return class;
     }
+    if mode.bits == 64 && !single && matches!((ins.code(), mode.cpl), (Code::Syscall, 3) | (Code::Sysretq, 0)) {
+        return Class::FastCall;
+    }
     if ins.flow_control() != FlowControl::Next {
         return Class::Last;
     }
@@ -84,6 +89,7 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, key: u32) -> Class {
         // They change the bank of the TLB that the rest of the block would use.
         Mnemonic::Stac | Mnemonic::Clac => Class::Last,
         Mnemonic::Cli | Mnemonic::Swapgs if mode.cpl == 0 => Class::System,
+        Mnemonic::Cld | Mnemonic::Std => Class::System,
         Mnemonic::Rdtsc | Mnemonic::Rdtscp if !mode.no_tsc => Class::System,
         Mnemonic::Rdpkru if mode.pkru => Class::System,
         // Whoever looks at the state between two blocks sees the shadow of STI.

@@ -158,7 +158,7 @@ impl Translator {
             return;
         }
         let a = &mut self.asm;
-        a.rorx(T1, T0, 10);
+        a.rorx(T1, T0, area::FIRST_ROTATE as u8);
         a.lea_sum32(T1, T0, T1);
         a.pext(T1, T1, area::JUMP_MASK);
         // A slot is two words.

@@ -100,7 +100,7 @@ fn effect(item: &Item, slot: i32) -> Effect {
             by: slot,
         },
         Class::Leave => Effect::Leave,
-        Class::Interpret | Class::Last => Effect::Unknown,
+        Class::FastCall | Class::Interpret | Class::Last => Effect::Unknown,
         Class::Same | Class::Selector | Class::Base | Class::JmpIndirect => same(item, operand),
     }
 }

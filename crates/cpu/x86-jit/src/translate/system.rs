@@ -46,7 +46,7 @@ pub(super) fn narrow(n: Reg) -> Register {
 }
 
 impl Translator {
-    /// CLI, STI and SWAPGS at privilege level 0, RDTSC, RDTSCP and RDPKRU, where they are allowed.
+    /// CLI, STI and SWAPGS at privilege level 0, CLD, STD, RDTSC, RDTSCP and RDPKRU, where they are allowed.
     pub(crate) fn system(&mut self, index: usize) {
         self.claim(&[T0, T1, T2]);
         match self.items[index].ins.mnemonic() {
@@ -61,6 +61,12 @@ impl Translator {
             Mnemonic::Rdpkru => self.rdpkru(index),
             Mnemonic::Cli => self.with_flags(index, Parked::In(T1), |t, _| {
                 t.asm.and_dword_gs(area::SYSFLAGS, !(flags::IF as u32))
+            }),
+            Mnemonic::Cld => self.with_flags(index, Parked::In(T1), |t, _| {
+                t.asm.and_dword_gs(area::SYSFLAGS, !(flags::DF as u32));
+            }),
+            Mnemonic::Std => self.with_flags(index, Parked::In(T1), |t, _| {
+                t.asm.or_dword_gs(area::SYSFLAGS, flags::DF as u32);
             }),
             _ => self.sti(index),
         }
@@ -106,6 +112,19 @@ impl Translator {
         self.asm.store_disp(T1, area::KERNEL_GS_BASE, T2);
         self.asm.store(area::own_base(GS), T0);
         self.asm.store(area::segment_base(GS), T0);
+    }
+
+    /// SYSCALL, and SYSRET to 64-bit code.
+    pub(crate) fn fast_call(&mut self, index: usize) {
+        let ins = self.items[index].ins;
+        let why = if ins.mnemonic() == Mnemonic::Syscall {
+            self.page_relative(ins.next_ip().wrapping_sub(ins.ip() & !0xfff) as i64);
+            self.asm.mov(T2, T0);
+            Why::Syscall
+        } else {
+            Why::Sysret
+        };
+        self.hand(why, index as u64);
     }
 
     /// PUSHFQ whose slot is on the known stack page.

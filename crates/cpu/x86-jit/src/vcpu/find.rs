@@ -14,6 +14,7 @@ use crate::known::Known;
 use crate::registry::Origin;
 use crate::translate;
 use crate::translate::EDGE;
+use crate::translate::EXACT_STACK;
 use crate::translate::FIXED;
 use crate::translate::SINGLE;
 use crate::translate::Translator;
@@ -35,6 +36,8 @@ pub(super) enum Found {
     Code(*const Block),
     /// In no block: the interpreter goes on.
     Interpret,
+    /// In no block yet, for the same reason that it may never be again: the interpreter goes on, and remembers nothing.
+    Cold,
     /// Its fetch faulted.
     Fault,
 }
@@ -110,6 +113,7 @@ impl Frame {
             self.forget(cache);
             self.rest.counters.mode_clears += 1;
             self.rest.modes[cache] = key;
+            self.area.calls[cache].config = 0;
         }
         if translate::segmented(key) {
             let segment = (self.interp.segment_base(CS), self.interp.code_limit());
@@ -275,6 +279,10 @@ impl Frame {
                     None => return Found::Fault,
                 },
             }
+        }
+        let counts = key & (SINGLE | EXACT_STACK) == 0 && !self.rest.hot;
+        if counts && self.rest.warmth.is_cold(at) {
+            return Found::Cold;
         }
         self.translate(rip, mode, key)
     }

@@ -18,6 +18,9 @@ use crate::decode::Dec;
 use crate::decode::Select;
 use crate::insn::DInsn;
 use crate::insn::R;
+use crate::mmu::Tlb;
+use crate::seam::Mode;
+use crate::vcpu::InterpVcpu;
 
 const R11: usize = 11;
 /// DR6.BS.
@@ -43,6 +46,56 @@ pub(super) fn select(x: &Dec<'_>, _d: &mut DInsn) -> Select {
         }
         _ => return None,
     })
+}
+
+/// What SYSCALL or SYSRET changes beside flags, instruction pointer and registers.
+#[derive(Clone, Copy, Debug)]
+pub struct FastCall {
+    /// The mode behind it.
+    pub mode: Mode,
+    /// The code segment behind it.
+    pub cs: SegmentState,
+    /// The stack segment behind it.
+    pub ss: SegmentState,
+    /// For how long all this holds: as long as the word at [`CONFIG`](crate::seam::layout::CONFIG) is this.
+    pub config: u64,
+}
+
+/// Flags that SYSCALL always clears where its [`FastCall`] is known.
+const CLEARED: u64 = flags::ARITH | flags::AC | flags::TF;
+
+impl InterpVcpu {
+    /// What SYSCALL, or the SYSRET to 64-bit code (`user`), does in the present mode, as long as the flags are none that make
+    /// it do more: SYSRET with TF or AC, and SYSCALL in compatibility mode, are left to [`Self::execute`]. `None` where
+    /// it is not that simple. No flag of [`flags::ARITH`] is set behind SYSCALL.
+    #[must_use]
+    pub fn fast_call(&self, user: bool) -> Option<FastCall> {
+        let cpu = &self.cpu;
+        let simple = cpu.is64() && (user || cpu.msrs.fmask & CLEARED == CLEARED);
+        if cpu.msrs.efer & efer::SCE == 0 || !simple {
+            return None;
+        }
+        let (cpl, bank) = if user { (3, Tlb::USER) } else { (0, Tlb::SUPERVISOR) };
+        let (code, stack) = if user {
+            let selector = cpu.msrs.star >> 48;
+            (selector + 16, selector + 8)
+        } else {
+            let selector = cpu.msrs.star >> 32 & 0xfffc;
+            (selector, selector + 8)
+        };
+        Some(FastCall {
+            mode: Mode {
+                cpl,
+                bank: bank as u8,
+                no_tsc: user && cpu.cr4 & x86_isa::cr4::TSD != 0,
+                align_checks: false,
+                ..self.mode()
+            },
+            cs: flat_code(code, cpl, true),
+            ss: flat_stack(stack, cpl),
+            config: cpu.config,
+        })
+    }
 }
 
 /// The flat code segment that fast system calls load without looking at descriptors.

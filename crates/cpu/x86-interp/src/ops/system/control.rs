@@ -177,6 +177,7 @@ impl Cpu {
         }
         self.cr0 = new;
         self.msrs.efer = efer;
+        self.configured();
         if changed & (cr0::PG | cr0::PE | cr0::WP) != 0 {
             self.tlb.flush_all();
         }
@@ -251,6 +252,7 @@ impl Cpu {
             self.pdptr = self.read_pdptrs(self.cr3)?;
         }
         self.cr4 = value;
+        self.configured();
         let translation = pointers | cr4::SMAP | cr4::PCIDE | cr4::PKE | cr4::PKS | cr4::LA57;
         if changed & translation != 0 {
             self.tlb.flush_all();

@@ -249,10 +249,14 @@ impl Cpu {
                 self.msrs.pkrs = value;
                 self.tlb.flush_all();
             }
-            n::STAR => self.msrs.star = value,
+            n::STAR => {
+                self.msrs.star = value;
+                self.configured();
+            }
             n::FMASK if self.has(Feature::Lm) => {
                 allow(value >> 32 == 0)?;
                 self.msrs.fmask = value;
+                self.configured();
             }
             n::TSC_AUX if self.has(Feature::Rdtscp) || self.has(Feature::Rdpid) => {
                 allow(value >> 32 == 0)?;
@@ -380,6 +384,7 @@ impl Cpu {
         if changed & efer::NXE != 0 {
             self.tlb.flush_all();
         }
+        self.configured();
         self.update_mode();
         Some(())
     }
