@@ -245,9 +245,9 @@ fn scan_some(vcpu: &InterpVcpu, mode: &Mode, bytes: &[u8], at: u64, key: u32, ma
         if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
             break;
         }
-        let decoded = vcpu.decode(&ins);
+        let invalid = ins.is_invalid() || !classify::is_everywhere(&ins) && vcpu.decode(&ins).is_invalid();
         classify::generalize(&mut ins);
-        let class = if ins.is_invalid() || decoded.is_invalid() {
+        let class = if invalid {
             Class::Last
         } else if renamed_by_model(vcpu, &ins) {
             Class::Interpret

@@ -58,6 +58,11 @@ pub(crate) struct Rest {
     /// Code generations and flushes that the jump caches are of.
     generations: [u32; 2],
     flushes: u64,
+    /// Generation of the code in the lower half that the jump cache of privilege level 3 is of. It follows when that level is
+    /// entered.
+    space: u32,
+    /// What will make SYSRET known again then.
+    return_config: u64,
     /// Modes that the jump caches are of.
     modes: [u32; 2],
     /// Base and limit of the code segment that they are of, outside flat code.
@@ -147,6 +152,8 @@ impl JitVcpu {
             shared,
             generations: [0; 2],
             flushes: 0,
+            space: 0,
+            return_config: 0,
             modes: [u32::MAX; 2],
             code_segments: [(0, 0); 2],
             found: vec![UNSEEN; SEEN].into(),
@@ -261,6 +268,9 @@ impl Frame {
         let Some(call) = self.interp.fast_call(user) else {
             return;
         };
+        if user && self.rest.space != self.rest.generations[0] {
+            return;
+        }
         let cache = area::cache_of(call.mode.cpl) as usize;
         if translate::mode_key(&call.mode) == Some(self.rest.modes[cache]) {
             self.area.calls[cache] = area::Call {

@@ -126,6 +126,43 @@ pub(crate) fn classify(ins: &Instruction, mode: &Mode, key: u32) -> Class {
     }
 }
 
+/// A valid encoding of an instruction that every processor has, in every mode that it can be decoded in.
+pub(crate) fn is_everywhere(ins: &Instruction) -> bool {
+    use Mnemonic as M;
+    let common = matches!(
+        ins.mnemonic(),
+        M::Mov
+            | M::Movzx
+            | M::Movsxd
+            | M::Lea
+            | M::Add
+            | M::Sub
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Push
+            | M::Pop
+            | M::Call
+            | M::Ret
+            | M::Jmp
+    );
+    let plain = |i: u32| match ins.op_kind(i) {
+        OpKind::Register => ins.op_register(i).is_gpr(),
+        OpKind::FarBranch16 | OpKind::FarBranch32 => false,
+        _ => true,
+    };
+    (common && !ins.is_jmp_far_indirect() && !ins.is_call_far_indirect() || ins.is_jcc_short_or_near())
+        && !ins.has_lock_prefix()
+        && (0..ins.op_count()).all(plain)
+}
+
 /// A double shift that may be by more bits than the operand has.
 fn beyond_operand(ins: &Instruction) -> bool {
     let count = (ins.op2_kind() == OpKind::Immediate8).then(|| ins.immediate8() & 31);

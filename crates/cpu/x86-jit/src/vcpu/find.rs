@@ -92,14 +92,6 @@ impl Frame {
             self.start_over();
         } else if generations != self.rest.generations {
             let high = generations[1] != self.rest.generations[1];
-            if generations[0] != self.rest.generations[0] {
-                self.change_space(generations[0]);
-                if translate::segmented(self.rest.modes[0]) {
-                    // What was kept aside may be of another code segment.
-                    self.forget(0);
-                }
-            }
-            self.rest.counters.user_clears += 1;
             if high || self.rest.low {
                 self.forget(1);
                 self.rest.counters.kernel_clears += 1;
@@ -109,6 +101,16 @@ impl Frame {
         self.rest.generations = generations;
         self.rest.flushes = flushes;
         let cache = area::cache_of(key as u8 & 3) as usize;
+        if generations[0] != self.rest.space {
+            if cache == 0 {
+                self.change_space(generations[0]);
+            } else if self.area.calls[0].config != 0 {
+                // Many a process is left again before anything but the kernel is executed: until then it can wait.
+                self.rest.return_config = std::mem::take(&mut self.area.calls[0].config);
+            }
+        } else if self.rest.return_config != 0 {
+            self.area.calls[0].config = std::mem::take(&mut self.rest.return_config);
+        }
         if self.rest.modes[cache] != key {
             self.forget(cache);
             self.rest.counters.mode_clears += 1;
@@ -146,7 +148,7 @@ impl Frame {
 
     /// Lower-half code is of generation `new` from now on, which may be one that there has been.
     fn change_space(&mut self, new: u32) {
-        let (old, mode) = (self.rest.generations[0], self.rest.modes[0]);
+        let (old, mode) = (self.rest.space, self.rest.modes[0]);
         let found = self.rest.aside.iter().position(|(g, m, _)| *g == new && *m == mode);
         let known = match found.and_then(|at| self.rest.aside.remove(at)) {
             Some((_, _, mut known)) => {
@@ -165,6 +167,14 @@ impl Frame {
             self.rest.spare.extend(self.rest.aside.pop_front().map(|a| a.2));
         }
         self.rest.aside.push_back((old, mode, leaving));
+        self.rest.space = new;
+        self.rest.counters.user_clears += 1;
+        // It is of the mode that it was of.
+        self.area.calls[0].config = std::mem::take(&mut self.rest.return_config);
+        if translate::segmented(mode) {
+            // What was kept aside may be of another code segment.
+            self.forget(0);
+        }
     }
 
     /// Forgets the jump targets, and where pages are, of a privilege level.
