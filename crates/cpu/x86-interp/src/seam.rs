@@ -352,6 +352,11 @@ impl InterpVcpu {
         self.cpu.tlb.code_gen
     }
 
+    /// Forgets the code translations of the upper half, which another vCPU may have dropped.
+    pub fn forget_high_code(&mut self) {
+        self.cpu.tlb.forget_high_code();
+    }
+
     /// Makes the page at `lin` the known stack page, if it may be written without noting; see [`layout::STACK`].
     #[inline]
     pub fn set_stack_page(&mut self, lin: u64) -> bool {

@@ -161,6 +161,17 @@ pub(crate) struct Hot {
     pub(crate) borrowed: Box<[u8]>,
 }
 
+/// Where a block's code may be entered beside its start, which is for the jump cache; from there.
+#[derive(Clone, Copy)]
+pub(crate) struct Entries {
+    /// Looks at signals.
+    pub(crate) poll: u32,
+    /// Does not, but notes what page it is on, where that is part of the code.
+    pub(crate) paged: Option<u32>,
+    /// Does neither.
+    pub(crate) body: u32,
+}
+
 pub(crate) struct Block {
     pub(crate) id: u32,
     /// Number of its page, which may be too high for the page maps.
@@ -176,10 +187,7 @@ pub(crate) struct Block {
     pub(crate) len: u32,
     /// Address of the code that lies apart.
     pub(crate) cold: u64,
-    /// Entry that looks at signals, from the start of the code (which is the entry through the jump cache).
-    pub(crate) poll: u32,
-    /// Entry that does not.
-    pub(crate) body: u32,
+    pub(crate) entries: Entries,
     pub(crate) insns: Box<[Insn]>,
     pub(crate) spans: Box<[(u8, Span)]>,
     pub(crate) groups: Box<[Group]>,

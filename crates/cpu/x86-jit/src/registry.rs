@@ -1,6 +1,7 @@
 //! All translated blocks of a machine: found by physical address, linked to each other, thrown away when their code is
 //! overwritten.
 
+mod direct;
 mod evict;
 
 use std::mem::MaybeUninit;
@@ -9,6 +10,7 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use guest_memory::CodePage;
@@ -32,12 +34,15 @@ use crate::thunk::Thunks;
 use crate::thunk::Why;
 use crate::translate;
 use crate::translate::Draft;
+use direct::Direct;
 
 /// A jump that leads into a block: one of another block.
 #[derive(Clone, Copy)]
 struct Link {
     from: u32,
     exit: u32,
+    /// Without a guard, from another page.
+    direct: bool,
 }
 
 struct State {
@@ -69,6 +74,7 @@ pub(crate) struct Registry {
     /// Numbers of code pages.
     pages: FxHashMap<usize, u32>,
     free_pages: Vec<u32>,
+    direct: Direct,
     pub(crate) translated: u64,
     pub(crate) overwritten: u64,
     /// Times that a part of the code memory was given up, and the blocks that were in it.
@@ -77,12 +83,16 @@ pub(crate) struct Registry {
 }
 
 /// The registry, shared by the vCPUs and whoever writes to guest memory.
-pub(crate) struct SharedRegistry(Mutex<Registry>);
+pub(crate) struct SharedRegistry {
+    registry: Mutex<Registry>,
+    /// See [`Direct`].
+    epoch: AtomicU64,
+}
 
 impl SharedRegistry {
     pub(crate) fn new(memory: CodeMemory, thunks: Thunks) -> Self {
         let parts = (0..memory.parts()).map(|_| Part::default()).collect();
-        Self(Mutex::new(Registry {
+        let registry = Registry {
             memory,
             perf: PerfMap::new(),
             thunks,
@@ -93,15 +103,20 @@ impl SharedRegistry {
             by_page: FxHashMap::default(),
             pages: FxHashMap::default(),
             free_pages: Vec::new(),
+            direct: Direct::new(),
             translated: 0,
             overwritten: 0,
             evictions: 0,
             evicted: 0,
-        }))
+        };
+        Self {
+            registry: Mutex::new(registry),
+            epoch: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Registry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,8 +222,7 @@ impl Registry {
             host,
             len: draft.split as u32,
             cold,
-            poll: draft.poll,
-            body: draft.body,
+            entries: draft.entries,
             insns: draft.insns.into(),
             spans: draft.spans.into(),
             groups: draft.groups.into(),
@@ -249,14 +263,15 @@ impl Registry {
             .or_insert_with(|| free.pop().unwrap_or(next))
     }
 
-    /// Lets exit `exit` of `from` lead into `to` from now on.
-    pub(crate) fn link(&mut self, from: &Block, exit: usize, to: &Block) {
+    /// Lets exit `exit` of `from` lead into `to` from now on, which a vCPU of this epoch has found there.
+    pub(crate) fn link(&mut self, from: &Block, exit: usize, to: &Block, epoch: u64) {
         if from.dead.load(Ordering::SeqCst) || to.dead.load(Ordering::SeqCst) {
             return;
         }
-        let link = Link {
+        let mut link = Link {
             from: from.id,
             exit: exit as u32,
+            direct: false,
         };
         let exit = &from.exits[exit];
         let place = from.place(exit);
@@ -270,11 +285,15 @@ impl Registry {
         let entry = to.host
             + u64::from(match &to.hot {
                 Some(hot) if from.id == to.id => hot.again,
-                _ if exit.backward => to.poll,
-                _ => to.body,
+                _ if exit.backward => to.entries.poll,
+                _ => to.entries.body,
             });
         if !exit.leaves_page() {
             self.memory.patch_jump(place, entry);
+        } else if let Some(entry) = self.direct_entry(from, exit, to, epoch) {
+            self.memory.patch_jump(place, entry);
+            self.direct.links.push((link.from, link.exit, to.id));
+            link.direct = true;
         } else if let Some(guard) = self.guard(from, exit, to, entry) {
             self.memory.patch_jump(place, guard);
             self.parts[self.memory.part()].guards.push((link.from, link.exit));

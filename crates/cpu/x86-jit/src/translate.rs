@@ -37,6 +37,7 @@ use x86_interp::seam::Reach;
 
 use crate::asm::Asm;
 use crate::asm::Fix;
+use crate::block::Entries;
 use crate::block::Exit;
 use crate::block::GROUPS;
 use crate::block::Group;
@@ -164,8 +165,7 @@ pub(crate) struct Draft {
     pub(crate) across: Vec<usize>,
     /// Displacements in the part apart that lead back.
     pub(crate) back: Vec<usize>,
-    pub(crate) poll: u32,
-    pub(crate) body: u32,
+    pub(crate) entries: Entries,
     pub(crate) insns: Vec<Insn>,
     pub(crate) spans: Vec<(u8, Span)>,
     pub(crate) groups: Vec<Group>,
@@ -353,7 +353,7 @@ impl Translator {
         if plan.is_none() && t.wide && key & EXACT_STACK == 0 {
             t.groups = group::plan(&mut t.items, &mut t.info);
         }
-        let (poll, body) = t.header();
+        let entries = t.header();
         let fast = plan.as_ref().map(|l| t.hot_loop(l, at & !0xfff));
         let ends = t.body(at, plan.as_ref());
         let end = t.asm.len();
@@ -372,7 +372,7 @@ impl Translator {
         t.asm.align(16);
         t.asm.split = t.asm.len();
         t.cold_code();
-        t.finish(poll, body)
+        t.finish(entries)
     }
 
     fn liveness(&mut self, bytes: &[u8], at: u64) {
@@ -533,7 +533,7 @@ impl Translator {
         self.thunks.push((jump, why));
     }
 
-    fn finish(mut self, poll: u32, body: u32) -> Draft {
+    fn finish(mut self, entries: Entries) -> Draft {
         self.asm.align(8);
         let mut places: Vec<(u64, usize)> = Vec::new();
         for (fix, index) in std::mem::take(&mut self.records) {
@@ -577,8 +577,7 @@ impl Translator {
             split: self.asm.split,
             across: self.asm.across,
             back: self.asm.back,
-            poll,
-            body,
+            entries,
             insns,
             spans,
             groups: self.groups,

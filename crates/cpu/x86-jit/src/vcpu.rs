@@ -58,6 +58,8 @@ pub(crate) struct Rest {
     /// Code generations and flushes that the jump caches are of.
     generations: [u32; 2],
     flushes: u64,
+    /// Of the links without guards: what this vCPU knows of the kernel's pages is no older.
+    epoch: u64,
     /// Generation of the code in the lower half that the jump cache of privilege level 3 is of. It follows when that level is
     /// entered.
     space: u32,
@@ -152,6 +154,7 @@ impl JitVcpu {
             shared,
             generations: [0; 2],
             flushes: 0,
+            epoch: u64::MAX,
             space: 0,
             return_config: 0,
             modes: [u32::MAX; 2],
@@ -309,7 +312,9 @@ impl Frame {
 
     /// Sets RIP to an instruction of the running block.
     fn at(&mut self, block: &Block, index: usize) {
-        let rip = self.area.page.wrapping_add(u64::from(block.insns[index].offset));
+        // Where it looks at signals, a block has not noted its page yet.
+        let page = block.fixed.unwrap_or(self.area.page);
+        let rip = page.wrapping_add(u64::from(block.insns[index].offset));
         self.interp.set_rip(rip);
     }
 
@@ -397,7 +402,8 @@ impl Frame {
                 let to_block = unsafe { &*to };
                 // After a flush there is nothing left to link.
                 if self.rest.flushes == flushes {
-                    self.rest.shared.registry.lock().link(block, exit, to_block);
+                    let epoch = self.rest.epoch;
+                    self.rest.shared.registry.lock().link(block, exit, to_block, epoch);
                 }
                 self.go(to, target.leaves_page())
             }
@@ -545,7 +551,7 @@ impl Frame {
             known.set_page(&mut self.area.pages[cache], page, find::next_page(rip));
             self.rest.low |= cache == 1 && rip >> 63 == 0;
         }
-        self.enter(found.host + u64::from(found.body), Holdings::START)
+        self.enter(found.host + u64::from(found.entries.body), Holdings::START)
     }
 
     /// Goes on with an instruction of a block.

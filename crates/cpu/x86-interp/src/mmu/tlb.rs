@@ -481,6 +481,19 @@ impl Tlb {
         }
     }
 
+    /// Drops the code translations of the upper half.
+    pub(crate) fn forget_high_code(&mut self) {
+        for (bank, log) in self.exec.iter_mut().zip(&mut self.local.exec) {
+            log.all_changed();
+            bank.iter_mut()
+                .filter(|e| half(e.tag) == 1)
+                .for_each(|e| *e = EMPTY_EXEC);
+        }
+        self.high_code.clear();
+        self.local_high_code = false;
+        self.code_gen[1] = self.next_gen();
+    }
+
     /// Forgets the stack pages that have no translation any more.
     fn check_stacks(&mut self) {
         for bank in 0..3 {

@@ -38,6 +38,8 @@ impl Registry {
         for part in &mut self.parts {
             part.guards.retain(|(from, _)| !gone.contains(from));
         }
+        let direct = &mut self.direct.links;
+        direct.retain(|(from, _, to)| !gone.contains(from) && !gone.contains(to));
         self.recycle_pages();
     }
 

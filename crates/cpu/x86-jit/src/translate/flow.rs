@@ -17,6 +17,7 @@ use crate::asm::STK;
 use crate::asm::T0;
 use crate::asm::T1;
 use crate::asm::T2;
+use crate::block::Entries;
 use crate::block::Exit;
 use crate::thunk::Why;
 use crate::translate::Class;
@@ -29,11 +30,12 @@ use crate::translate::Translator;
 const LINKED: u64 = 4096 - 14;
 
 impl Translator {
-    /// The entries through the jump cache and of backward jumps. Returns where the latter and the body begin.
+    /// The entries: through the jump cache, of backward jumps, of jumps from other pages that are linked without a guard, and
+    /// of all others. Returns where those behind the first are.
     ///
     /// Until it is sure that the jump was meant for this block, nothing may touch the flags: the block that it was meant
     /// for may want them.
-    pub(crate) fn header(&mut self) -> (u32, u32) {
+    pub(crate) fn header(&mut self) -> Entries {
         let offset = i32::from(self.items[0].offset);
         // At least eight bytes: the first instruction may be overwritten by a jump.
         self.asm.load_scaled(T1, T1, area::jump_address(self.cpl));
@@ -45,19 +47,23 @@ impl Translator {
         self.thunks.push((jump, Why::second(self.cpl)));
         self.asm.here_short(hit);
         self.asm.mov(RCX, T1);
-        if let Some(page) = self.fixed_address(0) {
-            self.asm.mov_qword_gs(area::PAGE, page);
-        } else {
+        let page = self.fixed_address(0);
+        if page.is_none() {
             self.asm.lea(T1, T0, -offset);
             self.asm.store(area::PAGE, T1);
         }
         let poll = self.asm.len() as u32;
         self.poll();
+        let paged = page.map(|page| {
+            let here = self.asm.len() as u32;
+            self.asm.mov_qword_gs(area::PAGE, page);
+            here
+        });
         let body = self.asm.len() as u32;
         if self.crossing {
             self.check_next_page(offset);
         }
-        (poll, body)
+        Entries { poll, paged, body }
     }
 
     /// Leaves when the page behind the running one is not the one that the rest of the instruction was read from. The

@@ -86,6 +86,8 @@ fn seen_slot(address: u64) -> usize {
 impl Frame {
     /// Forgets jump targets that may no longer hold.
     pub(super) fn check_jumps(&mut self, key: u32) {
+        let high = self.interp.code_generations()[1] != self.rest.generations[1];
+        self.follow_epoch(high);
         let generations = self.interp.code_generations();
         let flushes = self.rest.shared.flushes.load(Ordering::SeqCst);
         if flushes != self.rest.flushes {
@@ -122,6 +124,22 @@ impl Frame {
             if std::mem::replace(&mut self.rest.code_segments[cache], segment) != segment {
                 self.forget(cache);
                 self.rest.counters.segment_clears += 1;
+            }
+        }
+    }
+
+    /// Links without guards hold for all vCPUs. So whoever learns that the kernel's pages may have moved (`moved`) has them
+    /// dropped, and whoever makes new ones must not do it out of older knowledge.
+    fn follow_epoch(&mut self, moved: bool) {
+        let epoch = self.rest.shared.registry.epoch();
+        if epoch != self.rest.epoch {
+            self.interp.forget_high_code();
+            self.rest.epoch = epoch;
+        }
+        if moved {
+            let (before, after) = self.rest.shared.registry.next_epoch();
+            if before == self.rest.epoch {
+                self.rest.epoch = after;
             }
         }
     }
