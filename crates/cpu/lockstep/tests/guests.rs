@@ -356,8 +356,8 @@ guests!(JitSingle, jit_block_by_block_mmio: mmio_guest_passes("mmio", 1));
 guests!(Jit, jit_mmio: mmio_guest_passes("mmio", 1));
 guests!(Kvm, kvm_mmio: mmio_guest_passes("mmio", 1));
 
-guests!(Interp, interp_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
-guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
-guests!(Jit, jit_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
-guests!(JitSmall, jit_small_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
-guests!(Kvm, kvm_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2));
+guests!(Interp, interp_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2), moved_guest_passes("moved", 2));
+guests!(JitSingle, jit_block_by_block_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2), moved_guest_passes("moved", 2));
+guests!(Jit, jit_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2), moved_guest_passes("moved", 2));
+guests!(JitSmall, jit_small_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2), moved_guest_passes("moved", 2));
+guests!(Kvm, kvm_smp: smp_guest_passes("smp", 2), many_guest_passes("many", 2), moved_guest_passes("moved", 2));
