@@ -22,7 +22,6 @@
     )
 )]
 
-mod bytes;
 mod null;
 pub mod offload;
 mod pcap;
