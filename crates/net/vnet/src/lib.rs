@@ -22,12 +22,14 @@
     )
 )]
 
+pub mod nat;
 mod null;
 pub mod offload;
 mod pcap;
 mod port;
 mod switch;
 
+pub use nat::Nat;
 pub use null::NullPort;
 pub use pcap::Capture;
 pub use port::Counters;

@@ -1,3 +1,5 @@
+//! Tests of finishing frames.
+
 use device_model::net::packet::fold;
 use proptest::prelude::*;
 

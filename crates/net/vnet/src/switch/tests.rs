@@ -1,3 +1,5 @@
+//! Tests of the switch and its ports.
+
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
