@@ -15,6 +15,8 @@ use spec::FloppyConfig;
 use spec::Forward;
 use spec::MachineKind;
 use spec::MachineSpec;
+use spec::NatConfig;
+use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::OnReset;
 use spec::PciPlace;
@@ -76,11 +78,15 @@ pub(crate) struct MachineArgs {
     /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em][,mac=M][,promisc=P][,unplugged]. Up to eight times
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
-    /// address reaches the host's own loop-back), net=10.0.2.0/24, dns=ADDRESS (in place of the host's name servers), mtu=1500
-    /// and ipv6=off. `null` has nobody in it; `none` is no cable.
+    /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
+    /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `null` has nobody in it; `none` is no cable.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
     pub(crate) nic: Vec<NicConfig>,
+
+    /// Leave out the network card that a pc or q35 has if none is given: an e1000 at a NAT network
+    #[arg(long, conflicts_with = "nic")]
+    pub(crate) no_nic: bool,
 
     /// Let a port of the host lead to the guest by the first NAT card: tcp:127.0.0.1:2222-:22, or udp
     ///
@@ -203,6 +209,9 @@ impl MachineArgs {
     /// The network cards, with the ports that lead to them.
     fn nics(&self) -> anyhow::Result<Vec<NicConfig>> {
         let mut nics = self.nic.clone();
+        if nics.is_empty() && !self.no_nic && self.machine_kind().has_pci() {
+            nics.push(NicConfig::new(NetworkConfig::Nat(NatConfig::default())));
+        }
         nics::add_forwards(&mut nics, &self.forward)?;
         Ok(nics)
     }

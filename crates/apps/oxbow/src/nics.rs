@@ -37,7 +37,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
             (name, _) => {
                 return Err(format!(
                     "`{name}` is no option of such a network card; there are model=, mac=, promisc= and unplugged, and of nat \
-                     loopback, net=, dns=, mtu= and ipv6=off"
+                     loopback, restricted, net=, dns=, mtu= and ipv6=off"
                 ));
             }
         }
@@ -53,6 +53,7 @@ fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String>
     for (name, value) in options {
         match (name.as_str(), value) {
             ("loopback", None) => nat.loopback = true,
+            ("restricted", None) => nat.restricted = true,
             ("net", Some(value)) => {
                 let address = value.strip_suffix("/24").unwrap_or(&value);
                 let wrong = |_| format!("`{value}` is no network of 24 bits; write one such as 10.0.2.0/24");
@@ -120,6 +121,7 @@ mod tests {
         let expected = NatConfig {
             network: [192, 168, 5, 0].into(),
             loopback: true,
+            restricted: false,
             dns: Some("192.0.2.1:53".parse().unwrap()),
             ipv6: false,
             mtu: 9000,

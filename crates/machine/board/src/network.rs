@@ -195,6 +195,7 @@ fn connect_nat(config: &NatConfig, port: PortConfig) -> Result<(Arc<dyn FramePor
     let nat = vnet::nat::NatConfig {
         network: config.network,
         loopback: config.loopback,
+        restricted: config.restricted,
         dns: config.dns,
         ipv6: config.ipv6,
         mtu: config.mtu,

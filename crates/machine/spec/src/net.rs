@@ -247,6 +247,8 @@ pub struct NatConfig {
     pub network: Ipv4Addr,
     /// The gateway's address reaches the host's own loop-back.
     pub loopback: bool,
+    /// Guests reach nobody but the network's own services and those who come by forwarded ports.
+    pub restricted: bool,
     /// Name server that is asked instead of those of the host.
     pub dns: Option<SocketAddr>,
     /// There is IPv6 too.
@@ -262,6 +264,7 @@ impl Default for NatConfig {
         Self {
             network: Ipv4Addr::new(10, 0, 2, 0),
             loopback: false,
+            restricted: false,
             dns: None,
             ipv6: true,
             mtu: 1500,

@@ -90,6 +90,8 @@ pub struct NatConfig {
     pub network: Ipv4Addr,
     /// The gateway's address reaches the host's own loop-back.
     pub loopback: bool,
+    /// Guests reach nobody: the network's own services and forwarded ports are all there is.
+    pub restricted: bool,
     /// Name server that is asked instead of those of the host.
     pub dns: Option<SocketAddr>,
     /// There is IPv6 too.
@@ -105,6 +107,7 @@ impl Default for NatConfig {
         Self {
             network: Ipv4Addr::new(10, 0, 2, 0),
             loopback: false,
+            restricted: false,
             dns: None,
             ipv6: true,
             mtu: 1500,
@@ -253,6 +256,43 @@ impl Nat {
         // The thread ends last.
         let _ = self.commands.send(command);
         wake(&self.wake);
+    }
+}
+
+/// A NAT network without a thread: who owns it steps it. For tests and fuzzing.
+pub struct SteppedNat {
+    engine: Engine,
+    // The engine would end without it.
+    _commands: Sender<Command>,
+}
+
+impl fmt::Debug for SteppedNat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SteppedNat").finish_non_exhaustive()
+    }
+}
+
+impl SteppedNat {
+    /// A network at a port of its own of `switch`.
+    ///
+    /// # Errors
+    /// As [`Nat::start`].
+    pub fn new(switch: &Arc<Switch>, config: NatConfig) -> Result<Self, NatError> {
+        let host = |error: io::Error| NatError::Host(error);
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        let event = rustix::event::eventfd(0, flags).map_err(|error| host(error.into()))?;
+        let port = switch.plug(PortConfig::service("nat"));
+        let (commands, queue) = mpsc::channel();
+        let engine = Engine::new(config, port, Arc::new(event), queue, Arc::default()).map_err(host)?;
+        Ok(Self {
+            engine,
+            _commands: commands,
+        })
+    }
+
+    /// Does what is due now.
+    pub fn step(&mut self) {
+        self.engine.step();
     }
 }
 

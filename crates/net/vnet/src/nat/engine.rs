@@ -96,6 +96,7 @@ pub(super) struct Engine {
     gauges: Arc<Gauges>,
     // Configuration
     loopback: bool,
+    restricted: bool,
     pub(super) own: Own,
     // State
     pub(super) dhcp: Server,
@@ -158,6 +159,7 @@ impl Engine {
             commands,
             gauges,
             loopback: config.loopback,
+            restricted: config.restricted,
             dhcp: Server::new(config.network, own.gateway, own.dns, config.mtu),
             own,
             resolver: Resolver::new(config.dns, config.resolv_conf),
@@ -192,31 +194,44 @@ impl Engine {
         let mut events = Vec::with_capacity(256);
         loop {
             let timeout = self.timeout();
-            events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "a NAT network ends: the host's events cannot be had");
-                    return;
-                }
-            }
-            for event in &events {
-                let (data, flags) = (event.data, event.flags);
-                self.happened(data.u64(), flags);
-            }
-            if !self.obey() {
+            if !self.turn(&timeout, &mut events) {
                 return;
             }
-            self.take_frames();
-            if self.out.flush() {
-                for id in std::mem::take(&mut self.blocked) {
-                    self.list(id);
-                }
-            }
-            self.take_timers();
-            self.serve_all();
-            self.sweep();
         }
+    }
+
+    /// Does what is due now, and waits for nothing.
+    pub(super) fn step(&mut self) {
+        self.turn(&Timespec::default(), &mut Vec::with_capacity(256));
+    }
+
+    /// Waits for something to happen, and sees to it. False at the end.
+    fn turn(&mut self, timeout: &Timespec, events: &mut Vec<epoll::Event>) -> bool {
+        events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(events), Some(timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "a NAT network ends: the host's events cannot be had");
+                return false;
+            }
+        }
+        for event in &*events {
+            let (data, flags) = (event.data, event.flags);
+            self.happened(data.u64(), flags);
+        }
+        if !self.obey() {
+            return false;
+        }
+        self.take_frames();
+        if self.out.flush() {
+            for id in std::mem::take(&mut self.blocked) {
+                self.list(id);
+            }
+        }
+        self.take_timers();
+        self.serve_all();
+        self.sweep();
+        true
     }
 
     /// How long nothing is due.
@@ -393,6 +408,9 @@ impl Engine {
     /// Where a guest's packets to an address really go. None where they must not go.
     pub(super) fn real(&mut self, called: SocketAddr) -> Option<SocketAddr> {
         let address = called.ip();
+        if self.restricted {
+            return None;
+        }
         if self.own.is_dns(address) {
             let server = self.resolver.server()?;
             return (called.port() == 53).then_some(server);
