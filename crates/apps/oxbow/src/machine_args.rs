@@ -75,7 +75,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
-    /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em][,mac=M][,promisc=P][,unplugged]. Up to eight times
+    /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em|pcnet|am79c970a][,mac=M][,promisc=P][,unplugged]. Up to eight times
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
     /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,

@@ -1,7 +1,7 @@
 //! Network cards of a PC.
 //!
 //! ```text
-//!   registers ──► E1000 ──► FramePort ──► network
+//!   registers ──► E1000, Pcnet ──► FramePort ──► network
 //!                  ▲  │
 //!   rings in guest memory
 //! ```
@@ -20,4 +20,7 @@
 )]
 
 mod bytes;
+#[cfg(test)]
+mod cable;
 pub mod e1000;
+pub mod pcnet;

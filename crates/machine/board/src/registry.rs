@@ -85,6 +85,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
     Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
+    Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },

@@ -75,10 +75,20 @@ pub enum NicModel {
     /// Intel PRO/1000 MT Server, 82545EM.
     #[serde(rename = "82545em")]
     I82545Em,
+    /// AMD PCnet-FAST III, Am79C973.
+    Pcnet,
+    /// AMD PCnet-PCI II, Am79C970A.
+    Am79C970A,
 }
 
 impl NicModel {
-    const ALL: [Self; 3] = [Self::E1000, Self::I82543Gc, Self::I82545Em];
+    const ALL: [Self; 5] = [
+        Self::E1000,
+        Self::I82543Gc,
+        Self::I82545Em,
+        Self::Pcnet,
+        Self::Am79C970A,
+    ];
 
     /// What is written for it.
     #[must_use]
@@ -87,6 +97,8 @@ impl NicModel {
             Self::E1000 => "e1000",
             Self::I82543Gc => "82543gc",
             Self::I82545Em => "82545em",
+            Self::Pcnet => "pcnet",
+            Self::Am79C970A => "am79c970a",
         }
     }
 }

@@ -1,16 +1,10 @@
 //! Tests of the gigabit controllers.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-
 use device_model::Clock;
 use device_model::Frame;
-use device_model::net::Accepts;
 use device_model::net::Checksum;
 use device_model::net::SegmentKind;
 use device_model::net::packet::Layout;
-use guest_memory::Kind;
-use guest_memory::MemoryRegion;
 use proptest::prelude::*;
 use test_kit::IrqProbe;
 use test_kit::TestClock;
@@ -18,43 +12,14 @@ use test_kit::contract;
 use test_kit::fuzz_accesses;
 
 use super::*;
+use crate::cable::Cable;
+use crate::cable::memory;
 
 const MAC: Mac = [0x08, 0, 0x27, 1, 2, 3];
 const RX_RING: u64 = 0x1000;
 const TX_RING: u64 = 0x2000;
 const BUFFERS: u64 = 0x1_0000;
 const DATA: u64 = 0x8000;
-
-/// Both ends of a cable.
-#[derive(Default)]
-struct Cable {
-    to_card: Mutex<VecDeque<Frame>>,
-    from_card: Mutex<Vec<Frame>>,
-    full: Mutex<bool>,
-    unplugged: Mutex<bool>,
-    promiscuous: Mutex<bool>,
-}
-
-impl FramePort for Cable {
-    fn send(&self, frame: Frame) -> Result<(), Frame> {
-        if *self.full.lock().unwrap() {
-            return Err(frame);
-        }
-        self.from_card.lock().unwrap().push(frame);
-        Ok(())
-    }
-    fn receive(&self) -> Option<Frame> {
-        self.to_card.lock().unwrap().pop_front()
-    }
-    fn set_accepts(&self, _: Accepts) {}
-    fn set_promiscuous(&self, on: bool) {
-        *self.promiscuous.lock().unwrap() = on;
-    }
-    fn set_waker(&self, _: NetWaker) {}
-    fn link_up(&self) -> bool {
-        !*self.unplugged.lock().unwrap()
-    }
-}
 
 struct Bench {
     probe: Arc<IrqProbe>,
@@ -63,13 +28,6 @@ struct Bench {
     card: E1000,
     now: VmTime,
     tail: u32,
-}
-
-fn memory() -> Arc<GuestMemory> {
-    let mut memory = GuestMemory::new();
-    let ram = MemoryRegion::new("ram", Kind::Ram, 1 << 20).unwrap();
-    memory.add(0, Arc::new(ram)).unwrap();
-    Arc::new(memory)
 }
 
 fn card(model: Model, probe: &Arc<IrqProbe>, memory: &Arc<GuestMemory>, cable: &Arc<Cable>) -> E1000 {

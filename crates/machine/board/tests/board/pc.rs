@@ -118,11 +118,18 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
         mac: Some(MacAddress([8, 0, 0x27, 0, 0, last])),
         ..NicConfig::new(NetworkConfig::Null)
     };
-    spec.devices.nics = vec![
-        nic(NicModel::E1000, 1),
-        nic(NicModel::I82543Gc, 2),
-        nic(NicModel::I82545Em, 3),
+    let models = [
+        NicModel::E1000,
+        NicModel::I82543Gc,
+        NicModel::I82545Em,
+        NicModel::Pcnet,
+        NicModel::Am79C970A,
     ];
+    spec.devices.nics = models
+        .into_iter()
+        .zip(1..)
+        .map(|(model, last)| nic(model, last))
+        .collect();
     spec
 }
 
