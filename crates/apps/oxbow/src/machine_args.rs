@@ -75,11 +75,12 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
-    /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em|pcnet|am79c970a][,mac=M][,promisc=P][,unplugged]. Up to eight times
+    /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em|pcnet|am79c970a][,mac=M][,option]... Up to eight times
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
     /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
     /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `null` has nobody in it; `none` is no cable.
+    /// bandwidth=10M (bits a second), latency=20ms and loss=0.5% are those of its cable, unplugged leaves that out at first.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
     pub(crate) nic: Vec<NicConfig>,

@@ -34,15 +34,57 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
             ("model", Some(value)) => nic.model = value.parse()?,
             ("mac", Some(value)) => nic.mac = Some(value.parse()?),
             ("promisc", Some(value)) => nic.promiscuous = value.parse()?,
+            ("bandwidth", Some(value)) => nic.limits.bandwidth = Some(parse_bandwidth(&value)?),
+            ("latency", Some(value)) => nic.limits.latency = parse_latency(&value)?,
+            ("loss", Some(value)) => nic.limits.loss = parse_loss(&value)?,
             (name, _) => {
                 return Err(format!(
-                    "`{name}` is no option of such a network card; there are model=, mac=, promisc= and unplugged, and of nat \
+                    "`{name}` is no option of such a network card; there are model=, mac=, promisc=, bandwidth=, \
+                     latency=, loss= and unplugged, and of nat \
                      loopback, restricted, net=, dns=, mtu= and ipv6=off"
                 ));
             }
         }
     }
     Ok(nic)
+}
+
+/// Bits a second: a number with K, M or G, which are thousands.
+fn parse_bandwidth(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no bandwidth; write bits a second, such as 10M");
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1000),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1_000_000),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1_000_000_000),
+        _ => (Some(text), 1),
+    };
+    let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// Microseconds: a number with `ms` or `us`.
+fn parse_latency(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is no latency; write one such as 20ms or 500us");
+    let (digits, unit) = match (text.strip_suffix("ms"), text.strip_suffix("us")) {
+        (Some(digits), _) => (digits, 1000),
+        (_, Some(digits)) => (digits, 1),
+        _ => return Err(wrong()),
+    };
+    let number: u32 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// Of a million: a percentage with up to four decimals.
+fn parse_loss(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is no loss; write a percentage such as 0.5%");
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+    if decimals.len() > 4 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    let decimals: u32 = format!("{decimals:0<4}").parse().map_err(|_| wrong())?;
+    whole.checked_mul(10_000).map(|loss| loss + decimals).ok_or_else(wrong)
 }
 
 type Options = Vec<(String, Option<String>)>;
@@ -130,6 +172,32 @@ mod tests {
         assert_eq!(*nat, expected);
         assert!(add_forwards(&mut nics[..1], &[forward]).is_err());
         assert!(add_forwards(&mut nics[..1], &[]).is_ok());
+    }
+
+    #[test]
+    fn cables_have_limits() {
+        let nic = parse_nic("null,bandwidth=10M,latency=20ms,loss=0.25%").unwrap();
+        let limits = spec::CableLimits {
+            bandwidth: Some(10_000_000),
+            latency: 20_000,
+            loss: 2500,
+        };
+        assert_eq!(nic.limits, limits);
+        assert_eq!(parse_loss("100").unwrap(), 1_000_000);
+        for text in [
+            "bandwidth=fast",
+            "bandwidth=99999999999G",
+            "latency=20",
+            "latency=-1ms",
+            "loss=x",
+            "loss=0.12345%",
+            "loss=9999999%",
+        ] {
+            assert!(
+                parse_nic(&format!("null,{text}")).unwrap_err().contains("such as"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

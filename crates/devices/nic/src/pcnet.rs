@@ -153,9 +153,9 @@ pub struct Pcnet {
 }
 
 impl State {
-    fn new(model: Model) -> Self {
+    fn new(config: &PcnetConfig) -> Self {
         Self {
-            csr: reset_csrs(model.part()),
+            csr: reset_csrs(config),
             bcr: reset_bcrs(),
             phy: regs::reset_phy(),
             rap: 0,
@@ -234,7 +234,7 @@ impl Pcnet {
             port,
             config,
             header,
-            state: State::new(config.model),
+            state: State::new(&config),
             stuck: None,
             waiting: None,
             looped: None,
@@ -444,7 +444,7 @@ impl Pcnet {
     /// The software reset: control and status registers, not the bus configuration.
     fn soft_reset(&mut self) {
         self.stop();
-        self.state.csr = reset_csrs(self.config.model.part());
+        self.state.csr = reset_csrs(&self.config);
         self.state.rap = 0;
         self.state.dwio = false;
         self.state.set_bcr(bcr::BSBC, self.state.bcr(bcr::BSBC) & !0x80);
@@ -547,7 +547,7 @@ impl Device for Pcnet {
     fn reset(&mut self, _kind: Reset) {
         self.header.reset();
         self.stop();
-        self.state = State::new(self.config.model);
+        self.state = State::new(&self.config);
         self.link = self.port.link_up();
         self.tell_promiscuous();
         self.interrupter.set(&mut self.header, false);

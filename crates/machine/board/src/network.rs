@@ -5,11 +5,13 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::time::Duration;
 
 use device_model::FramePort;
 use device_model::Inspect;
 use device_model::Node;
 use device_model::net::Mac;
+use spec::CableLimits;
 use spec::Forward;
 use spec::MachineSpec;
 use spec::NatConfig;
@@ -19,12 +21,14 @@ use spec::NicModel;
 use spec::PromiscuousPolicy;
 use spec::Transport;
 use vnet::Capture;
+use vnet::Limits;
 use vnet::Nat;
 use vnet::NullPort;
 use vnet::Port;
 use vnet::PortConfig;
 use vnet::Promiscuous;
 use vnet::Role;
+use vnet::ShapedPort;
 use vnet::Switch;
 use vnet::nat::NatError;
 
@@ -44,6 +48,17 @@ struct Cable {
     port: Option<Arc<Port>>,
     /// What else there is of its network.
     network: Network,
+}
+
+/// A cable with limits between a card and its port.
+fn shaped(port: &Arc<Port>, limits: CableLimits) -> Result<Arc<dyn FramePort>, BuildError> {
+    let limits = Limits {
+        bandwidth: limits.bandwidth,
+        latency: Duration::from_micros(limits.latency.into()),
+        loss: limits.loss,
+    };
+    let cable = ShapedPort::new(Arc::clone(port), limits).map_err(BuildError::Thread)?;
+    Ok(Arc::new(cable))
 }
 
 /// What is behind a card's port, kept as long as the machine lives.
@@ -107,6 +122,10 @@ impl Networks {
             port.set_capture(self.capture.clone());
             port.set_link(!config.unplugged);
         }
+        let port = match &cable.port {
+            Some(end) if !config.limits.is_none() => shaped(end, config.limits)?,
+            _ => port,
+        };
         self.cables.insert(place.name.clone(), cable);
         Ok(Plugged {
             model: config.model,

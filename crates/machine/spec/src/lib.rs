@@ -35,6 +35,7 @@ pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;
 pub use machine::UefiSpec;
+pub use net::CableLimits;
 pub use net::Forward;
 pub use net::MacAddress;
 pub use net::NICS;

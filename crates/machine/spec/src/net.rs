@@ -302,6 +302,26 @@ impl NetworkConfig {
     pub const NAMES: [&str; 3] = ["nat", "null", "none"];
 }
 
+/// What a cable carries, in each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CableLimits {
+    /// Bits a second; none: as many as there are.
+    pub bandwidth: Option<u64>,
+    /// Microseconds from one end to the other.
+    pub latency: u32,
+    /// Frames that are lost, of a million.
+    pub loss: u32,
+}
+
+impl CableLimits {
+    /// Whether it limits nothing.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -320,6 +340,9 @@ pub struct NicConfig {
     /// What it may overhear.
     #[serde(default)]
     pub promiscuous: PromiscuousPolicy,
+    /// What its cable carries.
+    #[serde(default, skip_serializing_if = "CableLimits::is_none")]
+    pub limits: CableLimits,
 }
 
 impl NicConfig {
@@ -332,11 +355,22 @@ impl NicConfig {
             mac: None,
             unplugged: false,
             promiscuous: PromiscuousPolicy::default(),
+            limits: CableLimits::default(),
         }
     }
 
     /// What is wrong with it.
     pub(crate) fn problem(&self) -> Option<String> {
+        let CableLimits {
+            bandwidth,
+            latency,
+            loss,
+        } = self.limits;
+        if loss > 1_000_000 || latency > 10_000_000 || bandwidth.is_some_and(|bits| bits < 1000) {
+            return Some(
+                "a cable carries 1000 bits a second at least, within ten seconds, and loses 100 % at most".to_owned(),
+            );
+        }
         let NetworkConfig::Nat(nat) = &self.network else {
             return None;
         };

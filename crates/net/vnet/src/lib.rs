@@ -22,18 +22,23 @@
     )
 )]
 
+pub mod hub;
 pub mod nat;
 mod null;
 pub mod offload;
 mod pcap;
 mod port;
+mod shaper;
 mod switch;
+mod uplink;
 
 pub use nat::Nat;
 pub use null::NullPort;
 pub use pcap::Capture;
 pub use port::Counters;
 pub use port::Port;
+pub use shaper::Limits;
+pub use shaper::ShapedPort;
 pub use switch::PortConfig;
 pub use switch::Promiscuous;
 pub use switch::Role;

@@ -2,6 +2,8 @@
 //!
 //! Spec: AMD 21510 "Control and Status Registers", "Bus Configuration Registers"; IEEE 802.3-2018 §22.2.4.
 
+use super::PcnetConfig;
+
 /// Control and status registers.
 pub(super) mod csr {
     pub(in super::super) const COUNT: usize = 128;
@@ -88,13 +90,15 @@ pub(super) fn put(registers: &mut [u16], at: usize, value: u16) {
     }
 }
 
-pub(super) fn reset_csrs(part: u32) -> Vec<u16> {
+pub(super) fn reset_csrs(config: &PcnetConfig) -> Vec<u16> {
     let mut all = vec![0; csr::COUNT];
-    let [a, b, c, d] = part.to_le_bytes();
+    let [a, b, c, d] = config.model.part().to_le_bytes();
+    // Its own address comes out of the EEPROM.
+    let [m0, m1, m2, m3, m4, m5] = config.mac;
     #[rustfmt::skip]
     let values = [
         (0, csr0::STOP), (4, 0x0115), (58, 0x0200), (80, 0x1410), (88, u16::from_le_bytes([a, b])), (89, u16::from_le_bytes([c, d])),
-        (94, 0x0000), (100, 0x0200), (103, 0x0105), (105, 0x0103),
+        (12, u16::from_le_bytes([m0, m1])), (13, u16::from_le_bytes([m2, m3])), (14, u16::from_le_bytes([m4, m5])), (100, 0x0200), (103, 0x0105), (105, 0x0103),
     ];
     values.into_iter().for_each(|(at, value)| put(&mut all, at, value));
     all
