@@ -79,7 +79,8 @@ pub(crate) struct MachineArgs {
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
     /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
-    /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `null` has nobody in it; `none` is no cable.
+    /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `natnetwork=NAME` is the same for several machines of this user, `internal=NAME` has only such machines in it,
+    /// `udp=LOCAL-REMOTE` leads to another host. `null` has nobody in it; `none` is no cable.
     /// bandwidth=10M (bits a second), latency=20ms and loss=0.5% are those of its cable, unplugged leaves that out at first.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use spec::Forward;
 use spec::NatConfig;
+use spec::NatNetworkConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
+use spec::TunnelConfig;
 
 use crate::drives::split;
 
@@ -16,6 +18,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
         "nat" => NetworkConfig::Nat(NatConfig::default()),
         "null" => NetworkConfig::Null,
         "none" => NetworkConfig::None,
+        other if other.contains('=') => named_network(other)?,
         _ => {
             return Err(format!(
                 "unknown network `{network}`; there are {}",
@@ -25,7 +28,8 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
     };
     let options = match &mut network {
         NetworkConfig::Nat(nat) => nat_options(nat, options)?,
-        NetworkConfig::None | NetworkConfig::Null => options,
+        NetworkConfig::NatNetwork(config) => nat_options(&mut config.nat, options)?,
+        _ => options,
     };
     let mut nic = NicConfig::new(network);
     for (name, value) in options {
@@ -87,6 +91,30 @@ fn parse_loss(text: &str) -> Result<u32, String> {
     whole.checked_mul(10_000).map(|loss| loss + decimals).ok_or_else(wrong)
 }
 
+/// A network that has a name, or addresses.
+fn named_network(text: &str) -> Result<NetworkConfig, String> {
+    let (kind, value) = text.split_once('=').unwrap_or((text, ""));
+    match kind {
+        "internal" => Ok(NetworkConfig::Internal(value.to_owned())),
+        "natnetwork" => Ok(NetworkConfig::NatNetwork(NatNetworkConfig {
+            name: value.to_owned(),
+            nat: NatConfig::default(),
+        })),
+        "udp" => {
+            let wrong = || format!("`{value}` is no tunnel; write LOCAL-REMOTE, such as 0.0.0.0:5000-192.0.2.7:5000");
+            let (local, remote) = value.split_once('-').ok_or_else(wrong)?;
+            Ok(NetworkConfig::Udp(TunnelConfig {
+                local: local.parse().map_err(|_| wrong())?,
+                remote: remote.parse().map_err(|_| wrong())?,
+            }))
+        }
+        _ => Err(format!(
+            "unknown network `{kind}`; there are {}",
+            NetworkConfig::NAMES.join(", ")
+        )),
+    }
+}
+
 type Options = Vec<(String, Option<String>)>;
 
 /// Takes the options that are of a NAT network, and leaves the others.
@@ -124,7 +152,7 @@ fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String>
 pub(crate) fn add_forwards(nics: &mut [NicConfig], forwards: &[Forward]) -> anyhow::Result<()> {
     let nats = nics.iter_mut().find_map(|nic| match &mut nic.network {
         NetworkConfig::Nat(nat) => Some(nat),
-        NetworkConfig::None | NetworkConfig::Null => None,
+        _ => None,
     });
     match nats {
         Some(nat) => nat.forwards.extend(forwards),
@@ -175,6 +203,21 @@ mod tests {
     }
 
     #[test]
+    fn networks_of_several_machines_have_names_or_addresses() {
+        let network = |text| parse_nic(text).unwrap().network;
+        assert_eq!(network("internal=lan"), NetworkConfig::Internal("lan".to_owned()));
+        let NetworkConfig::NatNetwork(shared) = network("natnetwork=office,loopback,net=10.9.0.0/24") else {
+            panic!("another network");
+        };
+        assert_eq!((shared.name.as_str(), shared.nat.loopback), ("office", true));
+        let tunnel = TunnelConfig {
+            local: "0.0.0.0:5000".parse().unwrap(),
+            remote: "192.0.2.7:5001".parse().unwrap(),
+        };
+        assert_eq!(network("udp=0.0.0.0:5000-192.0.2.7:5001"), NetworkConfig::Udp(tunnel));
+    }
+
+    #[test]
     fn cables_have_limits() {
         let nic = parse_nic("null,bandwidth=10M,latency=20ms,loss=0.25%").unwrap();
         let limits = spec::CableLimits {
@@ -203,8 +246,10 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_told_with_what_does() {
         for (text, part) in [
-            ("", "nat, null, none"),
-            ("lan", "nat, null, none"),
+            ("", "nat, natnetwork=NAME, internal=NAME, udp=LOCAL-REMOTE, null, none"),
+            ("lan", "internal=NAME"),
+            ("bridged=eth0", "internal=NAME"),
+            ("udp=1-2", "LOCAL-REMOTE"),
             ("null,loopback", "of nat"),
             ("nat,dns=x", "ADDRESS"),
             ("nat,net=1.2.3", "10.0.2.0/24"),

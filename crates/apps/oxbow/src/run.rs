@@ -28,6 +28,7 @@ use crate::demo;
 use crate::end::End;
 use crate::failure::Failure;
 use crate::machine_args::MachineArgs;
+use crate::network_switch;
 use crate::screen;
 use crate::screen::ScreenTarget;
 use crate::serial::SerialLines;
@@ -110,6 +111,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         debugcon: create(args.debugcon.as_deref())?,
         printer: create(args.parallel.as_deref())?,
         capture: capture(args.pcap.as_deref())?,
+        start_switch: Some(network_switch::starter()),
         ..Backends::default()
     };
     let lines = SerialLines::open(&args.machine.serial, &mut backends)?;

@@ -85,6 +85,7 @@ use crate::hotplug::PlugError;
 use crate::hotplug::Sockets;
 use crate::network::CableError;
 use crate::network::Networks;
+use crate::network::SwitchStarter;
 use crate::registry;
 use crate::registry::Builder;
 use crate::registry::Button;
@@ -115,6 +116,8 @@ pub struct Backends {
     pub cables: BTreeMap<String, Arc<dyn FramePort>>,
     /// Where the frames of all network cards are captured to.
     pub capture: Option<Arc<Capture>>,
+    /// Starts switch processes of networks of several machines.
+    pub start_switch: Option<SwitchStarter>,
 }
 
 impl fmt::Debug for Backends {
@@ -125,6 +128,7 @@ impl fmt::Debug for Backends {
             printer,
             cables,
             capture,
+            start_switch,
         } = self;
         f.debug_struct("Backends")
             .field("serial", serial)
@@ -132,6 +136,7 @@ impl fmt::Debug for Backends {
             .field("printer", &printer.is_some())
             .field("cables", &cables.keys())
             .field("capture", &capture.is_some())
+            .field("start_switch", &start_switch.is_some())
             .finish()
     }
 }
@@ -193,6 +198,9 @@ pub enum BuildError {
     /// A network cannot be set up.
     #[error(transparent)]
     Network(#[from] vnet::nat::NatError),
+    /// There is no way to other machines.
+    #[error("cannot join a network of other machines")]
+    Uplink(#[source] std::io::Error),
     /// Two devices claim one address: the plan missed it.
     #[error(transparent)]
     Bus(#[from] BusConflict),
@@ -706,7 +714,7 @@ fn assemble(
         memory: Arc::clone(&memory),
         policy,
         signals,
-        networks: Networks::new(backends.cables, backends.capture),
+        networks: Networks::new(backends.cables, backends.capture, backends.start_switch),
         serial: backends.serial,
         workers: Arc::default(),
         media: Vec::new(),

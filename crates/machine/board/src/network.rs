@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::io;
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +17,13 @@ use spec::CableLimits;
 use spec::Forward;
 use spec::MachineSpec;
 use spec::NatConfig;
+use spec::NatNetworkConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::NicModel;
 use spec::PromiscuousPolicy;
 use spec::Transport;
+use spec::TunnelConfig;
 use vnet::Capture;
 use vnet::Limits;
 use vnet::Nat;
@@ -30,6 +34,9 @@ use vnet::Promiscuous;
 use vnet::Role;
 use vnet::ShapedPort;
 use vnet::Switch;
+use vnet::hub::HubConfig;
+use vnet::hub::Starter;
+use vnet::hub::Uplink;
 use vnet::nat::NatError;
 
 use crate::BuildError;
@@ -66,16 +73,25 @@ enum Network {
     /// Nothing that lives.
     Idle,
     Nat(Nat),
+    Uplink(Uplink),
 }
 
 /// The cables of all cards, by the card's name.
-#[derive(Default)]
 pub(crate) struct Networks {
     cables: BTreeMap<String, Cable>,
     /// Ports that tests and embedders give.
     given: BTreeMap<String, Arc<dyn FramePort>>,
     /// Where frames are captured to.
     capture: Option<Arc<Capture>>,
+    start_switch: SwitchStarter,
+}
+
+/// Starts the switch process of a network, which is one for [`hub_config`]; returns at once.
+pub type SwitchStarter = Arc<dyn Fn(&NetworkConfig) -> io::Result<()> + Send + Sync>;
+
+/// For programs that have no switch process: somebody else has to have started it.
+fn no_switch(_: &NetworkConfig) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 impl fmt::Debug for Networks {
@@ -102,11 +118,16 @@ pub enum CableError {
 }
 
 impl Networks {
-    pub(crate) fn new(given: BTreeMap<String, Arc<dyn FramePort>>, capture: Option<Arc<Capture>>) -> Self {
+    pub(crate) fn new(
+        given: BTreeMap<String, Arc<dyn FramePort>>,
+        capture: Option<Arc<Capture>>,
+        start_switch: Option<SwitchStarter>,
+    ) -> Self {
         Self {
             cables: BTreeMap::new(),
             given,
             capture,
+            start_switch: start_switch.unwrap_or_else(|| Arc::new(no_switch)),
         }
     }
 
@@ -148,7 +169,32 @@ impl Networks {
             // A switch all the same: its link can be changed and its frames captured.
             NetworkConfig::Null => plugged(),
             NetworkConfig::Nat(nat) => connect_nat(nat, port_config(config, name))?,
+            NetworkConfig::NatNetwork(NatNetworkConfig { name: network, nat }) => {
+                let hub = hub(network, Some(nat));
+                self.join(&hub, &config.network, port_config(config, name))?
+            }
+            NetworkConfig::Internal(network) => {
+                let hub = hub(network, None);
+                self.join(&hub, &config.network, port_config(config, name))?
+            }
+            NetworkConfig::Udp(tunnel) => connect_tunnel(*tunnel, port_config(config, name))?,
         })
+    }
+
+    /// Joins a network of several machines.
+    fn join(
+        &self,
+        hub: &HubConfig,
+        network: &NetworkConfig,
+        port: PortConfig,
+    ) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+        let (start, network) = (Arc::clone(&self.start_switch), network.clone());
+        let start: Starter = Arc::new(move || start(&network));
+        let failed = BuildError::Uplink;
+        let directory = vnet::hub::directory().map_err(failed)?;
+        let switch = Switch::new();
+        let uplink = Uplink::join(&switch, &directory, hub, start).map_err(failed)?;
+        Ok(uplinked(&switch, uplink, port))
     }
 
     /// Plugs a card's cable in or out.
@@ -180,7 +226,7 @@ impl Networks {
         };
         match &cable.network {
             Network::Nat(nat) => Ok(nat),
-            Network::Idle => Err(CableError::NoNat(name.unwrap_or_default().to_owned())),
+            Network::Idle | Network::Uplink(_) => Err(CableError::NoNat(name.unwrap_or_default().to_owned())),
         }
     }
 
@@ -210,17 +256,7 @@ impl Cable {
 
 fn connect_nat(config: &NatConfig, port: PortConfig) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
     let switch = Switch::new();
-    let usual = vnet::nat::NatConfig::default();
-    let nat = vnet::nat::NatConfig {
-        network: config.network,
-        loopback: config.loopback,
-        restricted: config.restricted,
-        dns: config.dns,
-        ipv6: config.ipv6,
-        mtu: config.mtu,
-        ..usual
-    };
-    let nat = Nat::start(&switch, nat)?;
+    let nat = Nat::start(&switch, nat_config(config))?;
     for forward in &config.forwards {
         nat.forward(door(forward))?;
     }
@@ -230,6 +266,57 @@ fn connect_nat(config: &NatConfig, port: PortConfig) -> Result<(Arc<dyn FramePor
         network: Network::Nat(nat),
     };
     Ok((port, cable))
+}
+
+/// A NAT network as its crate wants it described.
+#[must_use]
+pub fn nat_config(config: &NatConfig) -> vnet::nat::NatConfig {
+    vnet::nat::NatConfig {
+        network: config.network,
+        loopback: config.loopback,
+        restricted: config.restricted,
+        dns: config.dns,
+        ipv6: config.ipv6,
+        mtu: config.mtu,
+        ..vnet::nat::NatConfig::default()
+    }
+}
+
+fn hub(name: &str, nat: Option<&NatConfig>) -> HubConfig {
+    HubConfig {
+        name: name.to_owned(),
+        nat: nat.map(nat_config),
+    }
+}
+
+/// The network between processes that a card's network is; none if it is none.
+#[must_use]
+pub fn hub_config(network: &NetworkConfig) -> Option<HubConfig> {
+    match network {
+        NetworkConfig::NatNetwork(config) => Some(hub(&config.name, Some(&config.nat))),
+        NetworkConfig::Internal(name) => Some(hub(name, None)),
+        _ => None,
+    }
+}
+
+fn connect_tunnel(tunnel: TunnelConfig, port: PortConfig) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+    let socket = UdpSocket::bind(tunnel.local).and_then(|socket| {
+        socket.connect(tunnel.remote)?;
+        Ok(socket)
+    });
+    let socket = socket.map_err(|error| BuildError::Network(NatError::Listen(tunnel.local, error)))?;
+    let switch = Switch::new();
+    let uplink = Uplink::tunnel(&switch, socket).map_err(BuildError::Uplink)?;
+    Ok(uplinked(&switch, uplink, port))
+}
+
+fn uplinked(switch: &Arc<Switch>, uplink: Uplink, port: PortConfig) -> (Arc<dyn FramePort>, Cable) {
+    let port = switch.plug(port);
+    let cable = Cable {
+        port: Some(Arc::clone(&port)),
+        network: Network::Uplink(uplink),
+    };
+    (port, cable)
 }
 
 fn door(forward: &Forward) -> vnet::nat::Forward {
@@ -269,6 +356,7 @@ impl Inspect for Networks {
             let port = cable.port.as_ref().map_or_else(Node::tree, |port| port.inspect());
             match &cable.network {
                 Network::Idle => tree.with(name, port),
+                Network::Uplink(uplink) => tree.with(name, port.with("uplink", uplink.inspect())),
                 Network::Nat(nat) => tree.with(name, port.with("nat", nat.inspect())),
             }
         })

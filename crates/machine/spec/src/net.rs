@@ -285,6 +285,27 @@ impl Default for NatConfig {
     }
 }
 
+impl NatConfig {
+    fn problem(&self) -> Option<String> {
+        let network = self.network;
+        let [.., last] = network.octets();
+        if last != 0 || network.is_loopback() || network.is_multicast() || network.is_unspecified() {
+            return Some(format!("`{network}` is no network of 24 bits, such as 10.0.2.0"));
+        }
+        let fits = (1280..=9000).contains(&self.mtu);
+        (!fits).then(|| format!("an mtu of {} is not between 1280 and 9000", self.mtu))
+    }
+}
+
+/// What is wrong with a network's name.
+fn check_name(name: &str) -> Option<String> {
+    let fits = (1..=32).contains(&name.len());
+    let plain = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    (!fits || !plain).then(|| format!("`{name}` is no network's name: letters, digits, - and _, 32 at most"))
+}
+
 /// What a cable is plugged into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -295,11 +316,58 @@ pub enum NetworkConfig {
     Null,
     /// The way to the world by the host's own connections.
     Nat(NatConfig),
+    /// The same for several machines of this user's, by a name.
+    NatNetwork(NatNetworkConfig),
+    /// Other machines of this user's at the network of this name, and nobody else.
+    Internal(String),
+    /// Another host, by frames in datagrams.
+    Udp(TunnelConfig),
+}
+
+/// A NAT network of several machines. The machine that is there first says what it is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatNetworkConfig {
+    /// Its name.
+    pub name: String,
+    /// What it is like; no ports lead into it.
+    pub nat: NatConfig,
+}
+
+/// Both ends of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelConfig {
+    /// Where this host listens.
+    pub local: SocketAddr,
+    /// Where the other one does.
+    pub remote: SocketAddr,
 }
 
 impl NetworkConfig {
     /// What may be written.
-    pub const NAMES: [&str; 3] = ["nat", "null", "none"];
+    pub const NAMES: [&str; 6] = [
+        "nat",
+        "natnetwork=NAME",
+        "internal=NAME",
+        "udp=LOCAL-REMOTE",
+        "null",
+        "none",
+    ];
+
+    /// What is wrong with it.
+    fn problem(&self) -> Option<String> {
+        match self {
+            Self::None | Self::Null => None,
+            Self::Nat(nat) => nat.problem(),
+            Self::NatNetwork(config) => check_name(&config.name).or_else(|| config.nat.problem()),
+            Self::Internal(name) => check_name(name),
+            Self::Udp(TunnelConfig { local, remote }) => {
+                let apart = local.is_ipv4() != remote.is_ipv4();
+                apart.then(|| format!("`{local}` and `{remote}` are of different kinds"))
+            }
+        }
+    }
 }
 
 /// What a cable carries, in each direction.
@@ -371,17 +439,7 @@ impl NicConfig {
                 "a cable carries 1000 bits a second at least, within ten seconds, and loses 100 % at most".to_owned(),
             );
         }
-        let NetworkConfig::Nat(nat) = &self.network else {
-            return None;
-        };
-        let [.., last] = nat.network.octets();
-        if last != 0 || nat.network.is_loopback() || nat.network.is_multicast() || nat.network.is_unspecified() {
-            return Some(format!("`{}` is no network of 24 bits, such as 10.0.2.0", nat.network));
-        }
-        if !(1280..=9000).contains(&nat.mtu) {
-            return Some(format!("an mtu of {} is not between 1280 and 9000", nat.mtu));
-        }
-        None
+        self.network.problem()
     }
 }
 

@@ -26,6 +26,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use device_model::FramePort;
+use device_model::Inspect;
+use device_model::Node;
 use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::Timespec;
@@ -136,6 +138,9 @@ impl Hub {
     /// # Errors
     /// What the system says to it.
     pub fn open(directory: &Path, config: &HubConfig) -> io::Result<Option<Self>> {
+        if !is_name(&config.name) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let path = directory.join(config.stem()).with_extension("sock");
         let lock = File::create(path.with_extension("lock"))?;
         match lock.try_lock() {
@@ -287,6 +292,7 @@ enum Far {
 pub struct Uplink {
     event: Arc<OwnedFd>,
     ended: Arc<AtomicBool>,
+    connected: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -324,10 +330,12 @@ impl Uplink {
         let waker = Arc::clone(&event);
         port.set_waker(Arc::new(move || wake(&waker)));
         let ended = Arc::<AtomicBool>::default();
+        let connected = Arc::<AtomicBool>::default();
         let body = Body {
             port,
             event: Arc::clone(&event),
             ended: Arc::clone(&ended),
+            connected: Arc::clone(&connected),
         };
         let thread = thread::Builder::new()
             .name("uplink".to_owned())
@@ -335,8 +343,15 @@ impl Uplink {
         Ok(Self {
             event,
             ended,
+            connected,
             thread: Some(thread),
         })
+    }
+}
+
+impl Inspect for Uplink {
+    fn inspect(&self) -> Node {
+        Node::tree().with("connected", self.connected.load(Ordering::Relaxed))
     }
 }
 
@@ -356,6 +371,7 @@ struct Body {
     port: Arc<Port>,
     event: Arc<OwnedFd>,
     ended: Arc<AtomicBool>,
+    connected: Arc<AtomicBool>,
 }
 
 impl Body {
@@ -370,9 +386,11 @@ impl Body {
                 Far::Socket(socket) => (socket.take(), Wire::Plain),
             };
             let Some(socket) = socket else { return };
+            self.connected.store(true, Ordering::Relaxed);
             if let Err(error) = self.serve(socket, wire) {
                 tracing::debug!(%error, "the network's switch is gone");
             }
+            self.connected.store(false, Ordering::Relaxed);
         }
     }
 
