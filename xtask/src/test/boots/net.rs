@@ -20,6 +20,7 @@ use super::cases::no_complaints;
 use super::cases::says;
 use super::ctl::Ctl;
 use super::ctl::with_user;
+use crate::boot::Boot;
 use crate::process;
 
 /// How long the guest may take to say something.
@@ -176,4 +177,83 @@ pub(super) fn nat_leads_to_the_world_and_back(lab: &Lab) -> anyhow::Result<()> {
         says(seen, &format!("@hash {hash}"))?;
         says(seen, "@again-0")
     })
+}
+
+/// How long machines may take to have a switch again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The switch process of a network, by its command line.
+fn switch_of(network: &str) -> Option<u32> {
+    let wanted = format!("\"internal\":\"{network}\"");
+    let processes = std::fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        (line.contains("network-switch") && line.contains(&wanted)).then_some(pid)
+    })
+}
+
+/// Kills the switch of a network, and waits for another.
+fn replace_switch(network: &str) -> anyhow::Result<()> {
+    let old = switch_of(network).context("the network has no switch")?;
+    process::output(Command::new("kill").args(["-9", &old.to_string()]))?;
+    let killed = Instant::now();
+    loop {
+        if switch_of(network).is_some_and(|new| new != old) {
+            return Ok(());
+        }
+        ensure!(killed.elapsed() < AGAIN, "nobody starts another switch");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(super) fn two_guests_talk_and_outlive_their_switch(lab: &Lab) -> anyhow::Result<()> {
+    let network = format!("test{}", std::process::id());
+    let serves = "insmod /lib/modules/mii.ko; insmod /lib/modules/pcnet32.ko; ifconfig eth0 10.77.0.1 up; \
+                  head -c 8388608 /dev/urandom >/tmp/f; echo @served $(sha256sum </tmp/f); \
+                  (while true; do nc -l -p 9 </tmp/f; done) & nc -l -p 10; echo @done";
+    let fetches = "insmod /lib/modules/e1000.ko; ifconfig eth0 10.77.0.2 up; \
+                   reach() { until ping -c 1 -W 1 10.77.0.1 >/dev/null; do sleep .2; done; }; \
+                   reach; echo @fetched $(nc 10.77.0.1 9 | sha256sum); echo @before; sleep 4; \
+                   reach; echo @again $(nc 10.77.0.1 9 | sha256sum); echo end | nc 10.77.0.1 10";
+    let with = |boot: Boot, model: &str| {
+        let nic = format!("internal={network},model={model}");
+        boot.with(&["--machine", "pc", "--memory", "128M", "--nic", &nic])
+    };
+    let server = with(lab.commands("full", serves)?, "pcnet");
+    let client = with(lab.commands("full", fetches)?, "e1000");
+    let told = client.told();
+    let (served, killed, watched) = thread::scope(|scope| {
+        let server = scope.spawn(|| server.watch());
+        let killer = scope.spawn(|| {
+            told.wait_for_line("@before", &mut 0, LIMIT)?;
+            replace_switch(&network)
+        });
+        let watched = lab.watch(&client, |seen| {
+            ensure!(seen.status == Some(0), "the machine did not power off");
+            no_complaints(seen)?;
+            says(seen, "@again")
+        });
+        (server.join(), killer.join(), watched)
+    });
+    watched?;
+    let panicked = |_| anyhow::anyhow!("a thread panicked");
+    killed.map_err(panicked)??;
+    let served = served.map_err(panicked)??;
+    let hash = |log: &str, mark: &str| {
+        let line = log.lines().find_map(|line| line.strip_prefix(mark));
+        line.and_then(|rest| rest.split_whitespace().next().map(str::to_owned))
+    };
+    let said: Vec<&str> = served.lines.iter().map(|line| line.text.as_str()).collect();
+    let (mine, theirs) = (hash(&said.join("\n"), "@served"), told.wait_for("@@end", LIMIT)?);
+    ensure!(mine.is_some(), "the other guest served nothing");
+    for mark in ["@fetched", "@again"] {
+        ensure!(
+            hash(&theirs, mark) == mine,
+            "{mark}: {:?} instead of {mine:?}",
+            hash(&theirs, mark)
+        );
+    }
+    Ok(())
 }
