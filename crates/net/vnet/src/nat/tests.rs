@@ -87,6 +87,9 @@ impl TxToken for Token<'_> {
         let mut bytes = packet::ethernet(GATEWAY_MAC, GUEST_MAC, 0x0800);
         bytes.resize(14 + len, 0);
         let result = f(&mut bytes[14..]);
+        if bytes[14] >> 4 == 6 {
+            bytes[12..14].copy_from_slice(&[0x86, 0xdd]);
+        }
         // What is given back is lost, as on a wire.
         let _ = self.0.send(Frame::new(bytes));
         result
@@ -100,7 +103,7 @@ impl Device for Card {
     fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Token<'_>, Token<'_>)> {
         loop {
             let frame = self.port.receive()?;
-            if frame.bytes[12..14] == [8, 0] {
+            if frame.bytes[12..14] == [8, 0] || frame.bytes[12..14] == [0x86, 0xdd] && frame.bytes[20] == 6 {
                 return Some((Token(&self.port, Some(frame)), Token(&self.port, None)));
             }
             self.answer_arp(&frame);
@@ -152,7 +155,10 @@ fn guest(config: NatConfig) -> Guest {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = 7;
     let mut interface = Interface::new(config, &mut card, smoltcp::time::Instant::ZERO);
-    interface.update_ip_addrs(|all| all.push(IpCidr::new(IpAddress::v4(10, 0, 2, 15), 0)).unwrap());
+    interface.update_ip_addrs(|all| {
+        all.push(IpCidr::new(IpAddress::v4(10, 0, 2, 15), 0)).unwrap();
+        all.push(IpCidr::new(GUEST6, 0)).unwrap();
+    });
     Guest {
         nat,
         card,
@@ -205,6 +211,8 @@ impl Guest {
     }
 }
 
+const GUEST6: IpAddress = IpAddress::v6(0xfd17, 0x625c, 0xf037, 2, 0, 0, 0, 0xf);
+const GATEWAY6: IpAddress = IpAddress::v6(0xfd17, 0x625c, 0xf037, 2, 0, 0, 0, 2);
 const GATEWAY: IpAddress = IpAddress::v4(10, 0, 2, 2);
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -215,7 +223,11 @@ fn pattern(len: usize) -> Vec<u8> {
 
 /// Sends everything that it is sent back, and ends when the client does.
 fn echo_server() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    echo_server_at("127.0.0.1:0")
+}
+
+fn echo_server_at(address: &str) -> u16 {
+    let listener = TcpListener::bind(address).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
@@ -253,6 +265,19 @@ fn bytes_go_both_ways_and_both_ends_end() {
     let handle = guest.connect((GATEWAY, port), 40_000);
     assert!(exchange(&mut guest, handle, &bytes) == bytes);
     guest.until(|guest| guest.nat.inspect().at("tcp_connections") == Some(&Node::Number(0)));
+}
+
+#[test]
+fn bytes_go_both_ways_by_ipv6() {
+    let Ok(_) = TcpListener::bind("[::1]:0") else {
+        eprintln!("SKIPPED: this host has no IPv6");
+        return;
+    };
+    let port = echo_server_at("[::1]:0");
+    let mut guest = guest(loopback());
+    let bytes = pattern(1_000_000);
+    let handle = guest.connect((GATEWAY6, port), 40_000);
+    assert!(exchange(&mut guest, handle, &bytes) == bytes);
 }
 
 #[test]

@@ -178,7 +178,7 @@ impl Device for Wire<'_> {
         checksum.ipv4 = Checksum::Tx;
         let mut segmentation = SegmentationCapabilities::default();
         segmentation.tcpv4 = NonZeroUsize::new(LONGEST);
-        segmentation.tcpv6 = NonZeroUsize::new(LONGEST);
+        // Not of IPv6: smoltcp 0.14 drops what is longer than the MTU there.
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.out.mtu();

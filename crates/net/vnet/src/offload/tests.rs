@@ -94,6 +94,30 @@ fn long_segment_becomes_segments_that_carry_the_same_bytes() {
 }
 
 #[test]
+fn long_segment_of_ipv6_is_split_too() {
+    let mut frame = udp6(0);
+    frame.bytes.truncate(54);
+    frame.bytes[20] = TCP;
+    frame.bytes.extend([
+        0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 0x10, 0, 0, 0, 0, 0,
+    ]);
+    frame.bytes.extend((0..4000u32).map(|n| n as u8));
+    frame.bytes[18..20].copy_from_slice(&4020u16.to_be_bytes());
+    frame.offload.checksum = Checksum::Missing { start: 54, offset: 16 };
+    frame.offload.segmentation = Some(Segmentation {
+        kind: SegmentKind::Tcp6,
+        size: 1440,
+        ecn: false,
+    });
+    let out = finished(frame);
+    assert_eq!(
+        out.iter().map(|f| f.bytes.len() - 74).collect::<Vec<_>>(),
+        [1440, 1440, 1120]
+    );
+    assert!(out.iter().all(is_right));
+}
+
+#[test]
 fn long_datagram_becomes_datagrams() {
     let mut frame = udp6(2500);
     frame.offload.segmentation = Some(Segmentation {
