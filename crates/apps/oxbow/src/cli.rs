@@ -11,6 +11,7 @@ use crate::disk::DiskArgs;
 use crate::doctor::DoctorArgs;
 use crate::end;
 use crate::man::ManArgs;
+use crate::network_switch::NetworkSwitchArgs;
 use crate::plan::PlanArgs;
 use crate::run::RunArgs;
 
@@ -52,6 +53,9 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write all pages into a directory
     Man(ManArgs),
+    /// The switch of a network of several machines; they start it themselves
+    #[command(hide = true)]
+    NetworkSwitch(NetworkSwitchArgs),
 }
 
 /// The command line, parsed. Help and mistakes are printed here; then the error is the exit status.

@@ -3,6 +3,7 @@
 mod attach;
 mod input;
 mod media;
+mod net;
 mod screen;
 mod show;
 
@@ -37,6 +38,7 @@ Examples:
   oxbow ctl vm.sock inspect pc/devices/pit
   oxbow ctl vm.sock insert floppy0 disk2.img
   oxbow ctl vm.sock attach disk data.qcow2,bus=nvme
+  oxbow ctl vm.sock forward tcp:127.0.0.1:2222-:22
   oxbow ctl vm.sock engine interp
   oxbow ctl vm.sock power-button
 
@@ -95,6 +97,10 @@ enum Verb {
     Attach(attach::AttachArgs),
     /// Detach a drive that can go: the guest is asked where it has a say
     Detach(attach::DetachArgs),
+    /// Plug the cable of a network card in or out
+    Link(net::LinkArgs),
+    /// Let a port of the host lead to the guest, or end that
+    Forward(net::ForwardArgs),
     /// Print what happens to the machine, a line each, until it ends
     Events(show::EventsArgs),
 }
@@ -123,6 +129,8 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Verb::Insert(args) => media::insert(&mut link, args),
         Verb::Attach(args) => attach::attach(&mut link, args),
         Verb::Detach(args) => attach::detach(&mut link, args),
+        Verb::Link(args) => net::link(&mut link, args),
+        Verb::Forward(args) => net::forward(&mut link, args),
         Verb::Events(args) => show::events(&mut link, args),
     }
 }

@@ -15,6 +15,8 @@ mod escape;
 mod failure;
 mod machine_args;
 mod man;
+mod network_switch;
+mod nics;
 mod plan;
 mod pseudo_terminal;
 mod run;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Completions(args) => completions::run(&args),
         cli::Command::Man(args) => man::run(&args),
+        cli::Command::NetworkSwitch(args) => network_switch::run(&args),
     };
     match result {
         Ok(code) => code,

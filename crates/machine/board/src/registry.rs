@@ -6,6 +6,7 @@
 
 mod interrupts;
 mod legacy;
+mod nic;
 mod pc;
 mod platform;
 mod q35;
@@ -51,6 +52,7 @@ use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
 use crate::hotplug::Sockets;
+use crate::network::Networks;
 use crate::serial::SerialEnd;
 use crate::storage::ImageMedium;
 use crate::storage::Workers;
@@ -82,6 +84,8 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ide",           place: storage::place_ide,          build: storage::build_ide },
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
+    Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
+    Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
@@ -136,7 +140,15 @@ pub(crate) mod bdf {
         Bdf::new(0, 28, number - 1)
     }
 
-    /// Where the device called `name` is: `vga`, `ahci` or `nvme`.
+    /// The usual slot of network card 0; those of the others follow.
+    const fn first_nic(machine: MachineKind) -> u8 {
+        match machine {
+            MachineKind::Q35 => 2,
+            _ => 5,
+        }
+    }
+
+    /// Where the device called `name` is: `vga`, `ahci`, `nvme`, `nic0`.
     pub(crate) fn of(spec: &MachineSpec, name: &str) -> Bdf {
         match spec.devices.places.get(name) {
             Some(PciPlace::Root(slot)) => Bdf::new(0, *slot, 0),
@@ -147,6 +159,9 @@ pub(crate) mod bdf {
     }
 
     fn usual(machine: MachineKind, name: &str) -> Bdf {
+        if let Some(number) = name.strip_prefix("nic").and_then(|number| number.parse::<u8>().ok()) {
+            return Bdf::new(0, first_nic(machine).saturating_add(number), 0);
+        }
         match (machine, name) {
             (MachineKind::Q35, "vga") => Bdf::new(0, 1, 0),
             (MachineKind::Q35, "ahci") => Bdf::new(0, 31, 2),
@@ -214,6 +229,8 @@ pub(crate) struct Builder<'a> {
     /// Threads of disks, and the images that were opened.
     pub(crate) workers: Arc<Workers>,
     pub(crate) media: Vec<Arc<ImageMedium>>,
+    /// What the cables of network cards are plugged into.
+    pub(crate) networks: Networks,
     /// Serial wires that no port has taken yet.
     pub(crate) serial: BTreeMap<String, SerialPort>,
     /// The wires that ports have taken.
@@ -234,6 +251,13 @@ impl Builder<'_> {
         let wake = Arc::clone(&self.events) as Arc<dyn Wake>;
         Slot::new(&place.name, device, Arc::clone(&self.clock), wake)
     }
+}
+
+/// How workers and networks ask for a poll of the device.
+fn waker(builder: &mut Builder<'_>, place: &Placement) -> Arc<dyn Fn() + Send + Sync> {
+    let request = PollRequest::new(builder.events.clone());
+    builder.poll_requests.insert(place.name.clone(), request.clone());
+    Arc::new(move || request.raise())
 }
 
 /// The pin `pin` (1 for INTA#) of a PCI function.

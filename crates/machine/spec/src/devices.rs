@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::NicConfig;
 use crate::PciPlace;
 use crate::Size;
 
@@ -99,7 +100,7 @@ pub struct FloppyConfig {
 }
 
 /// The one of `all` that is written `text`, or an error that tells what there is.
-fn named<T: Copy, const N: usize>(
+pub(crate) fn named<T: Copy, const N: usize>(
     text: &str,
     all: [T; N],
     name: fn(T) -> &'static str,
@@ -255,7 +256,9 @@ pub struct DevicesSpec {
     pub disks: Vec<DiskConfig>,
     /// CD and DVD drives of a PC.
     pub cdroms: Vec<CdromConfig>,
-    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
+    /// Network cards of a PC, `nic0` first.
+    pub nics: Vec<NicConfig>,
+    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
     pub places: BTreeMap<String, PciPlace>,
 }
 
@@ -272,6 +275,7 @@ impl Default for DevicesSpec {
             floppies: Vec::new(),
             disks: Vec::new(),
             cdroms: Vec::new(),
+            nics: Vec::new(),
             places: BTreeMap::new(),
         }
     }

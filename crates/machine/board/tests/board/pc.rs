@@ -18,8 +18,12 @@ use spec::DebugExitConfig;
 use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
+use spec::MacAddress;
 use spec::MachineKind;
 use spec::MachineSpec;
+use spec::NetworkConfig;
+use spec::NicConfig;
+use spec::NicModel;
 use spec::Size;
 use spec::StorageBus;
 use tempfile::TempDir;
@@ -109,6 +113,23 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
     spec.devices.disks = vec![drive(StorageBus::Ide), drive(StorageBus::Ahci), drive(StorageBus::Nvme)];
     let cdrom = |bus| CdromConfig { image: None, bus };
     spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
+    let nic = |model, last| NicConfig {
+        model,
+        mac: Some(MacAddress([8, 0, 0x27, 0, 0, last])),
+        ..NicConfig::new(NetworkConfig::Null)
+    };
+    let models = [
+        NicModel::E1000,
+        NicModel::I82543Gc,
+        NicModel::I82545Em,
+        NicModel::Pcnet,
+        NicModel::Am79C970A,
+    ];
+    spec.devices.nics = models
+        .into_iter()
+        .zip(1..)
+        .map(|(model, last)| nic(model, last))
+        .collect();
     spec
 }
 

@@ -45,7 +45,9 @@ fn configuration(bus: u64, device: u64, function: u64, register: u64) -> u64 {
 fn chipset_and_cards_are_found_by_memory_mapped_configuration() {
     let dir = TempDir::new().unwrap();
     let mut spec = everything(&dir);
-    spec.devices.places = [("vga".to_owned(), PciPlace::Bridge(3))].into();
+    spec.devices.nics.truncate(1);
+    let places = [("vga", PciPlace::Bridge(3)), ("nic0", PciPlace::Bridge(4))];
+    spec.devices.places = places.map(|(name, place)| (name.to_owned(), place)).into();
     let (ids, found) = mpsc::channel();
     let machine = build(&spec, Backends::default(), move |step| {
         if step.number > 0 || step.cpu > 0 {
@@ -86,6 +88,7 @@ fn chipset_and_cards_are_found_by_memory_mapped_configuration() {
         (0, 0x1f, 3, 0x2930_8086),
         (7, 0, 0, 0x4e56_80ee),
         (9, 3, 0, 0x1111_1234),
+        (9, 4, 0, 0x100e_8086),
     ];
     assert_eq!(found.recv().unwrap(), expected);
 }

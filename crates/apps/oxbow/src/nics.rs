@@ -1,0 +1,267 @@
+//! Network cards on the command line: a network, then what differs from the usual.
+
+use std::net::IpAddr;
+
+use spec::Forward;
+use spec::NatConfig;
+use spec::NatNetworkConfig;
+use spec::NetworkConfig;
+use spec::NicConfig;
+use spec::TunnelConfig;
+
+use crate::drives::split;
+
+/// A network card.
+pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
+    let (network, options) = split(text);
+    let mut network = match network.as_str() {
+        "nat" => NetworkConfig::Nat(NatConfig::default()),
+        "null" => NetworkConfig::Null,
+        "none" => NetworkConfig::None,
+        other if other.contains('=') => named_network(other)?,
+        _ => {
+            return Err(format!(
+                "unknown network `{network}`; there are {}",
+                NetworkConfig::NAMES.join(", ")
+            ));
+        }
+    };
+    let options = match &mut network {
+        NetworkConfig::Nat(nat) => nat_options(nat, options)?,
+        NetworkConfig::NatNetwork(config) => nat_options(&mut config.nat, options)?,
+        _ => options,
+    };
+    let mut nic = NicConfig::new(network);
+    for (name, value) in options {
+        match (name.as_str(), value) {
+            ("unplugged", None) => nic.unplugged = true,
+            ("model", Some(value)) => nic.model = value.parse()?,
+            ("mac", Some(value)) => nic.mac = Some(value.parse()?),
+            ("promisc", Some(value)) => nic.promiscuous = value.parse()?,
+            ("bandwidth", Some(value)) => nic.limits.bandwidth = Some(parse_bandwidth(&value)?),
+            ("latency", Some(value)) => nic.limits.latency = parse_latency(&value)?,
+            ("loss", Some(value)) => nic.limits.loss = parse_loss(&value)?,
+            (name, _) => {
+                return Err(format!(
+                    "`{name}` is no option of such a network card; there are model=, mac=, promisc=, bandwidth=, \
+                     latency=, loss= and unplugged, and of nat \
+                     loopback, restricted, net=, dns=, mtu= and ipv6=off"
+                ));
+            }
+        }
+    }
+    Ok(nic)
+}
+
+/// Bits a second: a number with K, M or G, which are thousands.
+fn parse_bandwidth(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no bandwidth; write bits a second, such as 10M");
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1000),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1_000_000),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1_000_000_000),
+        _ => (Some(text), 1),
+    };
+    let number: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// Microseconds: a number with `ms` or `us`.
+fn parse_latency(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is no latency; write one such as 20ms or 500us");
+    let (digits, unit) = match (text.strip_suffix("ms"), text.strip_suffix("us")) {
+        (Some(digits), _) => (digits, 1000),
+        (_, Some(digits)) => (digits, 1),
+        _ => return Err(wrong()),
+    };
+    let number: u32 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// Of a million: a percentage with up to four decimals.
+fn parse_loss(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is no loss; write a percentage such as 0.5%");
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+    if decimals.len() > 4 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let whole: u32 = whole.parse().map_err(|_| wrong())?;
+    let decimals: u32 = format!("{decimals:0<4}").parse().map_err(|_| wrong())?;
+    whole.checked_mul(10_000).map(|loss| loss + decimals).ok_or_else(wrong)
+}
+
+/// A network that has a name, or addresses.
+fn named_network(text: &str) -> Result<NetworkConfig, String> {
+    let (kind, value) = text.split_once('=').unwrap_or((text, ""));
+    match kind {
+        "internal" => Ok(NetworkConfig::Internal(value.to_owned())),
+        "natnetwork" => Ok(NetworkConfig::NatNetwork(NatNetworkConfig {
+            name: value.to_owned(),
+            nat: NatConfig::default(),
+        })),
+        "udp" => {
+            let wrong = || format!("`{value}` is no tunnel; write LOCAL-REMOTE, such as 0.0.0.0:5000-192.0.2.7:5000");
+            let (local, remote) = value.split_once('-').ok_or_else(wrong)?;
+            Ok(NetworkConfig::Udp(TunnelConfig {
+                local: local.parse().map_err(|_| wrong())?,
+                remote: remote.parse().map_err(|_| wrong())?,
+            }))
+        }
+        _ => Err(format!(
+            "unknown network `{kind}`; there are {}",
+            NetworkConfig::NAMES.join(", ")
+        )),
+    }
+}
+
+type Options = Vec<(String, Option<String>)>;
+
+/// Takes the options that are of a NAT network, and leaves the others.
+fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String> {
+    let mut rest = Vec::new();
+    for (name, value) in options {
+        match (name.as_str(), value) {
+            ("loopback", None) => nat.loopback = true,
+            ("restricted", None) => nat.restricted = true,
+            ("net", Some(value)) => {
+                let address = value.strip_suffix("/24").unwrap_or(&value);
+                let wrong = |_| format!("`{value}` is no network of 24 bits; write one such as 10.0.2.0/24");
+                nat.network = address.parse().map_err(wrong)?;
+            }
+            ("dns", Some(value)) => {
+                let whole = value
+                    .parse()
+                    .or_else(|_| value.parse().map(|address: IpAddr| (address, 53).into()));
+                nat.dns = Some(whole.map_err(|_| format!("`{value}` is no address; write ADDRESS or ADDRESS:PORT"))?);
+            }
+            ("mtu", Some(value)) => {
+                nat.mtu = value
+                    .parse()
+                    .map_err(|_| format!("`{value}` is no mtu; 1500 is usual"))?
+            }
+            ("ipv6", Some(value)) if value == "off" => nat.ipv6 = false,
+            ("ipv6", Some(value)) if value == "on" => nat.ipv6 = true,
+            (_, value) => rest.push((name, value)),
+        }
+    }
+    Ok(rest)
+}
+
+/// Adds ports of the host's to the first NAT network of the cards.
+pub(crate) fn add_forwards(nics: &mut [NicConfig], forwards: &[Forward]) -> anyhow::Result<()> {
+    let nats = nics.iter_mut().find_map(|nic| match &mut nic.network {
+        NetworkConfig::Nat(nat) => Some(nat),
+        _ => None,
+    });
+    match nats {
+        Some(nat) => nat.forwards.extend(forwards),
+        None if forwards.is_empty() => {}
+        None => anyhow::bail!("--forward needs a network card at a NAT network: --nic nat"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use spec::NicModel;
+    use spec::PromiscuousPolicy;
+
+    use super::*;
+
+    #[test]
+    fn options_follow_the_network_in_any_order() {
+        let nic = parse_nic("null,unplugged,mac=08:00:27:00:00:01,model=82545em,promisc=allow-vms").unwrap();
+        assert_eq!(nic.network, NetworkConfig::Null);
+        assert_eq!(nic.mac.unwrap().0, [8, 0, 0x27, 0, 0, 1]);
+        assert_eq!((nic.model, nic.unplugged), (NicModel::I82545Em, true));
+        assert_eq!(nic.promiscuous, PromiscuousPolicy::AllowVms);
+        assert_eq!(parse_nic("none").unwrap(), NicConfig::new(NetworkConfig::None));
+    }
+
+    #[test]
+    fn nat_has_options_of_its_own_and_takes_forwards() {
+        let nic = parse_nic("nat,loopback,net=192.168.5.0/24,dns=192.0.2.1,mtu=9000,ipv6=off,model=82543gc").unwrap();
+        let mut nics = [parse_nic("null").unwrap(), nic];
+        let forward = "tcp:127.0.0.1:2222-:22".parse().unwrap();
+        add_forwards(&mut nics, &[forward]).unwrap();
+        let NetworkConfig::Nat(nat) = &nics[1].network else {
+            panic!("{nics:?}")
+        };
+        let expected = NatConfig {
+            network: [192, 168, 5, 0].into(),
+            loopback: true,
+            restricted: false,
+            dns: Some("192.0.2.1:53".parse().unwrap()),
+            ipv6: false,
+            mtu: 9000,
+            forwards: vec![forward],
+        };
+        assert_eq!(*nat, expected);
+        assert!(add_forwards(&mut nics[..1], &[forward]).is_err());
+        assert!(add_forwards(&mut nics[..1], &[]).is_ok());
+    }
+
+    #[test]
+    fn networks_of_several_machines_have_names_or_addresses() {
+        let network = |text| parse_nic(text).unwrap().network;
+        assert_eq!(network("internal=lan"), NetworkConfig::Internal("lan".to_owned()));
+        let NetworkConfig::NatNetwork(shared) = network("natnetwork=office,loopback,net=10.9.0.0/24") else {
+            panic!("another network");
+        };
+        assert_eq!((shared.name.as_str(), shared.nat.loopback), ("office", true));
+        let tunnel = TunnelConfig {
+            local: "0.0.0.0:5000".parse().unwrap(),
+            remote: "192.0.2.7:5001".parse().unwrap(),
+        };
+        assert_eq!(network("udp=0.0.0.0:5000-192.0.2.7:5001"), NetworkConfig::Udp(tunnel));
+    }
+
+    #[test]
+    fn cables_have_limits() {
+        let nic = parse_nic("null,bandwidth=10M,latency=20ms,loss=0.25%").unwrap();
+        let limits = spec::CableLimits {
+            bandwidth: Some(10_000_000),
+            latency: 20_000,
+            loss: 2500,
+        };
+        assert_eq!(nic.limits, limits);
+        assert_eq!(parse_loss("100").unwrap(), 1_000_000);
+        for text in [
+            "bandwidth=fast",
+            "bandwidth=99999999999G",
+            "latency=20",
+            "latency=-1ms",
+            "loss=x",
+            "loss=0.12345%",
+            "loss=9999999%",
+        ] {
+            assert!(
+                parse_nic(&format!("null,{text}")).unwrap_err().contains("such as"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told_with_what_does() {
+        for (text, part) in [
+            ("", "nat, natnetwork=NAME, internal=NAME, udp=LOCAL-REMOTE, null, none"),
+            ("lan", "internal=NAME"),
+            ("bridged=eth0", "internal=NAME"),
+            ("udp=1-2", "LOCAL-REMOTE"),
+            ("null,loopback", "of nat"),
+            ("nat,dns=x", "ADDRESS"),
+            ("nat,net=1.2.3", "10.0.2.0/24"),
+            ("nat,ipv6=maybe", "ipv6=off"),
+            ("null,model=ne2000", "e1000"),
+            ("null,mac=1", "08:00:27"),
+            ("null,promisc=yes", "deny, allow-vms, allow-all"),
+            ("null,speed=1", "model="),
+            ("null,unplugged=1", "model="),
+        ] {
+            let error = parse_nic(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}
