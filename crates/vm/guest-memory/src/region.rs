@@ -3,6 +3,8 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
 
 use crate::CodeMap;
 use crate::MemoryError;
@@ -119,6 +121,29 @@ impl MemoryRegion {
         // SAFETY: the range lies inside the mapping, as above.
         unsafe { copy_volatile(buf.as_ptr(), self.host.as_ptr().add(offset as usize), buf.len()) }
         self.code.note_write(offset, buf.len() as u64);
+    }
+}
+
+impl MemoryRegion {
+    fn number(&self, offset: u64) -> &AtomicU16 {
+        assert!(
+            offset + 2 <= self.len && offset.is_multiple_of(2),
+            "checked by the caller"
+        );
+        // SAFETY: the number lies inside the mapping, which begins at a page and lives as long as the region; everybody
+        // accesses it by volatile or atomic operations.
+        unsafe { AtomicU16::from_ptr(self.host.as_ptr().add(offset as usize).cast()) }
+    }
+
+    /// Reads a 16-bit number. It must lie inside the region, at an even offset.
+    pub(crate) fn load_u16(&self, offset: u64) -> u16 {
+        u16::from_le(self.number(offset).load(Ordering::Acquire))
+    }
+
+    /// Writes a 16-bit number and notes the write. As [`Self::load_u16`].
+    pub(crate) fn store_u16(&self, offset: u64, value: u16) {
+        self.number(offset).store(value.to_le(), Ordering::Release);
+        self.code.note_write(offset, 2);
     }
 }
 
