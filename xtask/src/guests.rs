@@ -45,6 +45,13 @@ const FULL_MODULES: &[&str] = &[
     "cdrom", "sr_mod", "libata", "libahci", "ahci", "ata_piix",
 ];
 
+/// For tests of virtio devices, in the order in which they can be loaded.
+#[rustfmt::skip]
+const VIRTIO_MODULES: &[&str] = &[
+    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+    "virtio_blk", "virtio-rng", "virtio_console", "virtio_balloon", "failover", "net_failover", "virtio_net",
+];
+
 /// All guests.
 pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
@@ -52,7 +59,7 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         what: "the kernel for clouds, amd64",
         architecture: "amd64",
         kernel: "linux-image-cloud-amd64",
-        modules: &[],
+        modules: VIRTIO_MODULES,
     },
     Recipe {
         name: "full",

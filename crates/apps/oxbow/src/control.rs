@@ -202,11 +202,7 @@ fn wish(request: &Request) -> Result<Attach, String> {
 }
 
 fn describe_drive(attachment: &Attachment) -> AttachedStatus {
-    let bus = match attachment.drive.bus() {
-        StorageBus::Ide => "ide",
-        StorageBus::Ahci => "ahci",
-        StorageBus::Nvme => "nvme",
-    };
+    let bus = attachment.drive.bus().name();
     AttachedStatus {
         name: attachment.id.clone(),
         kind: attachment.drive.kind().to_owned(),

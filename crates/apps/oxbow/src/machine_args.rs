@@ -16,6 +16,7 @@ use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::PciPlace;
+use spec::RngConfig;
 use spec::SerialConfig;
 use spec::Size;
 use spec::TestdevConfig;
@@ -57,14 +58,18 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=MODE][,serial=S][,ro]
+    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio][,cache=MODE][,serial=S][,ro]
     ///
-    /// A q35 has no IDE; its drives are on AHCI if no bus is given.
+    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio only.
     /// The format is found by the file's contents if it is not given.
     /// Cache modes: `writeback`; `writethrough` makes each write safe at once; `none` and `directsync` are the same two past the
     /// host's page cache; `unsafe` lets the guest's flushes do nothing.
     #[arg(long, value_name = "FILE", value_parser = drives::parse_disk)]
     pub(crate) disk: Vec<DriveArg<DiskConfig>>,
+
+    /// Add a virtio entropy source, which is fed by the host's
+    #[arg(long)]
+    pub(crate) rng: bool,
 
     /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
@@ -171,6 +176,7 @@ impl MachineArgs {
                 floppies: self.floppy.clone(),
                 disks: self.disk.iter().map(|disk| disk.on(usual)).collect(),
                 cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual)).collect(),
+                rng: self.rng.then(RngConfig::default),
                 places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()
             },

@@ -20,7 +20,9 @@
     )
 )]
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 mod core;
 mod device;
 mod mmio;

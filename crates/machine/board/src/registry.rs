@@ -12,6 +12,7 @@ mod q35;
 mod screen;
 mod storage;
 mod timers;
+mod virtio;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -82,6 +83,8 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ide",           place: storage::place_ide,          build: storage::build_ide },
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
+    Entry { chip: "virtio_blk",    place: virtio::place_blk,           build: virtio::build_blk },
+    Entry { chip: "virtio_rng",    place: virtio::place_rng,           build: virtio::build_rng },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
@@ -134,6 +137,19 @@ pub(crate) mod bdf {
     /// PCI Express port number `number`, from one, of a q35.
     pub(crate) const fn port(number: u8) -> Bdf {
         Bdf::new(0, 28, number - 1)
+    }
+
+    /// Slots of the root bus from which on virtio devices are.
+    const VIRTIO: std::ops::Range<u8> = 2..28;
+
+    /// Where virtio device number `index` is: the slots that nothing else has by its nature, in their order.
+    pub(crate) fn virtio(spec: &MachineSpec, index: usize) -> Bdf {
+        let fixed = ["vga", "ahci", "nvme"].map(|name| of(spec, name));
+        let free = VIRTIO
+            .map(|slot| Bdf::new(0, slot, 0))
+            .filter(|bdf| !fixed.contains(bdf));
+        // Beyond the last there is a conflict, which the plan tells of.
+        free.clone().nth(index).or(free.rev().next()).unwrap_or(HOST_BRIDGE)
     }
 
     /// Where the device called `name` is: `vga`, `ahci` or `nvme`.

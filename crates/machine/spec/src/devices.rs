@@ -120,10 +120,12 @@ pub enum StorageBus {
     Ahci,
     /// NVM Express: each disk is a namespace of one controller. No CD drives.
     Nvme,
+    /// virtio: each disk is a device of its own. No CD drives.
+    Virtio,
 }
 
 impl StorageBus {
-    const ALL: [Self; 3] = [Self::Ide, Self::Ahci, Self::Nvme];
+    const ALL: [Self; 4] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio];
 
     /// What is written for it.
     #[must_use]
@@ -132,6 +134,7 @@ impl StorageBus {
             Self::Ide => "ide",
             Self::Ahci => "ahci",
             Self::Nvme => "nvme",
+            Self::Virtio => "virtio",
         }
     }
 }
@@ -231,6 +234,11 @@ pub struct CdromConfig {
     pub bus: StorageBus,
 }
 
+/// A virtio entropy source, from the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngConfig {}
+
 /// The devices that may be there or not, or that have a choice. What every PC has is not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -251,10 +259,12 @@ pub struct DevicesSpec {
     pub vga: Option<VgaConfig>,
     /// Floppy drives A and B of a PC.
     pub floppies: Vec<FloppyConfig>,
-    /// Hard disks of a PC, in the order in which they are numbered and booted from.
+    /// Hard disks, in the order in which they are numbered and booted from.
     pub disks: Vec<DiskConfig>,
     /// CD and DVD drives of a PC.
     pub cdroms: Vec<CdromConfig>,
+    /// Entropy source, where wanted.
+    pub rng: Option<RngConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
     pub places: BTreeMap<String, PciPlace>,
 }
@@ -272,6 +282,7 @@ impl Default for DevicesSpec {
             floppies: Vec::new(),
             disks: Vec::new(),
             cdroms: Vec::new(),
+            rng: None,
             places: BTreeMap::new(),
         }
     }

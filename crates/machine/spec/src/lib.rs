@@ -21,6 +21,7 @@ pub use devices::DiskConfig;
 pub use devices::FloppyConfig;
 pub use devices::HpetConfig;
 pub use devices::I8042Config;
+pub use devices::RngConfig;
 pub use devices::RtcConfig;
 pub use devices::SerialConfig;
 pub use devices::StorageBus;

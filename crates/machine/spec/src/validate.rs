@@ -19,10 +19,11 @@ const VIDEO_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
 /// Drives of the floppy controller.
 const FLOPPIES: usize = 2;
 /// Drives of each bus.
-const BUSES: [(StorageBus, &str, usize); 3] = [
+const BUSES: [(StorageBus, &str, usize); 4] = [
     (StorageBus::Ide, "ide", 4),
     (StorageBus::Ahci, "ahci", 6),
     (StorageBus::Nvme, "nvme", 16),
+    (StorageBus::Virtio, "virtio", 16),
 ];
 /// PCI devices that may be elsewhere than usual.
 const MOVABLE: [&str; 3] = ["vga", "ahci", "nvme"];
@@ -183,13 +184,14 @@ impl MachineSpec {
 
     fn check_storage(&self, problems: &mut Problems) {
         let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
-        let any = !disks.is_empty() || !cdroms.is_empty();
-        if any && !self.machine.has_pci() {
-            let field = if disks.is_empty() { "cdroms" } else { "disks" };
-            let what = format!(
-                "a {} has no storage controllers; the machines pc and q35 have",
-                self.machine
-            );
+        let other = disks.iter().any(|disk| disk.bus != StorageBus::Virtio);
+        if !self.machine.has_pci() && (other || !cdroms.is_empty()) {
+            let (field, what) = if other {
+                ("disks", "disks only on virtio")
+            } else {
+                ("cdroms", "no CD drives")
+            };
+            let what = format!("a {} has {what}; the machines pc and q35 have others", self.machine);
             problems.add(&format!("devices.{field}"), what);
         }
         for (bus, name, most) in BUSES {
@@ -208,8 +210,10 @@ impl MachineSpec {
             let what = "a q35 has no ide; it has ahci and nvme";
             problems.add("devices.disks", what.to_owned());
         }
-        if cdroms.iter().any(|cdrom| cdrom.bus == StorageBus::Nvme) {
-            problems.add("devices.cdroms", "there are no CD drives on nvme".to_owned());
+        for (bus, name) in [(StorageBus::Nvme, "nvme"), (StorageBus::Virtio, "virtio")] {
+            if cdroms.iter().any(|cdrom| cdrom.bus == bus) {
+                problems.add("devices.cdroms", format!("there are no CD drives on {name}"));
+            }
         }
         for (index, disk) in disks.iter().enumerate() {
             if let Err(what) = disk.check_serial() {

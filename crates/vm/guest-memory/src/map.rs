@@ -269,6 +269,22 @@ impl GuestMemory {
         found.ok_or(MemoryError::Hole { gpa, len: 2 })
     }
 
+    /// Gives the host back what holds the whole pages of RAM in `len` bytes at `gpa`: they read as zeros until they are
+    /// written again. Code engines see that as a write. Returns how many bytes those were; where the host does not take it
+    /// back, it stays as it is.
+    pub fn release(&self, gpa: u64, len: u64) -> u64 {
+        let first = gpa.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
+        let end = gpa.saturating_add(len) & !PAGE_MASK;
+        let mut released = 0;
+        // What there is before a hole is released.
+        let _ = self.for_each(first, end.saturating_sub(first), |region, kind, offset, n| {
+            if kind == Kind::Ram && region.release(offset, n as u64) {
+                released += n as u64;
+            }
+        });
+        released
+    }
+
     /// Whether all of `len` bytes at `gpa` are guest memory.
     #[must_use]
     pub fn holds(&self, gpa: u64, len: u64) -> bool {
@@ -360,6 +376,21 @@ mod tests {
         assert_eq!(memory.load_u16(8192).unwrap(), 0, "ROM stays as it is");
         assert!(memory.load_u16(0x101).is_err());
         assert!(memory.store_u16(12_288, 0).is_err());
+    }
+
+    #[test]
+    fn released_pages_are_zeros_and_their_code_is_void() {
+        let memory = two_regions();
+        memory.write(0, &[7; 8192]).unwrap();
+        let code = memory.page(4096).unwrap().code;
+        code.mark(0, 63);
+        assert_eq!(memory.release(1, 8190), 0, "no whole page");
+        assert_eq!(memory.release(1, 8191), 4096);
+        assert_eq!(memory.read_obj::<u8>(4095).unwrap(), 7);
+        assert_eq!(memory.read_obj::<[u8; 4096]>(4096).unwrap(), [0; 4096]);
+        assert_eq!(code.version(), 1);
+        assert_eq!(memory.release(8192, 4096), 0, "ROM stays as it is");
+        assert_eq!(memory.release(u64::MAX - 10, 10), 0);
     }
 
     #[test]

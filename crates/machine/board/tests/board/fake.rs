@@ -158,6 +158,7 @@ pub(crate) fn everything() -> MachineSpec {
     spec.devices.serial = (0..4).filter_map(spec::SerialConfig::com).collect();
     spec.devices.debug_exit = Some(spec::DebugExitConfig { port: 0xf4 });
     spec.devices.testdev = Some(spec::TestdevConfig {});
+    spec.devices.rng = Some(spec::RngConfig {});
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
 }

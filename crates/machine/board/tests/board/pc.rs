@@ -106,7 +106,8 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
         read_only: true,
         ..DiskConfig::default()
     };
-    spec.devices.disks = vec![drive(StorageBus::Ide), drive(StorageBus::Ahci), drive(StorageBus::Nvme)];
+    let buses = [StorageBus::Ide, StorageBus::Ahci, StorageBus::Nvme, StorageBus::Virtio];
+    spec.devices.disks = buses.map(drive).into();
     let cdrom = |bus| CdromConfig { image: None, bus };
     spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
     spec
