@@ -173,6 +173,8 @@ impl<D: VirtioDevice> Core<D> {
         }
         self.state.status = new;
         if rises & new & status::DRIVER_OK != 0 {
+            // A driver that made no agreement may have taken them by the other interface.
+            self.state.taken &= self.offered(self.state.legacy);
             self.device.activate(self.state.taken);
         }
         false

@@ -48,6 +48,7 @@ use spec::MachineSpec;
 use spec::OnReset;
 use spec::OnTripleFault;
 
+use crate::Balloon;
 use crate::EngineFactory;
 use crate::HostClock;
 use crate::Placement;
@@ -214,6 +215,7 @@ pub(crate) struct Parts {
     pub(crate) video: Option<Arc<MemoryRegion>>,
     screen: Option<Screen>,
     input: Option<UserInput>,
+    balloon: Option<Balloon>,
     buttons: Option<Buttons>,
     drives: Vec<Arc<dyn RemovableDrive>>,
     /// Each vCPU as the engine made it.
@@ -462,6 +464,12 @@ impl Machine {
         self.parts.input.clone()
     }
 
+    /// The memory balloon; none without one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<Balloon> {
+        self.parts.balloon.clone()
+    }
+
     /// Drives whose media change while the machine runs.
     #[must_use]
     pub fn drives(&self) -> Vec<Arc<dyn RemovableDrive>> {
@@ -659,6 +667,7 @@ fn assemble(
         floppy_dma: None,
         vga: None,
         keyboard: None,
+        balloon: None,
         buttons: None,
         sockets: Sockets::default(),
         given_up: hotplug::given_up(&gate, requests),
@@ -686,6 +695,7 @@ fn assemble(
     let bays = hotplug::bays(&mut builder);
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
+        balloon,
         buttons,
         drives,
         serial_ends,
@@ -706,6 +716,7 @@ fn assemble(
         video,
         screen,
         input,
+        balloon,
         buttons,
         drives,
         on_reset: spec.on_reset,

@@ -41,6 +41,7 @@ use spec::Bay;
 use spec::BootDevice;
 use spec::MachineSpec;
 
+use crate::Balloon;
 use crate::BuildError;
 use crate::Placement;
 use crate::Plan;
@@ -85,6 +86,8 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
     Entry { chip: "virtio_blk",    place: virtio::place_blk,           build: virtio::build_blk },
     Entry { chip: "virtio_rng",    place: virtio::place_rng,           build: virtio::build_rng },
+    Entry { chip: "virtio_console", place: virtio::place_console,      build: virtio::build_console },
+    Entry { chip: "virtio_balloon", place: virtio::place_balloon,      build: virtio::build_balloon },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
@@ -210,6 +213,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) vga: Option<Arc<Slot<Vga>>>,
     /// The keyboard controller, once it is built.
     pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
+    /// The memory balloon, once it is built.
+    pub(crate) balloon: Option<Balloon>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
     /// What drives and cards are plugged into.

@@ -239,6 +239,27 @@ pub struct CdromConfig {
 #[serde(deny_unknown_fields)]
 pub struct RngConfig {}
 
+/// A virtio memory balloon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {}
+
+/// A port of the virtio console.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// What the guest finds the port by, at most 64 printable characters; none: the port is a console of the guest's.
+    pub name: Option<String>,
+}
+
+impl ConsoleConfig {
+    /// What the backend of port number `index`, from 0, is called.
+    #[must_use]
+    pub fn backend(index: usize) -> String {
+        format!("console{index}")
+    }
+}
+
 /// The devices that may be there or not, or that have a choice. What every PC has is not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -265,6 +286,10 @@ pub struct DevicesSpec {
     pub cdroms: Vec<CdromConfig>,
     /// Entropy source, where wanted.
     pub rng: Option<RngConfig>,
+    /// Ports of the virtio console; without any there is none.
+    pub consoles: Vec<ConsoleConfig>,
+    /// Memory balloon, where wanted.
+    pub balloon: Option<BalloonConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
     pub places: BTreeMap<String, PciPlace>,
 }
@@ -283,6 +308,8 @@ impl Default for DevicesSpec {
             disks: Vec::new(),
             cdroms: Vec::new(),
             rng: None,
+            consoles: Vec::new(),
+            balloon: None,
             places: BTreeMap::new(),
         }
     }

@@ -27,6 +27,9 @@ const BUSES: [(StorageBus, &str, usize); 4] = [
 ];
 /// PCI devices that may be elsewhere than usual.
 const MOVABLE: [&str; 3] = ["vga", "ahci", "nvme"];
+/// Ports of the virtio console, and characters of their names.
+const CONSOLES: usize = 16;
+const CONSOLE_NAME: usize = 64;
 /// Characters of a serial number.
 const SERIAL: usize = 20;
 /// Memory that a PC's firmware can start with.
@@ -136,6 +139,7 @@ impl MachineSpec {
             );
         }
         self.check_storage(problems);
+        self.check_consoles(problems);
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
@@ -179,6 +183,26 @@ impl MachineSpec {
                 _ => continue,
             };
             problems.add(&field, what);
+        }
+    }
+
+    fn check_consoles(&self, problems: &mut Problems) {
+        let consoles = &self.devices.consoles;
+        if consoles.len() > CONSOLES {
+            let what = format!("{} ports are more than {CONSOLES}", consoles.len());
+            problems.add("devices.consoles", what);
+        }
+        for (index, name) in consoles.iter().enumerate() {
+            let Some(name) = &name.name else { continue };
+            let printable = name.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'/');
+            if name.is_empty() || name.len() > CONSOLE_NAME || !printable {
+                let what = format!("name `{name}` is not 1 to {CONSOLE_NAME} printable characters without `/`");
+                problems.add(&format!("devices.consoles[{index}]"), what);
+            }
+            let mut before = consoles.iter().take(index);
+            if before.any(|other| other.name.as_ref() == Some(name)) {
+                problems.add(&format!("devices.consoles[{index}]"), "the name is taken".to_owned());
+            }
         }
     }
 

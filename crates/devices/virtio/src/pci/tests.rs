@@ -137,6 +137,20 @@ fn legacy_driver_sees_one_half_of_the_features_and_the_device_s_sizes() {
 }
 
 #[test]
+fn features_of_one_interface_are_not_those_of_the_other() {
+    let mut bench = bench(Link::Pci);
+    let device = &mut *bench.device;
+    Link::Pci.take(device, u64::MAX);
+    for status in [3, 7] {
+        Link::Legacy.set_status(device, status);
+    }
+    assert_eq!(Link::Legacy.status(device), 7);
+    let saved = device.save_blob();
+    device.restore_blob(&saved).unwrap();
+    assert_eq!(device.save_blob(), saved);
+}
+
+#[test]
 fn used_device_keeps_its_state() {
     for link in [Link::Pci, Link::Legacy] {
         let mut bench = bench(link);

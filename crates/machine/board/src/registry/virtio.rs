@@ -1,16 +1,24 @@
 //! virtio devices: where they go and how they are built. On a machine with PCI each is a function of the root bus, else its
 //! registers are in memory and the ACPI tables tell of it.
 
+use std::sync::Arc;
+
+use device_model::NullSerial;
+use device_model::SerialBackend;
 use device_model::SharedDevice;
+use spec::ConsoleConfig;
 use spec::MachineSpec;
 use spec::StorageBus;
 use virtio::MMIO_LEN;
 use virtio::Mmio;
 use virtio::Pci;
 use virtio::VirtioDevice;
+use virtio::balloon;
 use virtio::blk;
 use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
+use virtio::console::Console;
+use virtio::console::Port;
 use virtio::rng::Entropy;
 use virtio::rng::Rng;
 
@@ -19,8 +27,10 @@ use super::bdf;
 use super::irq;
 use super::pin;
 use super::storage;
+use crate::Balloon;
 use crate::BuildError;
 use crate::Placement;
+use crate::PollRequest;
 use crate::Window;
 
 /// Memory-mapped registers: the first device's, and how far apart they are.
@@ -43,6 +53,10 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
         .collect();
     let rng = spec.devices.rng.iter();
     all.extend(rng.map(|_| ("rng".to_owned(), "virtio_rng", 0)));
+    let console = spec.devices.consoles.first().into_iter();
+    all.extend(console.map(|_| ("console".to_owned(), "virtio_console", 0)));
+    let balloon = spec.devices.balloon.iter();
+    all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
     all
 }
 
@@ -104,4 +118,45 @@ fn entropy() -> Entropy {
 
 pub(super) fn build_rng(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     Ok(build(builder, place, Rng::new(entropy())))
+}
+
+pub(super) fn place_console(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_console")
+}
+
+pub(super) fn build_console(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let request = PollRequest::new(builder.events.clone());
+    let mut ports = Vec::new();
+    for (index, config) in builder.spec.devices.consoles.iter().enumerate() {
+        let backend: Box<dyn SerialBackend> = match builder.serial.remove(&ConsoleConfig::backend(index)) {
+            Some(port) => {
+                builder.serial_ends.push(port.connect(request.clone()));
+                Box::new(port)
+            }
+            None => Box::new(NullSerial),
+        };
+        let name = config.name.clone();
+        ports.push(Port { name, backend });
+    }
+    builder.poll_requests.insert(place.name.clone(), request);
+    Ok(build(builder, place, Console::new(ports)))
+}
+
+pub(super) fn place_balloon(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_balloon")
+}
+
+pub(super) fn build_balloon(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let request = PollRequest::new(builder.events.clone());
+    builder.poll_requests.insert(place.name.clone(), request.clone());
+    let (device, memory) = (balloon::Balloon::new(), &builder.memory);
+    if place.bdf.is_some() {
+        let wires = (pin(builder, place, 1), builder.fabric.messages());
+        let slot = builder.slot(place, Pci::new(device, wires, memory));
+        builder.balloon = Some(Balloon::new(Arc::clone(&slot) as _, request));
+        return Ok(slot);
+    }
+    let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
+    builder.balloon = Some(Balloon::new(Arc::clone(&slot) as _, request));
+    Ok(slot)
 }

@@ -159,6 +159,11 @@ pub(crate) fn everything() -> MachineSpec {
     spec.devices.debug_exit = Some(spec::DebugExitConfig { port: 0xf4 });
     spec.devices.testdev = Some(spec::TestdevConfig {});
     spec.devices.rng = Some(spec::RngConfig {});
+    let port = |name: Option<&str>| spec::ConsoleConfig {
+        name: name.map(str::to_owned),
+    };
+    spec.devices.consoles = vec![port(None), port(Some("org.port"))];
+    spec.devices.balloon = Some(spec::BalloonConfig {});
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
 }
