@@ -7,6 +7,7 @@
 //!   images              ────────────► disk-image
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
+//!   network             ────────────► vnet
 //!   vnc                 ────────────► remote
 //! ```
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod images;
 mod input;
 pub mod loaders;
 mod machine;
+pub mod network;
 mod registers;
 pub mod states;
 pub mod translator;

@@ -55,3 +55,8 @@ fn images_seeds_find_nothing() {
 fn vnc_seeds_find_nothing() {
     replay("vnc", oxbow_fuzz::vnc::run);
 }
+
+#[test]
+fn network_seeds_find_nothing() {
+    replay("network", oxbow_fuzz::network::run);
+}

@@ -6,6 +6,7 @@ mod ctl;
 mod disks;
 mod grub;
 mod installer;
+mod net;
 mod picture;
 mod plug;
 

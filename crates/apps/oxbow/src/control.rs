@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 
 use board::Attach;
 use board::BalloonStatus;
+use board::CableError;
 use board::DriveError;
 use board::Machine;
 use board::MachineEvent;
@@ -36,6 +37,7 @@ use spec::CdromConfig;
 use spec::DiskConfig;
 use spec::DriveConfig;
 use spec::EngineKind;
+use spec::Forward;
 use spec::StorageBus;
 
 use crate::end::End;
@@ -144,6 +146,15 @@ fn refuse_plug(error: PlugError) -> Refusal {
         PlugError::Image(_) | PlugError::Name(_) | PlugError::Place(_) => ErrorKind::Invalid,
         PlugError::Absent { .. } => ErrorKind::Absent,
         PlugError::Fixed { .. } | PlugError::Locked(_) => ErrorKind::State,
+    };
+    Refusal::new(kind, failure::one_line(&error.into()))
+}
+
+fn refuse_cable(error: CableError) -> Refusal {
+    let kind = match error {
+        CableError::NoCard(_) => ErrorKind::Absent,
+        CableError::Fixed(_) | CableError::NoNat(_) => ErrorKind::State,
+        CableError::Nat(_) => ErrorKind::Failed,
     };
     Refusal::new(kind, failure::one_line(&error.into()))
 }
@@ -368,5 +379,15 @@ impl Controlled for Controls {
 
     fn is_attached(&self, drive: &str) -> bool {
         self.machine.attached().iter().any(|attached| attached.id == drive)
+    }
+
+    fn set_link(&self, card: &str, up: bool) -> Result<(), Refusal> {
+        self.machine.set_link(card, up).map_err(refuse_cable)
+    }
+
+    fn set_forward(&self, card: Option<&str>, rule: &str, on: bool) -> Result<(), Refusal> {
+        let invalid = |error: String| Refusal::new(ErrorKind::Invalid, error);
+        let forward: Forward = rule.parse().map_err(invalid)?;
+        self.machine.set_forward(card, &forward, on).map_err(refuse_cable)
     }
 }

@@ -4,6 +4,7 @@ mod attach;
 mod balloon;
 mod input;
 mod media;
+mod net;
 mod screen;
 mod show;
 
@@ -38,6 +39,7 @@ Examples:
   oxbow ctl vm.sock inspect pc/devices/pit
   oxbow ctl vm.sock insert floppy0 disk2.img
   oxbow ctl vm.sock attach disk data.qcow2,bus=nvme
+  oxbow ctl vm.sock forward tcp:127.0.0.1:2222-:22
   oxbow ctl vm.sock engine interp
   oxbow ctl vm.sock power-button
 
@@ -98,6 +100,10 @@ enum Verb {
     Attach(attach::AttachArgs),
     /// Detach a drive that can go: the guest is asked where it has a say
     Detach(attach::DetachArgs),
+    /// Plug the cable of a network card in or out
+    Link(net::LinkArgs),
+    /// Let a port of the host lead to the guest, or end that
+    Forward(net::ForwardArgs),
     /// Print what happens to the machine, a line each, until it ends
     Events(show::EventsArgs),
 }
@@ -127,6 +133,8 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Verb::Insert(args) => media::insert(&mut link, args),
         Verb::Attach(args) => attach::attach(&mut link, args),
         Verb::Detach(args) => attach::detach(&mut link, args),
+        Verb::Link(args) => net::link(&mut link, args),
+        Verb::Forward(args) => net::forward(&mut link, args),
         Verb::Events(args) => show::events(&mut link, args),
     }
 }

@@ -41,7 +41,7 @@ pub(crate) fn parse_place(text: &str) -> Result<(String, PciPlace), String> {
 }
 
 /// The name and the options of `FILE[,name[=value]]...`. A comma that belongs to the name is written twice.
-fn split(text: &str) -> (String, Vec<(String, Option<String>)>) {
+pub(crate) fn split(text: &str) -> (String, Vec<(String, Option<String>)>) {
     const COMMA: &str = "\0";
     let text = text.replace(",,", COMMA);
     let mut parts = text.split(',').map(|part| part.replace(COMMA, ","));

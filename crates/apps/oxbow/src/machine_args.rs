@@ -14,8 +14,12 @@ use spec::DevicesSpec;
 use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
+use spec::Forward;
 use spec::MachineKind;
 use spec::MachineSpec;
+use spec::NatConfig;
+use spec::NetworkConfig;
+use spec::NicConfig;
 use spec::OnReset;
 use spec::PciPlace;
 use spec::RngConfig;
@@ -26,6 +30,7 @@ use spec::UefiSpec;
 
 use crate::drives;
 use crate::drives::DriveArg;
+use crate::nics;
 use crate::serial::SerialTarget;
 
 /// Options of `run` and `plan`.
@@ -77,7 +82,27 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
-    /// Put a PCI device of a pc or q35 elsewhere: vga, nvme or a pc's ahci, and slot1 to slot31, port1 to port4, bridge1 to bridge31
+    /// Network card: NETWORK[,model=e1000|82543gc|82545em|virtio][,mac=M][,promisc=P][,unplugged]. Up to eight times
+    ///
+    /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
+    /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
+    /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `null` has nobody in it; `none` is no cable.
+    /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
+    #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
+    pub(crate) nic: Vec<NicConfig>,
+
+    /// Leave out the network card that a pc or q35 has if none is given: an e1000 at a NAT network
+    #[arg(long, conflicts_with = "nic")]
+    pub(crate) no_nic: bool,
+
+    /// Let a port of the host lead to the guest by the first NAT card: tcp:127.0.0.1:2222-:22, or udp
+    ///
+    /// PROTOCOL:[ADDRESS]:PORT-[GUEST]:PORT; 127.0.0.1 if no address is given, and the guest that got the network's first
+    /// address if no guest is; addresses of IPv6 in brackets. `oxbow ctl forward` adds and removes them later.
+    #[arg(long, value_name = "RULE")]
+    pub(crate) forward: Vec<Forward>,
+
+    /// Put a PCI device of a pc or q35 elsewhere: vga, nvme, a pc's ahci or nic0 to nic7, and slot1 to slot31, port1 to port4, bridge1 to bridge31
     ///
     /// Ports are those of PCI Express, and the bridge leads to a bus for conventional cards; a q35 has them.
     #[arg(long, value_name = "NAME=PLACE", value_parser = drives::parse_place)]
@@ -198,6 +223,7 @@ impl MachineArgs {
                 rng: self.rng.then(RngConfig::default),
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),
+                nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()
             },
@@ -227,10 +253,20 @@ impl MachineArgs {
             .collect()
     }
 
+    /// The network cards, with the ports that lead to them.
+    fn nics(&self) -> anyhow::Result<Vec<NicConfig>> {
+        let mut nics = self.nic.clone();
+        if nics.is_empty() && !self.no_nic && self.machine_kind().has_pci() {
+            nics.push(NicConfig::new(NetworkConfig::Nat(NatConfig::default())));
+        }
+        nics::add_forwards(&mut nics, &self.forward)?;
+        Ok(nics)
+    }
+
     /// The kind that is named, or that which the other options need.
     fn machine_kind(&self) -> MachineKind {
         let has_drives = !(self.floppy.is_empty() && self.disk.is_empty() && self.cdrom.is_empty());
-        let wants_pc = self.firmware.is_some() || self.uefi.is_some() || has_drives;
+        let wants_pc = self.firmware.is_some() || self.uefi.is_some() || has_drives || !self.nic.is_empty();
         let kind = if wants_pc {
             MachineKind::Pc
         } else {

@@ -15,6 +15,7 @@ mod escape;
 mod failure;
 mod machine_args;
 mod man;
+mod nics;
 mod plan;
 mod pseudo_terminal;
 mod run;

@@ -21,6 +21,7 @@ use control::ControlServer;
 use control::Publisher;
 use remote::vnc::VncServer;
 use spec::MachineKind;
+use vnet::Capture;
 
 use crate::control::Controls;
 use crate::demo;
@@ -73,6 +74,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     parallel: Option<PathBuf>,
 
+    /// Capture the frames of all network cards into this file, in the format pcap
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+
     /// Show the screen: none, or vnc[=ADDRESS[:PORT]][,password=FILE]
     ///
     /// `vnc` alone listens at 127.0.0.1, at the first display that is free; where that is gets printed.
@@ -104,6 +109,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
     let mut backends = Backends {
         debugcon: create(args.debugcon.as_deref())?,
         printer: create(args.parallel.as_deref())?,
+        capture: capture(args.pcap.as_deref())?,
         ..Backends::default()
     };
     let lines = SerialLines::open(args.machine.lines(), &mut backends)?;
@@ -153,6 +159,15 @@ fn create(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> 
     };
     let file = File::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
     Ok(Some(Box::new(file)))
+}
+
+/// A new capture file, if one is named.
+fn capture(path: Option<&Path>) -> anyhow::Result<Option<Arc<Capture>>> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let capture = Capture::create(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+    Ok(Some(Arc::new(capture)))
 }
 
 /// Listens for clients that control the machine.

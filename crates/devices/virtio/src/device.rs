@@ -135,13 +135,15 @@ impl Rings<'_> {
 
     /// Gives buffers back, `len` bytes of which were written. The driver is interrupted after the poll, if it wants to be.
     pub fn push(&mut self, queue: usize, head: u16, len: u32) {
+        self.push_all(queue, &[(head, len)]);
+    }
+
+    /// As [`Self::push`], for several that belong together: the driver sees all of them or none.
+    pub fn push_all(&mut self, queue: usize, chains: &[(u16, u32)]) {
         if self.broken.is_some() {
             return;
         }
-        let pushed = self
-            .queues
-            .get_mut(queue)
-            .map(|queue| queue.push(self.memory, head, len));
+        let pushed = self.queues.get_mut(queue).map(|queue| queue.push(self.memory, chains));
         if let Some(Err(error)) = pushed {
             self.broken = Some(error);
         }

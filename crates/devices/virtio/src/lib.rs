@@ -26,6 +26,7 @@ pub mod console;
 mod core;
 mod device;
 mod mmio;
+pub mod net;
 mod pci;
 mod queue;
 pub mod rng;

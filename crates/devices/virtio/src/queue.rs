@@ -356,15 +356,17 @@ impl Queue {
         }
     }
 
-    /// Gives a chain back, `len` bytes of which were written.
-    pub(crate) fn push(&mut self, memory: &GuestMemory, head: u16, len: u32) -> Result<(), RingError> {
-        if !self.ready {
+    /// Gives chains back, each with the number of its bytes that were written. The driver sees all of them or none.
+    pub(crate) fn push(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        if !self.ready || chains.is_empty() {
             return Ok(());
         }
-        let slot = u64::from(self.next_used % self.size);
-        let element = [u32::from(head), len];
-        memory.write_obj(self.used + ENTRIES + slot * ELEMENT, &element)?;
-        self.next_used = self.next_used.wrapping_add(1);
+        for (head, len) in chains {
+            let slot = u64::from(self.next_used % self.size);
+            let element = [u32::from(*head), *len];
+            memory.write_obj(self.used + ENTRIES + slot * ELEMENT, &element)?;
+            self.next_used = self.next_used.wrapping_add(1);
+        }
         memory.store_u16(self.used + 2, self.next_used)?;
         Ok(())
     }

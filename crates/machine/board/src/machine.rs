@@ -25,6 +25,7 @@ use cpu_model::PolicyError;
 use cpu_model::Signal;
 use device_model::BusConflict;
 use device_model::Clock;
+use device_model::FramePort;
 use device_model::Inspect;
 use device_model::IrqLine;
 use device_model::Mapping;
@@ -43,10 +44,12 @@ use pci::PirqRouter;
 use pci::Root;
 use spec::Attachment;
 use spec::EngineKind;
+use spec::Forward;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::OnReset;
 use spec::OnTripleFault;
+use vnet::Capture;
 
 use crate::Balloon;
 use crate::EngineFactory;
@@ -81,6 +84,8 @@ use crate::hotplug::Attach;
 use crate::hotplug::Bays;
 use crate::hotplug::PlugError;
 use crate::hotplug::Sockets;
+use crate::network::CableError;
+use crate::network::Networks;
 use crate::registry;
 use crate::registry::Builder;
 use crate::registry::Button;
@@ -107,6 +112,10 @@ pub struct Backends {
     pub debugcon: Option<Box<dyn Write + Send>>,
     /// Where the parallel port prints; without it no printer answers. As with [`Self::debugcon`].
     pub printer: Option<Box<dyn Write + Send>>,
+    /// Cables of network cards by the card's name, `nic0`, in place of those of the spec.
+    pub cables: BTreeMap<String, Arc<dyn FramePort>>,
+    /// Where the frames of all network cards are captured to.
+    pub capture: Option<Arc<Capture>>,
 }
 
 impl fmt::Debug for Backends {
@@ -115,11 +124,15 @@ impl fmt::Debug for Backends {
             serial,
             debugcon,
             printer,
+            cables,
+            capture,
         } = self;
         f.debug_struct("Backends")
             .field("serial", serial)
             .field("debugcon", &debugcon.is_some())
             .field("printer", &printer.is_some())
+            .field("cables", &cables.keys())
+            .field("capture", &capture.is_some())
             .finish()
     }
 }
@@ -178,6 +191,9 @@ pub enum BuildError {
     /// The firmware tables do not fit.
     #[error(transparent)]
     Acpi(#[from] firmware::acpi::AcpiError),
+    /// A network cannot be set up.
+    #[error(transparent)]
+    Network(#[from] vnet::nat::NatError),
     /// Two devices claim one address: the plan missed it.
     #[error(transparent)]
     Bus(#[from] BusConflict),
@@ -218,6 +234,7 @@ pub(crate) struct Parts {
     balloon: Option<Balloon>,
     buttons: Option<Buttons>,
     drives: Vec<Arc<dyn RemovableDrive>>,
+    networks: Networks,
     /// Each vCPU as the engine made it.
     reset_states: Vec<CpuState>,
     boot: BootSource,
@@ -344,7 +361,8 @@ impl Parts {
             .with("memory", self.memory.ram_bytes())
             .with("engine", self.engine().inspect())
             .with("cpus", vcpus)
-            .with("devices", devices);
+            .with("devices", devices)
+            .with("networks", self.networks.inspect());
         Node::tree().with(self.plan.board, machine)
     }
 }
@@ -438,6 +456,23 @@ impl Machine {
     /// [`StateError::Transition`] when it is not started or has ended.
     pub fn reset(&self) -> Result<(), StateError> {
         self.ask(Request::Reset)
+    }
+
+    /// Plugs the cable of a network card in or out, in every state of the machine.
+    ///
+    /// # Errors
+    /// [`CableError`] when there is no such card, or it has no cable.
+    pub fn set_link(&self, card: &str, up: bool) -> Result<(), CableError> {
+        self.parts.networks.set_link(card, up)
+    }
+
+    /// Lets a port of the host's lead to the guest by the NAT of a network card, the first that has one if none is named, or
+    /// ends that. In every state of the machine.
+    ///
+    /// # Errors
+    /// [`CableError`] when there is no such card or NAT, or the port cannot be listened at.
+    pub fn set_forward(&self, card: Option<&str>, forward: &Forward, on: bool) -> Result<(), CableError> {
+        self.parts.networks.set_forward(card, forward, on)
     }
 
     /// Presses the power button: the guest is asked to turn itself off. False when the machine has none.
@@ -680,6 +715,7 @@ fn assemble(
         memory: Arc::clone(&memory),
         policy,
         signals,
+        networks: Networks::new(backends.cables, backends.capture),
         serial: backends.serial,
         workers: Arc::default(),
         media: Vec::new(),
@@ -704,10 +740,10 @@ fn assemble(
         keyboard,
         workers,
         media,
+        networks,
         ..
     } = builder;
-    let screen = vga.map(Screen::new);
-    let input = keyboard.map(UserInput::new);
+    let (screen, input) = (vga.map(Screen::new), keyboard.map(UserInput::new));
     let watched = watched(&devices, poll_requests);
     Ok(Parts {
         bays,
@@ -719,6 +755,7 @@ fn assemble(
         balloon,
         buttons,
         drives,
+        networks,
         on_reset: spec.on_reset,
         on_triple_fault: spec.on_triple_fault,
         watched,

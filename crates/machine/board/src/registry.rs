@@ -6,6 +6,7 @@
 
 mod interrupts;
 mod legacy;
+mod nic;
 mod pc;
 mod platform;
 mod q35;
@@ -53,6 +54,7 @@ use crate::events::Events;
 use crate::events::PollRequest;
 use crate::fabric::Fabric;
 use crate::hotplug::Sockets;
+use crate::network::Networks;
 use crate::serial::SerialEnd;
 use crate::storage::ImageMedium;
 use crate::storage::Workers;
@@ -85,9 +87,11 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
     Entry { chip: "virtio_blk",    place: virtio::place_blk,           build: virtio::build_blk },
+    Entry { chip: "virtio_net",    place: virtio::place_net,           build: virtio::build_net },
     Entry { chip: "virtio_rng",    place: virtio::place_rng,           build: virtio::build_rng },
     Entry { chip: "virtio_console", place: virtio::place_console,      build: virtio::build_console },
     Entry { chip: "virtio_balloon", place: virtio::place_balloon,      build: virtio::build_balloon },
+    Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
     Entry { chip: "acpi_slots",    place: pc::place_acpi_slots,        build: pc::build_acpi_slots },
     Entry { chip: "pflash",        place: pc::place_pflash,            build: pc::build_pflash },
@@ -142,20 +146,31 @@ pub(crate) mod bdf {
         Bdf::new(0, 28, number - 1)
     }
 
-    /// Slots of the root bus from which on virtio devices are.
-    const VIRTIO: std::ops::Range<u8> = 2..28;
-
-    /// Where virtio device number `index` is: the slots that nothing else has by its nature, in their order.
-    pub(crate) fn virtio(spec: &MachineSpec, index: usize) -> Bdf {
-        let fixed = ["vga", "ahci", "nvme"].map(|name| of(spec, name));
-        let free = VIRTIO
-            .map(|slot| Bdf::new(0, slot, 0))
-            .filter(|bdf| !fixed.contains(bdf));
-        // Beyond the last there is a conflict, which the plan tells of.
-        free.clone().nth(index).or(free.rev().next()).unwrap_or(HOST_BRIDGE)
+    /// Slots of the root bus for virtio devices other than network cards, in the order in which they are taken.
+    fn virtio_slots() -> impl Iterator<Item = u8> {
+        (10..28).chain(2..10)
     }
 
-    /// Where the device called `name` is: `vga`, `ahci` or `nvme`.
+    /// Where virtio device number `index` is that is no network card: in the slots that nothing else has.
+    pub(crate) fn virtio(spec: &MachineSpec, index: usize) -> Bdf {
+        let nics = (0..spec.devices.nics.len()).map(|nic| of(spec, &format!("nic{nic}")));
+        let mut others: Vec<Bdf> = ["vga", "ahci", "nvme"].map(|name| of(spec, name)).into();
+        others.extend(nics);
+        let slots = virtio_slots().map(|slot| Bdf::new(0, slot, 0));
+        let mut free = slots.filter(|bdf| !others.contains(bdf));
+        // Beyond the last there is a conflict, which the plan tells of.
+        free.nth(index).unwrap_or(HOST_BRIDGE)
+    }
+
+    /// The usual slot of network card 0; those of the others follow.
+    const fn first_nic(machine: MachineKind) -> u8 {
+        match machine {
+            MachineKind::Q35 => 2,
+            _ => 5,
+        }
+    }
+
+    /// Where the device called `name` is: `vga`, `ahci`, `nvme`, `nic0`.
     pub(crate) fn of(spec: &MachineSpec, name: &str) -> Bdf {
         match spec.devices.places.get(name) {
             Some(PciPlace::Root(slot)) => Bdf::new(0, *slot, 0),
@@ -166,6 +181,9 @@ pub(crate) mod bdf {
     }
 
     fn usual(machine: MachineKind, name: &str) -> Bdf {
+        if let Some(number) = name.strip_prefix("nic").and_then(|number| number.parse::<u8>().ok()) {
+            return Bdf::new(0, first_nic(machine).saturating_add(number), 0);
+        }
         match (machine, name) {
             (MachineKind::Q35, "vga") => Bdf::new(0, 1, 0),
             (MachineKind::Q35, "ahci") => Bdf::new(0, 31, 2),
@@ -235,6 +253,8 @@ pub(crate) struct Builder<'a> {
     /// Threads of disks, and the images that were opened.
     pub(crate) workers: Arc<Workers>,
     pub(crate) media: Vec<Arc<ImageMedium>>,
+    /// What the cables of network cards are plugged into.
+    pub(crate) networks: Networks,
     /// Serial wires that no port has taken yet.
     pub(crate) serial: BTreeMap<String, SerialPort>,
     /// The wires that ports have taken.
@@ -255,6 +275,13 @@ impl Builder<'_> {
         let wake = Arc::clone(&self.events) as Arc<dyn Wake>;
         Slot::new(&place.name, device, Arc::clone(&self.clock), wake)
     }
+}
+
+/// How workers and networks ask for a poll of the device.
+fn waker(builder: &mut Builder<'_>, place: &Placement) -> Arc<dyn Fn() + Send + Sync> {
+    let request = PollRequest::new(builder.events.clone());
+    builder.poll_requests.insert(place.name.clone(), request.clone());
+    Arc::new(move || request.raise())
 }
 
 /// The pin `pin` (1 for INTA#) of a PCI function.

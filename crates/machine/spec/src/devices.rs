@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::NicConfig;
 use crate::PciPlace;
 use crate::Size;
 
@@ -99,7 +100,7 @@ pub struct FloppyConfig {
 }
 
 /// The one of `all` that is written `text`, or an error that tells what there is.
-fn named<T: Copy, const N: usize>(
+pub(crate) fn named<T: Copy, const N: usize>(
     text: &str,
     all: [T; N],
     name: fn(T) -> &'static str,
@@ -290,7 +291,9 @@ pub struct DevicesSpec {
     pub consoles: Vec<ConsoleConfig>,
     /// Memory balloon, where wanted.
     pub balloon: Option<BalloonConfig>,
-    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`.
+    /// Network cards of a PC, `nic0` first.
+    pub nics: Vec<NicConfig>,
+    /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
     pub places: BTreeMap<String, PciPlace>,
 }
 
@@ -310,6 +313,7 @@ impl Default for DevicesSpec {
             rng: None,
             consoles: Vec::new(),
             balloon: None,
+            nics: Vec::new(),
             places: BTreeMap::new(),
         }
     }

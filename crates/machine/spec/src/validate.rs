@@ -5,6 +5,8 @@ use std::fmt;
 use crate::DiskConfig;
 use crate::MachineKind;
 use crate::MachineSpec;
+use crate::NICS;
+use crate::NicModel;
 use crate::PciPlace;
 use crate::Size;
 use crate::StorageBus;
@@ -26,7 +28,7 @@ const BUSES: [(StorageBus, &str, usize); 4] = [
     (StorageBus::Virtio, "virtio", 16),
 ];
 /// PCI devices that may be elsewhere than usual.
-const MOVABLE: [&str; 3] = ["vga", "ahci", "nvme"];
+const MOVABLE: [&str; 4] = ["vga", "ahci", "nvme", "nic0 to nic7"];
 /// Ports of the virtio console, and characters of their names.
 const CONSOLES: usize = 16;
 const CONSOLE_NAME: usize = 64;
@@ -140,6 +142,7 @@ impl MachineSpec {
         }
         self.check_storage(problems);
         self.check_consoles(problems);
+        self.check_nics(problems);
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
@@ -173,7 +176,7 @@ impl MachineSpec {
     fn check_places(&self, problems: &mut Problems) {
         for (name, place) in &self.devices.places {
             let field = format!("devices.places.{name}");
-            let movable = MOVABLE.contains(&name.as_str());
+            let movable = MOVABLE.contains(&name.as_str()) || is_nic(name);
             let on_root = matches!(place, PciPlace::Root(_));
             let what = match self.machine {
                 MachineKind::Microvm => "a microvm has no PCI".to_owned(),
@@ -202,6 +205,32 @@ impl MachineSpec {
             let mut before = consoles.iter().take(index);
             if before.any(|other| other.name.as_ref() == Some(name)) {
                 problems.add(&format!("devices.consoles[{index}]"), "the name is taken".to_owned());
+            }
+        }
+    }
+
+    fn check_nics(&self, problems: &mut Problems) {
+        let nics = &self.devices.nics;
+        if nics.iter().any(|nic| nic.model != NicModel::Virtio) && !self.machine.has_pci() {
+            let what = format!(
+                "a {} has network cards of model virtio only; the machines pc and q35 have others",
+                self.machine
+            );
+            problems.add("devices.nics", what);
+        }
+        if nics.len() > NICS {
+            problems.add("devices.nics", format!("{} cards are more than {NICS}", nics.len()));
+        }
+        for (index, nic) in nics.iter().enumerate() {
+            if let Some(what) = nic.problem() {
+                problems.add(&format!("devices.nics[{index}]"), what);
+            }
+            let taken = nic.mac.is_some() && nics.iter().take(index).any(|other| other.mac == nic.mac);
+            if taken {
+                problems.add(
+                    &format!("devices.nics[{index}]"),
+                    "another card has this address".to_owned(),
+                );
             }
         }
     }
@@ -260,6 +289,12 @@ impl DiskConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a device is called as a network card is.
+fn is_nic(name: &str) -> bool {
+    let number = name.strip_prefix("nic").and_then(|number| number.parse::<usize>().ok());
+    number.is_some_and(|number| number < NICS && name.len() == 4)
 }
 
 /// What has been found so far.
@@ -367,6 +402,28 @@ mod tests {
         spec.machine = MachineKind::Pc;
         let text = spec.validate().unwrap_err().to_string();
         assert!(text.contains("a pc has no port2"), "{text}");
+    }
+
+    #[test]
+    fn network_cards_suit_the_machine_and_have_addresses_of_their_own() {
+        let mut spec = MachineSpec::default();
+        let mut nic = crate::NicConfig::new(crate::NetworkConfig::Null);
+        nic.mac = Some(crate::MacAddress([2, 0, 0, 0, 0, 1]));
+        spec.devices.nics = vec![nic; 9];
+        let text = spec.validate().unwrap_err().to_string();
+        for part in ["model virtio only", "9 cards", "nics[1]: another card"] {
+            assert!(text.contains(part), "{text}");
+        }
+        spec.machine = MachineKind::Pc;
+        let nat = crate::NatConfig {
+            network: [10, 0, 2, 1].into(),
+            ..crate::NatConfig::default()
+        };
+        spec.devices.nics = vec![crate::NicConfig::new(crate::NetworkConfig::Nat(nat))];
+        assert!(spec.validate().unwrap_err().to_string().contains("10.0.2.1"));
+        spec.devices.nics = vec![crate::NicConfig::new(crate::NetworkConfig::Null)];
+        spec.devices.places = [("nic0".to_owned(), PciPlace::Root(9))].into();
+        assert_eq!(spec.validate(), Ok(()));
     }
 
     #[test]

@@ -106,4 +106,16 @@ pub trait Controlled: Send + Sync {
 
     /// Whether a drive of this name can be detached.
     fn is_attached(&self, drive: &str) -> bool;
+
+    /// Plugs the cable of a network card in or out.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such card, or it has no cable.
+    fn set_link(&self, card: &str, up: bool) -> Result<(), Refusal>;
+
+    /// Lets a port of the host lead to the guest by a card's NAT, the first if none is named, or ends that.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the rule is none, there is no such card or NAT, or the port cannot be had.
+    fn set_forward(&self, card: Option<&str>, rule: &str, on: bool) -> Result<(), Refusal>;
 }

@@ -214,6 +214,24 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout: Option<f64>,
     },
+    /// Plugs the cable of a network card in or out.
+    Link {
+        /// The card's name.
+        card: String,
+        /// In.
+        up: bool,
+    },
+    /// Lets a port of the host lead to the guest.
+    Forward {
+        /// Which, and where to: `tcp:127.0.0.1:2222-:22`.
+        rule: String,
+        /// The card at whose NAT the guest is; the first with one if it is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        card: Option<String>,
+        /// It does not lead there any more.
+        #[serde(default)]
+        remove: bool,
+    },
     /// Events from now on, besides replies.
     Subscribe {},
 }

@@ -10,6 +10,7 @@ use super::Case;
 use super::Lab;
 use super::Skip;
 use super::control::screen_and_keyboard_work_by_the_control_socket;
+use super::net::nat_leads_to_the_world_and_back;
 use super::plug::discs_of_a_sata_drive_are_changed;
 use super::plug::discs_of_an_ide_drive_are_changed;
 use super::plug::nvme_card_is_plugged_into_a_port_and_pulled_out;
@@ -34,7 +35,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 24] = [
+pub(super) const CASES: [Case; 25] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -45,6 +46,7 @@ pub(super) const CASES: [Case; 24] = [
         "i386_kernel_boots_without_complaints",
         i386_kernel_boots_without_complaints,
     ),
+    case("nat_leads_to_the_world_and_back", nat_leads_to_the_world_and_back),
     case("discs_of_an_ide_drive_are_changed", discs_of_an_ide_drive_are_changed),
     case("discs_of_a_sata_drive_are_changed", discs_of_a_sata_drive_are_changed),
     case(

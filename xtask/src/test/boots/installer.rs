@@ -106,7 +106,7 @@ fn skip(error: anyhow::Error) -> anyhow::Error {
 
 fn text(lab: &Lab) -> anyhow::Result<()> {
     let append = "fb=false modprobe.blacklist=bochs";
-    let boot = Boot::new(lab.oxbow, &prepare(lab)?, append).with(&["--machine", "pc", "--memory", "1G"]);
+    let boot = Boot::new(lab.oxbow, &prepare(lab)?, append).with(&["--machine", "pc", "--memory", "1G", "--no-nic"]);
     walk(lab, boot, |ctl| {
         for question in ["Select a language", "Select your location", "Keymap to use"] {
             ctl.wait_for(question)?;
@@ -118,7 +118,7 @@ fn text(lab: &Lab) -> anyhow::Result<()> {
 
 fn graphical(lab: &Lab) -> anyhow::Result<()> {
     // The driver of the display adapter chooses 1280 by 800.
-    let boot = Boot::new(lab.oxbow, &prepare(lab)?, "quiet").with(&["--machine", "pc", "--memory", "1G"]);
+    let boot = Boot::new(lab.oxbow, &prepare(lab)?, "quiet").with(&["--machine", "pc", "--memory", "1G", "--no-nic"]);
     walk(lab, boot, |ctl| walk_by_pictures(ctl, lab.name))
 }
 
@@ -127,7 +127,7 @@ fn from_cd(lab: &Lab) -> anyhow::Result<()> {
     let cd = disks_dir()?.join(lab.name).with_extension("iso");
     let _ = std::fs::remove_file(&cd);
     installer::cd(&guest, &cd).map_err(skip)?;
-    let boot = Boot::firmware(lab.oxbow, "pc").with(&["--memory", "1G", "--cdrom", &cd.to_string_lossy()]);
+    let boot = Boot::firmware(lab.oxbow, "pc").with(&["--memory", "1G", "--no-nic", "--cdrom", &cd.to_string_lossy()]);
     walk(lab, boot, |ctl| walk_by_pictures(ctl, lab.name))?;
     std::fs::remove_file(cd)?;
     Ok(())

@@ -46,8 +46,8 @@ fn chains_come_in_order_with_what_is_read_and_written() {
     let second = queue.pop(&memory, INDIRECT_DESC).unwrap().unwrap();
     assert_eq!(second.head, 3);
     assert_eq!(second.writable, [segment(0x5000, 2), segment(0x6000, 3)]);
-    queue.push(&memory, second.head, 5).unwrap();
-    queue.push(&memory, first.head, 4).unwrap();
+    queue.push(&memory, &[(second.head, 5)]).unwrap();
+    queue.push(&memory, &[(first.head, 4)]).unwrap();
     assert_eq!(
         [ring.used(), ring.used(), ring.used()],
         [Some((3, 5)), Some((0, 4)), None]
@@ -61,7 +61,7 @@ fn indexes_wrap() {
         let head = ring.offer(&[(0x1000, 1)], &[]);
         let chain = queue.pop(&memory, EVENT_IDX).unwrap().unwrap();
         assert_eq!(chain.head, head);
-        queue.push(&memory, head, turn).unwrap();
+        queue.push(&memory, &[(head, turn)]).unwrap();
         assert_eq!(ring.used(), Some((head, turn)));
         assert_eq!(queue.pop(&memory, EVENT_IDX), Ok(None));
         assert_eq!(ring.available_event(), (turn + 1) as u16);
@@ -74,7 +74,7 @@ fn driver_says_when_it_wants_to_be_told() {
     let mut turn = |ring: &mut Ring, features| {
         let head = ring.offer(&[(0x1000, 1)], &[]);
         queue.pop(&memory, features).unwrap().unwrap();
-        queue.push(&memory, head, 0).unwrap();
+        queue.push(&memory, &[(head, 0)]).unwrap();
         queue.must_tell(&memory, features).unwrap()
     };
     assert!(turn(&mut ring, 0));
@@ -228,7 +228,7 @@ proptest! {
             match queue.pop(&memory, features) {
                 Ok(Some(chain)) => {
                     chain.check().unwrap();
-                    queue.push(&memory, chain.head, 1).unwrap();
+                    queue.push(&memory, &[(chain.head, 1)]).unwrap();
                 }
                 Ok(None) | Err(_) => break,
             }

@@ -17,7 +17,6 @@ use storage::Drive;
 use storage::Executor;
 use storage::Identity;
 use storage::Medium;
-use storage::Waker;
 use storage::ahci;
 use storage::ahci::Ahci;
 use storage::ide;
@@ -30,9 +29,9 @@ use super::DEFAULT_ORDER;
 use super::bdf;
 use super::irq;
 use super::pin;
+use super::waker;
 use crate::BuildError;
 use crate::Placement;
-use crate::PollRequest;
 use crate::drives;
 use crate::drives::RemovableDrive;
 use crate::hotplug;
@@ -160,13 +159,6 @@ fn add_attached(
 
 pub(super) fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
     Arc::new(WorkerPool(Arc::clone(&builder.workers)))
-}
-
-/// How workers ask for a poll of the device.
-pub(super) fn waker(builder: &mut Builder<'_>, place: &Placement) -> Waker {
-    let request = PollRequest::new(builder.events.clone());
-    builder.poll_requests.insert(place.name.clone(), request.clone());
-    Arc::new(move || request.raise())
 }
 
 pub(super) fn place_ide(spec: &MachineSpec) -> Vec<Placement> {

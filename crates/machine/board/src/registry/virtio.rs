@@ -8,6 +8,7 @@ use device_model::SerialBackend;
 use device_model::SharedDevice;
 use spec::ConsoleConfig;
 use spec::MachineSpec;
+use spec::NicModel;
 use spec::StorageBus;
 use virtio::MMIO_LEN;
 use virtio::Mmio;
@@ -19,6 +20,9 @@ use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
 use virtio::console::Console;
 use virtio::console::Port;
+use virtio::net::Net;
+use virtio::net::NetConfig;
+use virtio::net::PAIRS;
 use virtio::rng::Entropy;
 use virtio::rng::Rng;
 
@@ -27,6 +31,7 @@ use super::bdf;
 use super::irq;
 use super::pin;
 use super::storage;
+use super::waker;
 use crate::Balloon;
 use crate::BuildError;
 use crate::Placement;
@@ -57,6 +62,10 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     all.extend(console.map(|_| ("console".to_owned(), "virtio_console", 0)));
     let balloon = spec.devices.balloon.iter();
     all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
+    // Cards come last: on a machine with PCI they have slots of their own.
+    let nics = (0u32..).zip(&spec.devices.nics);
+    let nics = nics.filter(|(_, nic)| nic.model == NicModel::Virtio);
+    all.extend(nics.map(|(index, _)| (format!("nic{index}"), "virtio_net", index)));
     all
 }
 
@@ -67,7 +76,10 @@ fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
     ours.map(|(number, (name, chip, index))| {
         let place = Placement::new(&name, chip).index(index);
         if spec.machine.has_pci() {
-            return place.at(bdf::virtio(spec, number));
+            return place.at(match chip {
+                "virtio_net" => bdf::of(spec, &name),
+                _ => bdf::virtio(spec, number),
+            });
         }
         let (first, count) = PINS;
         let pin = first + u8::try_from(number % usize::from(count)).unwrap_or(0);
@@ -98,13 +110,27 @@ pub(super) fn build_blk(builder: &mut Builder<'_>, place: &Placement) -> Result<
         serial: storage::serial(builder.spec, disk),
         queues: u16::try_from(builder.spec.cpus).map_or(blk::QUEUES, |cpus| cpus.min(blk::QUEUES)),
     };
-    let (executor, waker) = (storage::executor(builder), storage::waker(builder, place));
+    let (executor, waker) = (storage::executor(builder), waker(builder, place));
     builder
         .sockets
         .fixed
         .push((place.name.clone(), "a virtio disk of the machine's own"));
     let device = Blk::new(medium, config, &builder.memory, &executor, &waker);
     Ok(build(builder, place, device))
+}
+
+pub(super) fn place_net(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_net")
+}
+
+pub(super) fn build_net(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let nic = builder.networks.plug(builder.spec, place)?;
+    let config = NetConfig {
+        mac: nic.mac,
+        pairs: u16::try_from(builder.spec.cpus).map_or(PAIRS, |cpus| cpus.min(PAIRS)),
+    };
+    let waker = waker(builder, place);
+    Ok(build(builder, place, Net::new(nic.port, config, waker)))
 }
 
 pub(super) fn place_rng(spec: &MachineSpec) -> Vec<Placement> {

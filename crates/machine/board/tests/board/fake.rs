@@ -163,6 +163,9 @@ pub(crate) fn everything() -> MachineSpec {
         name: name.map(str::to_owned),
     };
     spec.devices.consoles = vec![port(None), port(Some("org.port"))];
+    let mut nic = spec::NicConfig::new(spec::NetworkConfig::Null);
+    nic.model = spec::NicModel::Virtio;
+    spec.devices.nics = vec![nic];
     spec.devices.balloon = Some(spec::BalloonConfig {});
     spec.devices.rtc.base = Some(1_000_000_000);
     spec

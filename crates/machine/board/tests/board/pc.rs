@@ -18,8 +18,12 @@ use spec::DebugExitConfig;
 use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
+use spec::MacAddress;
 use spec::MachineKind;
 use spec::MachineSpec;
+use spec::NetworkConfig;
+use spec::NicConfig;
+use spec::NicModel;
 use spec::Size;
 use spec::StorageBus;
 use tempfile::TempDir;
@@ -110,6 +114,17 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
     spec.devices.disks = buses.map(drive).into();
     let cdrom = |bus| CdromConfig { image: None, bus };
     spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
+    let nic = |model, last| NicConfig {
+        model,
+        mac: Some(MacAddress([8, 0, 0x27, 0, 0, last])),
+        ..NicConfig::new(NetworkConfig::Null)
+    };
+    spec.devices.nics = vec![
+        nic(NicModel::E1000, 1),
+        nic(NicModel::I82543Gc, 2),
+        nic(NicModel::I82545Em, 3),
+        nic(NicModel::Virtio, 4),
+    ];
     spec
 }
 

@@ -75,6 +75,11 @@ pub(super) fn run(shared: &Shared, link: &Link<'_>, request: &Request) -> Answer
         Request::Insert { drive, file, read_only } => insert(shared, drive, file, *read_only),
         Request::Attach { file, .. } => attach(shared, request, file.as_deref()),
         Request::Detach { drive, force, timeout } => detach(shared, link, drive, *force, *timeout),
+        Request::Link { card, up } => machine.set_link(card, *up).map(|()| json!({})),
+        Request::Forward { rule, card, remove } => {
+            machine.set_forward(card.as_deref(), rule, !remove)?;
+            Ok(json!({}))
+        }
         Request::Subscribe {} => {
             shared.publisher.subscribe(link.outbox);
             Ok(json!({}))

@@ -222,4 +222,14 @@ impl Controlled for Fake {
     fn is_attached(&self, drive: &str) -> bool {
         drive == "held"
     }
+
+    fn set_link(&self, card: &str, up: bool) -> Result<(), Refusal> {
+        self.note(format!("link {card} {up}"));
+        Ok(())
+    }
+
+    fn set_forward(&self, card: Option<&str>, rule: &str, on: bool) -> Result<(), Refusal> {
+        self.note(format!("forward {card:?} {rule} {on}"));
+        Ok(())
+    }
 }

@@ -187,6 +187,27 @@ fn drives_are_attached_and_detached() {
 }
 
 #[test]
+fn cables_and_forwarded_ports_are_changed() {
+    let bench = Bench::new();
+    let mut client = bench.client();
+    for request in [
+        json!({"do": "link", "card": "nic0", "up": false}),
+        json!({"do": "forward", "rule": "tcp::2222-:22"}),
+        json!({"do": "forward", "rule": "tcp::2222-:22", "card": "nic1", "remove": true}),
+    ] {
+        client
+            .call(&serde_json::from_value::<Request>(request).unwrap())
+            .unwrap();
+    }
+    let wanted = [
+        "link nic0 false",
+        "forward None tcp::2222-:22 true",
+        "forward Some(\"nic1\") tcp::2222-:22 false",
+    ];
+    assert_eq!(bench.machine.done(), wanted);
+}
+
+#[test]
 fn screenshot_is_a_png_of_the_screen() {
     let bench = Bench::new();
     let (picture, file) = bench.client().screenshot().unwrap();

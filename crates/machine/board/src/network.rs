@@ -1,0 +1,257 @@
+//! Networks: what the cables of a machine's cards are plugged into.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::hash::RandomState;
+use std::sync::Arc;
+
+use device_model::FramePort;
+use device_model::Inspect;
+use device_model::Node;
+use device_model::net::Mac;
+use spec::Forward;
+use spec::MachineSpec;
+use spec::NatConfig;
+use spec::NetworkConfig;
+use spec::NicConfig;
+use spec::NicModel;
+use spec::PromiscuousPolicy;
+use spec::Transport;
+use vnet::Capture;
+use vnet::Nat;
+use vnet::NullPort;
+use vnet::Port;
+use vnet::PortConfig;
+use vnet::Promiscuous;
+use vnet::Role;
+use vnet::Switch;
+use vnet::nat::NatError;
+
+use crate::BuildError;
+use crate::Placement;
+
+/// A card's end of its cable, and what the card is to be.
+pub(crate) struct Plugged {
+    pub(crate) model: NicModel,
+    pub(crate) mac: Mac,
+    pub(crate) port: Arc<dyn FramePort>,
+}
+
+/// A card's cable, for users.
+struct Cable {
+    /// The port at a switch; none where there is none.
+    port: Option<Arc<Port>>,
+    /// What else there is of its network.
+    network: Network,
+}
+
+/// What is behind a card's port, kept as long as the machine lives.
+enum Network {
+    /// Nothing that lives.
+    Idle,
+    Nat(Nat),
+}
+
+/// The cables of all cards, by the card's name.
+#[derive(Default)]
+pub(crate) struct Networks {
+    cables: BTreeMap<String, Cable>,
+    /// Ports that tests and embedders give.
+    given: BTreeMap<String, Arc<dyn FramePort>>,
+    /// Where frames are captured to.
+    capture: Option<Arc<Capture>>,
+}
+
+impl fmt::Debug for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.cables.keys()).finish()
+    }
+}
+
+/// Why a card's cable cannot be what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum CableError {
+    /// There is no such card.
+    #[error("there is no network card `{0}`")]
+    NoCard(String),
+    /// The card is at no network whose link goes up and down.
+    #[error("the network of `{0}` has no link to be changed")]
+    Fixed(String),
+    /// The card's network has no ports of the host's.
+    #[error("the network of `{0}` is no NAT: no port of the host leads there")]
+    NoNat(String),
+    /// The port cannot lead there.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+}
+
+impl Networks {
+    pub(crate) fn new(given: BTreeMap<String, Arc<dyn FramePort>>, capture: Option<Arc<Capture>>) -> Self {
+        Self {
+            cables: BTreeMap::new(),
+            given,
+            capture,
+        }
+    }
+
+    /// Plugs the card of a placement in.
+    pub(crate) fn plug(&mut self, spec: &MachineSpec, place: &Placement) -> Result<Plugged, BuildError> {
+        let usual = NicConfig::new(NetworkConfig::None);
+        let config = spec.devices.nics.get(place.index as usize).unwrap_or(&usual);
+        let (port, cable) = match self.given.remove(&place.name) {
+            Some(port) => (port, Cable::idle()),
+            None => self.connect(config, &place.name)?,
+        };
+        if let Some(port) = &cable.port {
+            port.set_capture(self.capture.clone());
+            port.set_link(!config.unplugged);
+        }
+        self.cables.insert(place.name.clone(), cable);
+        Ok(Plugged {
+            model: config.model,
+            mac: config.mac.map_or_else(made_up, |mac| mac.0),
+            port,
+        })
+    }
+
+    fn connect(&self, config: &NicConfig, name: &str) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+        let plugged = || {
+            let port = Switch::new().plug(port_config(config, name));
+            let cable = Cable {
+                port: Some(Arc::clone(&port)),
+                network: Network::Idle,
+            };
+            (port as Arc<dyn FramePort>, cable)
+        };
+        Ok(match &config.network {
+            NetworkConfig::None => (Arc::new(NullPort::unplugged()), Cable::idle()),
+            // A switch all the same: its link can be changed and its frames captured.
+            NetworkConfig::Null => plugged(),
+            NetworkConfig::Nat(nat) => connect_nat(nat, port_config(config, name))?,
+        })
+    }
+
+    /// Plugs a card's cable in or out.
+    ///
+    /// # Errors
+    /// [`CableError`] when there is no such card, or it has no cable.
+    pub(crate) fn set_link(&self, name: &str, up: bool) -> Result<(), CableError> {
+        let cable = self
+            .cables
+            .get(name)
+            .ok_or_else(|| CableError::NoCard(name.to_owned()))?;
+        let port = cable.port.as_ref().ok_or_else(|| CableError::Fixed(name.to_owned()))?;
+        port.set_link(up);
+        Ok(())
+    }
+
+    /// The NAT of a card, of the first card with one if none is named.
+    fn nat(&self, name: Option<&str>) -> Result<&Nat, CableError> {
+        let nat = |cable: &'_ Cable| matches!(cable.network, Network::Nat(_));
+        let cable = match name {
+            Some(name) => self
+                .cables
+                .get(name)
+                .ok_or_else(|| CableError::NoCard(name.to_owned()))?,
+            None => {
+                let found = self.cables.values().find(|cable| nat(cable));
+                found.ok_or_else(|| CableError::NoNat("all cards".to_owned()))?
+            }
+        };
+        match &cable.network {
+            Network::Nat(nat) => Ok(nat),
+            Network::Idle => Err(CableError::NoNat(name.unwrap_or_default().to_owned())),
+        }
+    }
+
+    /// Lets a port of the host's lead to the guest, or ends that.
+    ///
+    /// # Errors
+    /// [`CableError`] when there is no such card, it is at no NAT, or the port cannot be listened at.
+    pub(crate) fn set_forward(&self, name: Option<&str>, forward: &Forward, on: bool) -> Result<(), CableError> {
+        let nat = self.nat(name)?;
+        if on {
+            nat.forward(door(forward))?;
+        } else {
+            nat.unforward(door(forward))?;
+        }
+        Ok(())
+    }
+}
+
+impl Cable {
+    const fn idle() -> Self {
+        Self {
+            port: None,
+            network: Network::Idle,
+        }
+    }
+}
+
+fn connect_nat(config: &NatConfig, port: PortConfig) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+    let switch = Switch::new();
+    let usual = vnet::nat::NatConfig::default();
+    let nat = vnet::nat::NatConfig {
+        network: config.network,
+        loopback: config.loopback,
+        restricted: config.restricted,
+        dns: config.dns,
+        ipv6: config.ipv6,
+        mtu: config.mtu,
+        ..usual
+    };
+    let nat = Nat::start(&switch, nat)?;
+    for forward in &config.forwards {
+        nat.forward(door(forward))?;
+    }
+    let port = switch.plug(port);
+    let cable = Cable {
+        port: Some(Arc::clone(&port)),
+        network: Network::Nat(nat),
+    };
+    Ok((port, cable))
+}
+
+fn door(forward: &Forward) -> vnet::nat::Forward {
+    vnet::nat::Forward {
+        transport: match forward.transport {
+            Transport::Tcp => vnet::nat::Transport::Tcp,
+            Transport::Udp => vnet::nat::Transport::Udp,
+        },
+        host: forward.host,
+        guest: forward.guest,
+        port: forward.port,
+    }
+}
+
+fn port_config(config: &NicConfig, name: &str) -> PortConfig {
+    PortConfig {
+        name: name.to_owned(),
+        role: Role::Guest,
+        promiscuous: match config.promiscuous {
+            PromiscuousPolicy::Deny => Promiscuous::Deny,
+            PromiscuousPolicy::AllowVms => Promiscuous::Guests,
+            PromiscuousPolicy::AllowAll => Promiscuous::All,
+        },
+    }
+}
+
+/// An address that no other card has: of the range of virtual machines, with random low bytes.
+fn made_up() -> Mac {
+    // Each `RandomState` has keys of its own.
+    let [a, b, c, ..] = RandomState::new().hash_one(0u8).to_le_bytes();
+    [0x08, 0x00, 0x27, a, b, c]
+}
+
+impl Inspect for Networks {
+    fn inspect(&self) -> Node {
+        self.cables.iter().fold(Node::tree(), |tree, (name, cable)| {
+            let port = cable.port.as_ref().map_or_else(Node::tree, |port| port.inspect());
+            match &cable.network {
+                Network::Idle => tree.with(name, port),
+                Network::Nat(nat) => tree.with(name, port.with("nat", nat.inspect())),
+            }
+        })
+    }
+}
