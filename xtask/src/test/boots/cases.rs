@@ -16,6 +16,8 @@ use super::plug::discs_of_an_ide_drive_are_changed;
 use super::plug::nvme_card_is_plugged_into_a_port_and_pulled_out;
 use super::plug::nvme_card_is_plugged_into_a_slot_and_ejected;
 use super::plug::sata_disk_is_plugged_in_and_pulled_out;
+use super::virtio::virtio_devices_work_on_the_microvm;
+use super::virtio::virtio_devices_work_on_the_pc;
 use crate::boot::Boot;
 use crate::boot::Seen;
 
@@ -35,7 +37,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 25] = [
+pub(super) const CASES: [Case; 27] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -46,6 +48,8 @@ pub(super) const CASES: [Case; 25] = [
         "i386_kernel_boots_without_complaints",
         i386_kernel_boots_without_complaints,
     ),
+    case("virtio_devices_work_on_the_pc", virtio_devices_work_on_the_pc),
+    case("virtio_devices_work_on_the_microvm", virtio_devices_work_on_the_microvm),
     case("nat_leads_to_the_world_and_back", nat_leads_to_the_world_and_back),
     case("discs_of_an_ide_drive_are_changed", discs_of_an_ide_drive_are_changed),
     case("discs_of_a_sata_drive_are_changed", discs_of_a_sata_drive_are_changed),
