@@ -685,10 +685,7 @@ fn assemble(
     let alarm_request = PollRequest::new(Arc::clone(&events));
     let raised = alarm_request.clone();
     let alarm = AlarmLatch::new(move || raised.raise());
-    let router = match spec.machine {
-        MachineKind::Q35 => PirqRouter::ich9(|irq| fabric.isa(irq), ich9_pins(&fabric)),
-        MachineKind::Microvm | MachineKind::Pc => PirqRouter::new(|irq| fabric.isa(irq)),
-    };
+    let router = pirq_router(spec.machine, &fabric);
     let mut builder = Builder {
         spec,
         plan: &plan,
@@ -782,6 +779,14 @@ fn watched(devices: &[SharedDevice], mut requests: BTreeMap<String, PollRequest>
         request: requests.remove(device.name()),
     });
     RwLock::new(watched.collect())
+}
+
+/// The way of PCI interrupt pins in a machine's chipset.
+fn pirq_router(machine: MachineKind, fabric: &Arc<Fabric>) -> Arc<PirqRouter> {
+    match machine {
+        MachineKind::Q35 => PirqRouter::ich9(|irq| fabric.isa(irq), ich9_pins(fabric)),
+        MachineKind::Microvm | MachineKind::Pc => PirqRouter::new(|irq| fabric.isa(irq)),
+    }
 }
 
 /// The pins of the I/O APIC that an ICH9's interrupt lines are.
