@@ -8,6 +8,7 @@
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
 //!   network             ────────────► vnet
+//!   virtio              ────────────► virtio, storage
 //!   vnc                 ────────────► remote
 //! ```
 #![forbid(unsafe_code)]
@@ -24,4 +25,5 @@ pub mod network;
 mod registers;
 pub mod states;
 pub mod translator;
+pub mod virtio;
 pub mod vnc;

@@ -60,3 +60,8 @@ fn vnc_seeds_find_nothing() {
 fn network_seeds_find_nothing() {
     replay("network", oxbow_fuzz::network::run);
 }
+
+#[test]
+fn virtio_seeds_find_nothing() {
+    replay("virtio", oxbow_fuzz::virtio::run);
+}

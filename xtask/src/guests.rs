@@ -46,6 +46,13 @@ const FULL_MODULES: &[&str] = &[
     "e1000", "mii", "pcnet32",
 ];
 
+/// For tests of virtio devices, in the order in which they can be loaded.
+#[rustfmt::skip]
+const VIRTIO_MODULES: &[&str] = &[
+    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+    "virtio_blk", "virtio-rng", "virtio_console", "virtio_balloon", "failover", "net_failover", "virtio_net",
+];
+
 /// All guests.
 pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
@@ -53,7 +60,7 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         what: "the kernel for clouds, amd64",
         architecture: "amd64",
         kernel: "linux-image-cloud-amd64",
-        modules: &[],
+        modules: VIRTIO_MODULES,
     },
     Recipe {
         name: "full",

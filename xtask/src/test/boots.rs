@@ -9,6 +9,7 @@ mod installer;
 mod net;
 mod picture;
 mod plug;
+mod virtio;
 
 use std::path::Path;
 use std::sync::Mutex;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use board::Attach;
+use board::BalloonStatus;
 use board::CableError;
 use board::DriveError;
 use board::Machine;
@@ -17,6 +18,7 @@ use board::Screen;
 use board::StateError;
 use board::UserInput;
 use control::AttachedStatus;
+use control::BalloonState;
 use control::Controlled;
 use control::DriveStatus;
 use control::ErrorKind;
@@ -213,11 +215,7 @@ fn wish(request: &Request) -> Result<Attach, String> {
 }
 
 fn describe_drive(attachment: &Attachment) -> AttachedStatus {
-    let bus = match attachment.drive.bus() {
-        StorageBus::Ide => "ide",
-        StorageBus::Ahci => "ahci",
-        StorageBus::Nvme => "nvme",
-    };
+    let bus = attachment.drive.bus().name();
     AttachedStatus {
         name: attachment.id.clone(),
         kind: attachment.drive.kind().to_owned(),
@@ -310,6 +308,38 @@ impl Controlled for Controls {
             .map_err(|error: String| Refusal::new(ErrorKind::Invalid, error))?;
         self.machine.switch_engine(kind).map_err(refuse)?;
         Ok(self.machine.engine().to_owned())
+    }
+
+    fn balloon(&self, size: Option<u64>) -> Result<BalloonState, Refusal> {
+        let Some(balloon) = self.machine.balloon() else {
+            let message = "the machine has no balloon; `oxbow run --balloon` adds one";
+            return Err(Refusal::new(ErrorKind::Absent, message.to_owned()));
+        };
+        if let Some(size) = size {
+            let memory = self.machine.plan().memory;
+            if size >= memory {
+                let message = format!("a balloon of {size} bytes leaves nothing of the guest's {memory}");
+                return Err(Refusal::new(ErrorKind::Invalid, message));
+            }
+            balloon.set_target(size);
+        }
+        let BalloonStatus {
+            driver,
+            target,
+            actual,
+            inflated,
+            reported,
+            statistics,
+        } = balloon.status();
+        let named = statistics.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Ok(BalloonState {
+            driver,
+            target,
+            actual,
+            inflated,
+            reported,
+            statistics: named.collect(),
+        })
     }
 
     fn quit(&self) {

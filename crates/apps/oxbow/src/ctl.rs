@@ -1,6 +1,7 @@
 //! `oxbow ctl`: what is done to a machine that runs.
 
 mod attach;
+mod balloon;
 mod input;
 mod media;
 mod net;
@@ -84,6 +85,8 @@ enum Verb {
     Resume,
     /// Let another engine execute the guest from here on
     Engine(show::EngineArgs),
+    /// Show the memory balloon, or say how large it is to be
+    Balloon(balloon::BalloonArgs),
     /// End the machine at once, as if its plug were pulled
     Quit,
     /// Show the machine's live state, or a part of it
@@ -123,6 +126,7 @@ pub(crate) fn run(args: &CtlArgs) -> Result<ExitCode, Failure> {
         Verb::Pause => link.done(&Request::Pause {}),
         Verb::Resume => link.done(&Request::Resume {}),
         Verb::Engine(args) => show::engine(&mut link, args),
+        Verb::Balloon(args) => balloon::balloon(&mut link, args),
         Verb::Quit => link.done(&Request::Quit {}),
         Verb::Inspect(args) => show::inspect(&mut link, args),
         Verb::Eject(args) => media::eject(&mut link, args),

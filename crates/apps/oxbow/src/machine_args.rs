@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
+use spec::BalloonConfig;
 use spec::BootDevice;
 use spec::BootSpec;
 use spec::CdromConfig;
+use spec::ConsoleConfig;
 use spec::DebugExitConfig;
 use spec::DevicesSpec;
 use spec::DiskConfig;
@@ -20,6 +22,7 @@ use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::OnReset;
 use spec::PciPlace;
+use spec::RngConfig;
 use spec::SerialConfig;
 use spec::Size;
 use spec::TestdevConfig;
@@ -62,20 +65,24 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk of a pc: FILE[,format=F][,bus=ide|ahci|nvme][,cache=MODE][,serial=S][,ro]
+    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio][,cache=MODE][,serial=S][,ro]
     ///
-    /// A q35 has no IDE; its drives are on AHCI if no bus is given.
+    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio only.
     /// The format is found by the file's contents if it is not given.
     /// Cache modes: `writeback`; `writethrough` makes each write safe at once; `none` and `directsync` are the same two past the
     /// host's page cache; `unsafe` lets the guest's flushes do nothing.
     #[arg(long, value_name = "FILE", value_parser = drives::parse_disk)]
     pub(crate) disk: Vec<DriveArg<DiskConfig>>,
 
+    /// Add a virtio entropy source, which is fed by the host's
+    #[arg(long)]
+    pub(crate) rng: bool,
+
     /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
-    /// Network card of a pc: NETWORK[,model=e1000|82543gc|82545em|pcnet|am79c970a][,mac=M][,option]... Up to eight times
+    /// Network card: NETWORK[,model=e1000|82543gc|82545em|pcnet|am79c970a|virtio][,mac=M][,option]... Up to eight times
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
     /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
@@ -142,8 +149,20 @@ pub(crate) struct MachineArgs {
     pub(crate) engine: EngineKind,
 
     /// Where a serial port leads: stdio, file:PATH, pty or none. Once for each of COM1 to COM4
-    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    ///
+    /// The first leads to stdio if none is given, unless a console does.
+    #[arg(long, value_name = "TARGET")]
     pub(crate) serial: Vec<SerialTarget>,
+
+    /// Where a port of the virtio console leads: stdio, file:PATH, pty or none. Repeated for more ports
+    ///
+    /// Each is a console of the guest's, hvc0 and so on, or with `,name=NAME` a serial port that the guest finds by that name.
+    #[arg(long, value_name = "TARGET[,name=NAME]", value_parser = parse_console)]
+    pub(crate) console: Vec<ConsoleArg>,
+
+    /// Add a virtio memory balloon: `oxbow ctl SOCKET balloon` sets its size, and memory that the guest frees goes back to the host
+    #[arg(long)]
+    pub(crate) balloon: bool,
 
     /// Port whose write ends the machine with status (value << 1) | 1; adds the test device too
     #[arg(long, value_name = "PORT", value_parser = parse_port)]
@@ -161,13 +180,18 @@ pub(crate) struct MachineArgs {
 impl MachineArgs {
     /// The machine that the options describe.
     pub(crate) fn spec(&self) -> anyhow::Result<MachineSpec> {
-        let count = |wanted: &SerialTarget| self.serial.iter().filter(|target| *target == wanted).count();
-        if count(&SerialTarget::Stdio) > 1 {
-            bail!("--serial stdio is given twice; only one port can have the terminal");
+        let targets = self.serial_targets();
+        let consoles = self.console.iter().map(|console| &console.target);
+        let terminals = targets
+            .iter()
+            .chain(consoles)
+            .filter(|target| **target == SerialTarget::Stdio);
+        if terminals.count() > 1 {
+            bail!("stdio is given twice with --serial and --console; only one port can have the terminal");
         }
-        let serial: Option<Vec<SerialConfig>> = (0..self.serial.len()).map(SerialConfig::com).collect();
+        let serial: Option<Vec<SerialConfig>> = (0..targets.len()).map(SerialConfig::com).collect();
         let Some(serial) = serial else {
-            bail!("--serial is given {} times; there are four ports", self.serial.len());
+            bail!("--serial is given {} times; there are four ports", targets.len());
         };
         let usual = self.machine_kind().usual_bus();
         let testdev = self.testdev || self.debug_exit.is_some();
@@ -198,6 +222,9 @@ impl MachineArgs {
                 floppies: self.floppy.clone(),
                 disks: self.disk.iter().map(|disk| disk.on(usual)).collect(),
                 cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual)).collect(),
+                rng: self.rng.then(RngConfig::default),
+                consoles: self.console.iter().map(|console| console.config.clone()).collect(),
+                balloon: self.balloon.then(BalloonConfig::default),
                 nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()
@@ -208,6 +235,26 @@ impl MachineArgs {
 }
 
 impl MachineArgs {
+    /// Where serial ports lead. The terminal is the first one's unless a console has it.
+    pub(crate) fn serial_targets(&self) -> Vec<SerialTarget> {
+        let has_terminal = |console: &ConsoleArg| console.target == SerialTarget::Stdio;
+        match self.serial.as_slice() {
+            [] if self.console.iter().any(has_terminal) => vec![SerialTarget::None],
+            [] => vec![SerialTarget::Stdio],
+            given => given.to_vec(),
+        }
+    }
+
+    /// Where serial ports and consoles lead, by their names.
+    pub(crate) fn lines(&self) -> Vec<(String, SerialTarget)> {
+        let serial = self.serial_targets().into_iter().enumerate();
+        let consoles = self.console.iter().enumerate();
+        serial
+            .map(|(index, target)| (format!("com{}", index + 1), target))
+            .chain(consoles.map(|(index, console)| (ConsoleConfig::backend(index), console.target.clone())))
+            .collect()
+    }
+
     /// The network cards, with the ports that lead to them.
     fn nics(&self) -> anyhow::Result<Vec<NicConfig>> {
         let mut nics = self.nic.clone();
@@ -229,6 +276,25 @@ impl MachineArgs {
         };
         self.machine.unwrap_or(kind)
     }
+}
+
+/// A port of the virtio console, and where it leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConsoleArg {
+    pub(crate) target: SerialTarget,
+    pub(crate) config: ConsoleConfig,
+}
+
+/// A target, with or without `,name=NAME`.
+fn parse_console(text: &str) -> Result<ConsoleArg, String> {
+    let (target, name) = match text.rsplit_once(",name=") {
+        Some((target, name)) => (target, Some(name.to_owned())),
+        None => (text, None),
+    };
+    Ok(ConsoleArg {
+        target: target.parse()?,
+        config: ConsoleConfig { name },
+    })
 }
 
 /// A floppy drive: `none`, or a file with or without `,ro`.
@@ -261,6 +327,15 @@ fn parse_port(text: &str) -> Result<u16, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn console_leads_somewhere_and_may_have_a_name() {
+        let console = parse_console("file:a,b,name=org.x").unwrap();
+        assert_eq!(console.target, SerialTarget::File("a,b".into()));
+        assert_eq!(console.config.name.as_deref(), Some("org.x"));
+        assert_eq!(parse_console("stdio").unwrap().config.name, None);
+        assert!(parse_console("name=x").is_err());
+    }
 
     #[test]
     fn port_is_hexadecimal_with_prefix_only() {

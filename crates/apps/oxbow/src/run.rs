@@ -114,7 +114,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         start_switch: Some(network_switch::starter()),
         ..Backends::default()
     };
-    let lines = SerialLines::open(&args.machine.serial, &mut backends)?;
+    let lines = SerialLines::open(args.machine.lines(), &mut backends)?;
     let machine = Arc::new(Machine::build(&spec, backends)?);
 
     let (ends, ended) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! Where serial ports lead: `--serial`.
+//! Where serial ports and consoles lead: `--serial`, `--console`.
 
 use std::fs::File;
 use std::io::Write;
@@ -57,16 +57,16 @@ pub(crate) struct SerialLines {
 }
 
 impl SerialLines {
-    /// Opens what the ports lead to, COM1 first. The machine's ends go into `backends`.
-    pub(crate) fn open(targets: &[SerialTarget], backends: &mut Backends) -> anyhow::Result<Self> {
+    /// Opens what ports lead to, by their names. The machine's ends go into `backends`.
+    pub(crate) fn open(targets: Vec<(String, SerialTarget)>, backends: &mut Backends) -> anyhow::Result<Self> {
         let mut lines = Vec::new();
-        for (index, target) in targets.iter().enumerate() {
-            let name = format!("com{}", index + 1);
+        for (name, target) in targets {
             let line = match target {
                 SerialTarget::Stdio => Line::Stdio,
                 SerialTarget::File(path) => {
                     let what = || format!("cannot write `{}`", path.display());
-                    Line::File(path.clone(), File::create(path).with_context(what)?)
+                    let file = File::create(&path).with_context(what)?;
+                    Line::File(path, file)
                 }
                 SerialTarget::Pty => {
                     let pty = PseudoTerminal::open().context("cannot open a pseudo-terminal")?;

@@ -47,30 +47,36 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// Bytes that a worker carries at a time.
 const PIECE: u64 = 256 << 10;
 /// Bytes that one request moves at most: 65536 sectors.
-pub(crate) const MOST: u64 = 65_536 * 512;
+pub const MOST: u64 = 65_536 * 512;
 /// Pieces of guest memory in one request at most.
-pub(crate) const SEGMENTS: usize = 65_536;
+pub const SEGMENTS: usize = 65_536;
 /// Ranges in one request at most.
 const RANGES: usize = 4096;
 
 /// A piece of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Segment {
-    pub(crate) gpa: u64,
-    pub(crate) len: u32,
+pub struct Segment {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u32,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Op {
+pub enum Op {
+    /// From the medium.
     Read,
+    /// To the medium.
     Write {
         /// The data are safe before the answer comes.
         through: bool,
     },
+    /// Makes a range zeros.
     WriteZeroes,
     /// Gives the space of ranges back.
     Discard,
+    /// Makes all safe that was written.
     Flush,
     /// Reads, and tells only whether that was possible.
     Verify,
@@ -80,10 +86,12 @@ pub(crate) enum Op {
 
 /// Where data come from or go to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Data {
+pub enum Data {
     /// With the answer, or nowhere.
     None,
+    /// Bytes to be written.
     Bytes(Vec<u8>),
+    /// Guest memory.
     Guest(Vec<Segment>),
     /// Offsets and lengths.
     Ranges(Vec<(u64, u64)>),
@@ -91,24 +99,35 @@ pub(crate) enum Data {
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Request {
-    pub(crate) op: Op,
-    pub(crate) offset: u64,
-    pub(crate) len: u64,
-    pub(crate) data: Data,
+pub struct Request {
+    /// What is to be done.
+    pub op: Op,
+    /// Where on the medium it begins, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where data come from or go to.
+    pub data: Data,
 }
 
 impl Request {
-    pub(crate) fn new(op: Op, offset: u64, len: u64, data: Data) -> Self {
+    /// A request for `len` bytes of the medium from `offset` on.
+    #[must_use]
+    pub fn new(op: Op, offset: u64, len: u64, data: Data) -> Self {
         Self { op, offset, len, data }
     }
 
-    pub(crate) fn flush() -> Self {
+    /// A request that makes all safe that was written.
+    #[must_use]
+    pub fn flush() -> Self {
         Self::new(Op::Flush, 0, 0, Data::None)
     }
 
     /// Whether a saved request is one that a controller makes.
-    pub(crate) fn check(&self) -> Result<(), RestoreError> {
+    ///
+    /// # Errors
+    /// [`RestoreError::Invalid`] when it is not.
+    pub fn check(&self) -> Result<(), RestoreError> {
         let moves = !matches!(self.op, Op::WriteZeroes | Op::Discard | Op::Flush);
         let fits = match &self.data {
             Data::None => true,
@@ -124,13 +143,27 @@ impl Request {
 }
 
 /// Bytes of all segments.
-pub(crate) fn guest_len(segments: &[Segment]) -> u64 {
+#[must_use]
+pub fn guest_len(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.len)).sum()
 }
 
+/// Whether a worker has a request: no part of what is saved and compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Submitted(pub bool);
+
+impl PartialEq for Submitted {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Submitted {}
+
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
+    /// The medium could not.
     Medium(MediumError),
     /// There is no guest memory where data were to come from or go to.
     Memory,
@@ -145,7 +178,7 @@ impl From<MediumError> for Fault {
 }
 
 /// What became of a request: the bytes that were read, if they go nowhere else.
-pub(crate) type Outcome = Result<Vec<u8>, Fault>;
+pub type Outcome = Result<Vec<u8>, Fault>;
 
 struct Answer {
     epoch: u64,
@@ -154,7 +187,7 @@ struct Answer {
 }
 
 /// A controller's way to the workers.
-pub(crate) struct Channel {
+pub struct Channel {
     // Wiring
     executor: Arc<dyn Executor>,
     memory: Arc<GuestMemory>,
@@ -169,7 +202,9 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(executor: Arc<dyn Executor>, memory: Arc<GuestMemory>, waker: Waker) -> Self {
+    /// A way to `executor`, whose answers ask for a poll by `waker`.
+    #[must_use]
+    pub fn new(executor: Arc<dyn Executor>, memory: Arc<GuestMemory>, waker: Waker) -> Self {
         let (sender, answers) = mpsc::channel();
         Self {
             executor,
@@ -184,27 +219,30 @@ impl Channel {
     }
 
     /// Guest memory.
-    pub(crate) fn memory(&self) -> &GuestMemory {
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
     /// Nothing new may be asked for: the machine is being held.
-    pub(crate) fn is_held(&self) -> bool {
+    #[must_use]
+    pub fn is_held(&self) -> bool {
         self.held
     }
 
     /// Holds new requests back, or lets them go again.
-    pub(crate) fn hold(&mut self, held: bool) {
+    pub fn hold(&mut self, held: bool) {
         self.held = held;
     }
 
     /// Requests that a worker has.
-    pub(crate) fn in_flight(&self) -> usize {
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
     /// Hands a request over. Its answer bears `token`.
-    pub(crate) fn submit(&mut self, medium: &Arc<dyn Medium>, token: u64, request: Request) {
+    pub fn submit(&mut self, medium: &Arc<dyn Medium>, token: u64, request: Request) {
         let task = Task {
             medium: Arc::clone(medium),
             memory: Arc::clone(&self.memory),
@@ -224,7 +262,7 @@ impl Channel {
     }
 
     /// The next answer that somebody waits for.
-    pub(crate) fn answer(&mut self) -> Option<(u64, Outcome)> {
+    pub fn answer(&mut self) -> Option<(u64, Outcome)> {
         while let Ok(answer) = self.answers.try_recv() {
             self.in_flight = self.in_flight.saturating_sub(1);
             if answer.epoch == self.epoch.load(Ordering::Acquire) {
@@ -235,7 +273,7 @@ impl Channel {
     }
 
     /// Nobody waits any more for what was asked for.
-    pub(crate) fn abandon(&self) {
+    pub fn abandon(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -12,6 +12,7 @@ mod contract;
 mod endpoint;
 mod fuzz;
 mod probe;
+pub mod virtio;
 
 pub use contract::contract;
 pub use device_model::TestClock;

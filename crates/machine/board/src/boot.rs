@@ -353,6 +353,11 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
         let port = u16::try_from(device.windows.first()?.base).ok()?;
         Some((port, *device.irqs.first()?))
     };
+    let virtio = plan.devices.iter().filter(|device| device.chip.starts_with("virtio_"));
+    let registers = |device: &crate::Placement| {
+        let base = u32::try_from(device.windows.first()?.base).ok()?;
+        Some((base, *device.irqs.first()?))
+    };
     let pci = plan.devices.iter().any(|device| device.bdf.is_some());
     let express = has("q35_mch");
     AcpiInput {
@@ -371,6 +376,7 @@ fn acpi_input(plan: &Plan) -> AcpiInput {
         hpet: has("hpet"),
         i8042: has("i8042"),
         uarts: uarts.filter_map(uart).collect(),
+        virtio: virtio.filter_map(registers).collect(),
         ..AcpiInput::default()
     }
 }

@@ -249,11 +249,12 @@ impl Bays {
             (StorageBus::Ide, ..) => {
                 place("drives of IDE channels stay as long as the machine runs; use bus=ahci or bus=nvme".to_owned())
             }
-            (StorageBus::Nvme, DriveConfig::Cdrom(_), ..) => {
-                place("there are no NVMe CD drives; use bus=ahci".to_owned())
+            (StorageBus::Nvme | StorageBus::Virtio, DriveConfig::Cdrom(_), ..) => {
+                place("there are no NVMe or virtio CD drives; use bus=ahci".to_owned())
             }
-            (StorageBus::Nvme, _, Some(Bay::Sata(number)), _) => place(format!(
-                "sata{number} takes no NVMe disks; leave the place away, or use bus=ahci"
+            (bus @ (StorageBus::Nvme | StorageBus::Virtio), _, Some(Bay::Sata(number)), _) => place(format!(
+                "sata{number} takes no {} disks; leave the place away, or use bus=ahci",
+                bus.name()
             )),
             (StorageBus::Ahci, _, None, Some(ahci)) => {
                 let chip = ahci.lock();

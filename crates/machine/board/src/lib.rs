@@ -12,6 +12,7 @@
 //! event thread polls devices whose time has come; both stand still whenever the control thread needs the machine to.
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod boot;
 mod clock;
 mod control;
@@ -34,6 +35,8 @@ mod state;
 mod storage;
 mod vcpu;
 
+pub use balloon::Balloon;
+pub use balloon::BalloonStatus;
 pub use clock::HostClock;
 pub use control::MachineEvent;
 pub use control::Outcome;

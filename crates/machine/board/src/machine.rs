@@ -51,6 +51,7 @@ use spec::OnReset;
 use spec::OnTripleFault;
 use vnet::Capture;
 
+use crate::Balloon;
 use crate::EngineFactory;
 use crate::HostClock;
 use crate::Placement;
@@ -238,6 +239,7 @@ pub(crate) struct Parts {
     pub(crate) video: Option<Arc<MemoryRegion>>,
     screen: Option<Screen>,
     input: Option<UserInput>,
+    balloon: Option<Balloon>,
     buttons: Option<Buttons>,
     drives: Vec<Arc<dyn RemovableDrive>>,
     networks: Networks,
@@ -505,6 +507,12 @@ impl Machine {
         self.parts.input.clone()
     }
 
+    /// The memory balloon; none without one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<Balloon> {
+        self.parts.balloon.clone()
+    }
+
     /// Drives whose media change while the machine runs.
     #[must_use]
     pub fn drives(&self) -> Vec<Arc<dyn RemovableDrive>> {
@@ -685,10 +693,7 @@ fn assemble(
     let alarm_request = PollRequest::new(Arc::clone(&events));
     let raised = alarm_request.clone();
     let alarm = AlarmLatch::new(move || raised.raise());
-    let router = match spec.machine {
-        MachineKind::Q35 => PirqRouter::ich9(|irq| fabric.isa(irq), ich9_pins(&fabric)),
-        MachineKind::Microvm | MachineKind::Pc => PirqRouter::new(|irq| fabric.isa(irq)),
-    };
+    let router = pirq_router(spec.machine, &fabric);
     let mut builder = Builder {
         spec,
         plan: &plan,
@@ -702,6 +707,7 @@ fn assemble(
         floppy_dma: None,
         vga: None,
         keyboard: None,
+        balloon: None,
         buttons: None,
         sockets: Sockets::default(),
         given_up: hotplug::given_up(&gate, requests),
@@ -730,6 +736,7 @@ fn assemble(
     let bays = hotplug::bays(&mut builder);
     let video = builder.vga.as_ref().map(|slot| Arc::clone(slot.lock().vram()));
     let Builder {
+        balloon,
         buttons,
         drives,
         serial_ends,
@@ -750,6 +757,7 @@ fn assemble(
         video,
         screen,
         input,
+        balloon,
         buttons,
         drives,
         networks,
@@ -779,6 +787,14 @@ fn watched(devices: &[SharedDevice], mut requests: BTreeMap<String, PollRequest>
         request: requests.remove(device.name()),
     });
     RwLock::new(watched.collect())
+}
+
+/// The way of PCI interrupt pins in a machine's chipset.
+fn pirq_router(machine: MachineKind, fabric: &Arc<Fabric>) -> Arc<PirqRouter> {
+    match machine {
+        MachineKind::Q35 => PirqRouter::ich9(|irq| fabric.isa(irq), ich9_pins(fabric)),
+        MachineKind::Microvm | MachineKind::Pc => PirqRouter::new(|irq| fabric.isa(irq)),
+    }
 }
 
 /// The pins of the I/O APIC that an ICH9's interrupt lines are.

@@ -133,9 +133,10 @@ impl Placement {
         self
     }
 
-    /// Serial ports take turns on a line by convention; nobody else shares.
+    /// Serial ports take turns on a line by convention, and virtio devices drive theirs by level; nobody else shares.
     fn may_share(&self, other: &Self) -> bool {
-        self.chip == other.chip && self.chip == "uart16550"
+        let virtio = |place: &Self| place.chip.starts_with("virtio_");
+        self.chip == other.chip && self.chip == "uart16550" || virtio(self) && virtio(other)
     }
 }
 

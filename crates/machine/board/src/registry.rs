@@ -13,6 +13,7 @@ mod q35;
 mod screen;
 mod storage;
 mod timers;
+mod virtio;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -41,6 +42,7 @@ use spec::Bay;
 use spec::BootDevice;
 use spec::MachineSpec;
 
+use crate::Balloon;
 use crate::BuildError;
 use crate::Placement;
 use crate::Plan;
@@ -84,6 +86,11 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "ide",           place: storage::place_ide,          build: storage::build_ide },
     Entry { chip: "ahci",          place: storage::place_ahci,         build: storage::build_ahci },
     Entry { chip: "nvme",          place: storage::place_nvme,         build: storage::build_nvme },
+    Entry { chip: "virtio_blk",    place: virtio::place_blk,           build: virtio::build_blk },
+    Entry { chip: "virtio_net",    place: virtio::place_net,           build: virtio::build_net },
+    Entry { chip: "virtio_rng",    place: virtio::place_rng,           build: virtio::build_rng },
+    Entry { chip: "virtio_console", place: virtio::place_console,      build: virtio::build_console },
+    Entry { chip: "virtio_balloon", place: virtio::place_balloon,      build: virtio::build_balloon },
     Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
     Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
@@ -138,6 +145,22 @@ pub(crate) mod bdf {
     /// PCI Express port number `number`, from one, of a q35.
     pub(crate) const fn port(number: u8) -> Bdf {
         Bdf::new(0, 28, number - 1)
+    }
+
+    /// Slots of the root bus for virtio devices other than network cards, in the order in which they are taken.
+    fn virtio_slots() -> impl Iterator<Item = u8> {
+        (10..28).chain(2..10)
+    }
+
+    /// Where virtio device number `index` is that is no network card: in the slots that nothing else has.
+    pub(crate) fn virtio(spec: &MachineSpec, index: usize) -> Bdf {
+        let nics = (0..spec.devices.nics.len()).map(|nic| of(spec, &format!("nic{nic}")));
+        let mut others: Vec<Bdf> = ["vga", "ahci", "nvme"].map(|name| of(spec, name)).into();
+        others.extend(nics);
+        let slots = virtio_slots().map(|slot| Bdf::new(0, slot, 0));
+        let mut free = slots.filter(|bdf| !others.contains(bdf));
+        // Beyond the last there is a conflict, which the plan tells of.
+        free.nth(index).unwrap_or(HOST_BRIDGE)
     }
 
     /// The usual slot of network card 0; those of the others follow.
@@ -209,6 +232,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) vga: Option<Arc<Slot<Vga>>>,
     /// The keyboard controller, once it is built.
     pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
+    /// The memory balloon, once it is built.
+    pub(crate) balloon: Option<Balloon>,
     /// The machine's buttons, once there is a chip behind them.
     pub(crate) buttons: Option<Buttons>,
     /// What drives and cards are plugged into.

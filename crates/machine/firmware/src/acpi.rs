@@ -22,6 +22,7 @@ mod loader;
 mod madt;
 mod root_bridge;
 mod slots;
+mod virtio;
 
 use std::ops::Range;
 
@@ -240,6 +241,8 @@ pub struct AcpiInput {
     pub hpet: bool,
     /// Serial ports COM1 and up: I/O port and ISA interrupt.
     pub uarts: Vec<(u16, u8)>,
+    /// virtio devices with memory-mapped registers: where those are, and the global system interrupt.
+    pub virtio: Vec<(u32, u8)>,
     /// Whether there are a keyboard controller, a keyboard and a mouse.
     pub i8042: bool,
     /// Whether there is a floppy controller.

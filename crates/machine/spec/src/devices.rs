@@ -121,10 +121,12 @@ pub enum StorageBus {
     Ahci,
     /// NVM Express: each disk is a namespace of one controller. No CD drives.
     Nvme,
+    /// virtio: each disk is a device of its own. No CD drives.
+    Virtio,
 }
 
 impl StorageBus {
-    const ALL: [Self; 3] = [Self::Ide, Self::Ahci, Self::Nvme];
+    const ALL: [Self; 4] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio];
 
     /// What is written for it.
     #[must_use]
@@ -133,6 +135,7 @@ impl StorageBus {
             Self::Ide => "ide",
             Self::Ahci => "ahci",
             Self::Nvme => "nvme",
+            Self::Virtio => "virtio",
         }
     }
 }
@@ -232,6 +235,32 @@ pub struct CdromConfig {
     pub bus: StorageBus,
 }
 
+/// A virtio entropy source, from the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngConfig {}
+
+/// A virtio memory balloon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {}
+
+/// A port of the virtio console.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// What the guest finds the port by, at most 64 printable characters; none: the port is a console of the guest's.
+    pub name: Option<String>,
+}
+
+impl ConsoleConfig {
+    /// What the backend of port number `index`, from 0, is called.
+    #[must_use]
+    pub fn backend(index: usize) -> String {
+        format!("console{index}")
+    }
+}
+
 /// The devices that may be there or not, or that have a choice. What every PC has is not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -252,10 +281,16 @@ pub struct DevicesSpec {
     pub vga: Option<VgaConfig>,
     /// Floppy drives A and B of a PC.
     pub floppies: Vec<FloppyConfig>,
-    /// Hard disks of a PC, in the order in which they are numbered and booted from.
+    /// Hard disks, in the order in which they are numbered and booted from.
     pub disks: Vec<DiskConfig>,
     /// CD and DVD drives of a PC.
     pub cdroms: Vec<CdromConfig>,
+    /// Entropy source, where wanted.
+    pub rng: Option<RngConfig>,
+    /// Ports of the virtio console; without any there is none.
+    pub consoles: Vec<ConsoleConfig>,
+    /// Memory balloon, where wanted.
+    pub balloon: Option<BalloonConfig>,
     /// Network cards of a PC, `nic0` first.
     pub nics: Vec<NicConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
@@ -275,6 +310,9 @@ impl Default for DevicesSpec {
             floppies: Vec::new(),
             disks: Vec::new(),
             cdroms: Vec::new(),
+            rng: None,
+            consoles: Vec::new(),
+            balloon: None,
             nics: Vec::new(),
             places: BTreeMap::new(),
         }

@@ -87,7 +87,8 @@ impl MachineKind {
     #[must_use]
     pub fn usual_bus(self) -> StorageBus {
         match self {
-            Self::Microvm | Self::Pc => StorageBus::Ide,
+            Self::Microvm => StorageBus::Virtio,
+            Self::Pc => StorageBus::Ide,
             Self::Q35 => StorageBus::Ahci,
         }
     }

@@ -79,15 +79,18 @@ pub enum NicModel {
     Pcnet,
     /// AMD PCnet-PCI II, Am79C970A.
     Am79C970A,
+    /// virtio: what a microvm has, too.
+    Virtio,
 }
 
 impl NicModel {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::E1000,
         Self::I82543Gc,
         Self::I82545Em,
         Self::Pcnet,
         Self::Am79C970A,
+        Self::Virtio,
     ];
 
     /// What is written for it.
@@ -99,6 +102,7 @@ impl NicModel {
             Self::I82545Em => "82545em",
             Self::Pcnet => "pcnet",
             Self::Am79C970A => "am79c970a",
+            Self::Virtio => "virtio",
         }
     }
 }

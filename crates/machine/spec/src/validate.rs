@@ -6,6 +6,7 @@ use crate::DiskConfig;
 use crate::MachineKind;
 use crate::MachineSpec;
 use crate::NICS;
+use crate::NicModel;
 use crate::PciPlace;
 use crate::Size;
 use crate::StorageBus;
@@ -20,13 +21,17 @@ const VIDEO_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
 /// Drives of the floppy controller.
 const FLOPPIES: usize = 2;
 /// Drives of each bus.
-const BUSES: [(StorageBus, &str, usize); 3] = [
+const BUSES: [(StorageBus, &str, usize); 4] = [
     (StorageBus::Ide, "ide", 4),
     (StorageBus::Ahci, "ahci", 6),
     (StorageBus::Nvme, "nvme", 16),
+    (StorageBus::Virtio, "virtio", 16),
 ];
 /// PCI devices that may be elsewhere than usual.
 const MOVABLE: [&str; 4] = ["vga", "ahci", "nvme", "nic0 to nic7"];
+/// Ports of the virtio console, and characters of their names.
+const CONSOLES: usize = 16;
+const CONSOLE_NAME: usize = 64;
 /// Characters of a serial number.
 const SERIAL: usize = 20;
 /// Memory that a PC's firmware can start with.
@@ -136,6 +141,7 @@ impl MachineSpec {
             );
         }
         self.check_storage(problems);
+        self.check_consoles(problems);
         self.check_nics(problems);
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
@@ -183,10 +189,33 @@ impl MachineSpec {
         }
     }
 
+    fn check_consoles(&self, problems: &mut Problems) {
+        let consoles = &self.devices.consoles;
+        if consoles.len() > CONSOLES {
+            let what = format!("{} ports are more than {CONSOLES}", consoles.len());
+            problems.add("devices.consoles", what);
+        }
+        for (index, name) in consoles.iter().enumerate() {
+            let Some(name) = &name.name else { continue };
+            let printable = name.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'/');
+            if name.is_empty() || name.len() > CONSOLE_NAME || !printable {
+                let what = format!("name `{name}` is not 1 to {CONSOLE_NAME} printable characters without `/`");
+                problems.add(&format!("devices.consoles[{index}]"), what);
+            }
+            let mut before = consoles.iter().take(index);
+            if before.any(|other| other.name.as_ref() == Some(name)) {
+                problems.add(&format!("devices.consoles[{index}]"), "the name is taken".to_owned());
+            }
+        }
+    }
+
     fn check_nics(&self, problems: &mut Problems) {
         let nics = &self.devices.nics;
-        if !nics.is_empty() && !self.machine.has_pci() {
-            let what = format!("a {} has no network cards; the machines pc and q35 have", self.machine);
+        if nics.iter().any(|nic| nic.model != NicModel::Virtio) && !self.machine.has_pci() {
+            let what = format!(
+                "a {} has network cards of model virtio only; the machines pc and q35 have others",
+                self.machine
+            );
             problems.add("devices.nics", what);
         }
         if nics.len() > NICS {
@@ -208,13 +237,14 @@ impl MachineSpec {
 
     fn check_storage(&self, problems: &mut Problems) {
         let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
-        let any = !disks.is_empty() || !cdroms.is_empty();
-        if any && !self.machine.has_pci() {
-            let field = if disks.is_empty() { "cdroms" } else { "disks" };
-            let what = format!(
-                "a {} has no storage controllers; the machines pc and q35 have",
-                self.machine
-            );
+        let other = disks.iter().any(|disk| disk.bus != StorageBus::Virtio);
+        if !self.machine.has_pci() && (other || !cdroms.is_empty()) {
+            let (field, what) = if other {
+                ("disks", "disks only on virtio")
+            } else {
+                ("cdroms", "no CD drives")
+            };
+            let what = format!("a {} has {what}; the machines pc and q35 have others", self.machine);
             problems.add(&format!("devices.{field}"), what);
         }
         for (bus, name, most) in BUSES {
@@ -233,8 +263,10 @@ impl MachineSpec {
             let what = "a q35 has no ide; it has ahci and nvme";
             problems.add("devices.disks", what.to_owned());
         }
-        if cdroms.iter().any(|cdrom| cdrom.bus == StorageBus::Nvme) {
-            problems.add("devices.cdroms", "there are no CD drives on nvme".to_owned());
+        for (bus, name) in [(StorageBus::Nvme, "nvme"), (StorageBus::Virtio, "virtio")] {
+            if cdroms.iter().any(|cdrom| cdrom.bus == bus) {
+                problems.add("devices.cdroms", format!("there are no CD drives on {name}"));
+            }
         }
         for (index, disk) in disks.iter().enumerate() {
             if let Err(what) = disk.check_serial() {
@@ -373,13 +405,13 @@ mod tests {
     }
 
     #[test]
-    fn network_cards_are_of_a_pc_and_have_addresses_of_their_own() {
+    fn network_cards_suit_the_machine_and_have_addresses_of_their_own() {
         let mut spec = MachineSpec::default();
         let mut nic = crate::NicConfig::new(crate::NetworkConfig::Null);
         nic.mac = Some(crate::MacAddress([2, 0, 0, 0, 0, 1]));
         spec.devices.nics = vec![nic; 9];
         let text = spec.validate().unwrap_err().to_string();
-        for part in ["a microvm has no network cards", "9 cards", "nics[1]: another card"] {
+        for part in ["model virtio only", "9 cards", "nics[1]: another card"] {
             assert!(text.contains(part), "{text}");
         }
         spec.machine = MachineKind::Pc;

@@ -31,6 +31,7 @@ pub use event::Event;
 pub use event::Publisher;
 pub use machine::Controlled;
 pub use protocol::AttachedStatus;
+pub use protocol::BalloonState;
 pub use protocol::ButtonAction;
 pub use protocol::DriveStatus;
 pub use protocol::ErrorKind;

@@ -6,6 +6,7 @@ use display::Surface;
 use input::InputSink;
 
 use crate::AttachedStatus;
+use crate::BalloonState;
 use crate::Refusal;
 use crate::Request;
 use crate::Status;
@@ -63,6 +64,12 @@ pub trait Controlled: Send + Sync {
     /// # Errors
     /// [`Refusal`] when there is no such engine, or the guest cannot go on with it.
     fn switch_engine(&self, engine: &str) -> Result<String, Refusal>;
+
+    /// The memory balloon, which is to have `size` bytes from now on if that is said.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is none.
+    fn balloon(&self, size: Option<u64>) -> Result<BalloonState, Refusal>;
 
     /// Asks for the machine's end. The reply is on its way by then.
     fn quit(&self);

@@ -2,6 +2,7 @@
 //!
 //! A line of JSON each. docs/control.md is the description for others; the types here are what both ends use.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -144,6 +145,12 @@ pub enum Request {
         /// Which, as `oxbow run --engine` names it.
         engine: String,
     },
+    /// The memory balloon: [`BalloonState`].
+    Balloon {
+        /// How many bytes the guest is to do without from now on; absent to change nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<u64>,
+    },
     /// Ends the machine.
     Quit {},
     /// Part of the machine's live state, a tree.
@@ -234,6 +241,24 @@ pub enum Request {
 pub struct Executed {
     /// What executes the guest now.
     pub engine: String,
+}
+
+/// Answer to [`Request::Balloon`]. Sizes are in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BalloonState {
+    /// The guest has a driver for it.
+    pub driver: bool,
+    /// How large it is to be.
+    pub target: u64,
+    /// How large the guest has made it.
+    pub actual: u64,
+    /// What went back to the host so far by filling it.
+    pub inflated: u64,
+    /// What went back to the host so far because the guest reported it as free.
+    pub reported: u64,
+    /// Statistics of the guest's, as far as it tells them: `free_memory`, `available_memory` and others.
+    pub statistics: BTreeMap<String, u64>,
 }
 
 /// Why something was not done, as programs tell it apart.

@@ -241,6 +241,56 @@ impl GuestMemory {
         Ok(value)
     }
 
+    /// Reads the 16-bit number at an even address in one access that a vCPU's or another device's cannot divide. What was
+    /// written before the number was, is seen after it.
+    ///
+    /// # Errors
+    /// [`MemoryError::Hole`] where there is no guest memory, or the address is odd.
+    pub fn load_u16(&self, gpa: u64) -> Result<u16, MemoryError> {
+        let (offset, region, _, _) = self.find_even(gpa)?;
+        Ok(region.load_u16(offset))
+    }
+
+    /// Writes the 16-bit number at an even address in one access. Whoever sees it also sees what was written before it.
+    /// Code engines see the write. ROM stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::load_u16`].
+    pub fn store_u16(&self, gpa: u64, value: u16) -> Result<(), MemoryError> {
+        let (offset, region, kind, _) = self.find_even(gpa)?;
+        if kind == Kind::Ram {
+            region.store_u16(offset, value);
+        }
+        Ok(())
+    }
+
+    fn find_even(&self, gpa: u64) -> Result<(u64, &MemoryRegion, Kind, u64), MemoryError> {
+        let found = self.find(gpa).filter(|_| gpa.is_multiple_of(2));
+        found.ok_or(MemoryError::Hole { gpa, len: 2 })
+    }
+
+    /// Gives the host back what holds the whole pages of RAM in `len` bytes at `gpa`: they read as zeros until they are
+    /// written again. Code engines see that as a write. Returns how many bytes those were; where the host does not take it
+    /// back, it stays as it is.
+    pub fn release(&self, gpa: u64, len: u64) -> u64 {
+        let first = gpa.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
+        let end = gpa.saturating_add(len) & !PAGE_MASK;
+        let mut released = 0;
+        // What there is before a hole is released.
+        let _ = self.for_each(first, end.saturating_sub(first), |region, kind, offset, n| {
+            if kind == Kind::Ram && region.release(offset, n as u64) {
+                released += n as u64;
+            }
+        });
+        released
+    }
+
+    /// Whether all of `len` bytes at `gpa` are guest memory.
+    #[must_use]
+    pub fn holds(&self, gpa: u64, len: u64) -> bool {
+        gpa.checked_add(len).is_some() && self.for_each(gpa, len, |_, _, _, _| ()).is_ok()
+    }
+
     /// Writes a plain value.
     ///
     /// # Errors
@@ -313,6 +363,41 @@ mod tests {
         ));
         assert!(memory.page(12_288).is_none());
         assert!(matches!(memory.page(8192).unwrap().kind, Kind::Rom));
+    }
+
+    #[test]
+    fn numbers_are_whole_and_at_even_addresses() {
+        let memory = two_regions();
+        memory.page(0).unwrap().code.mark(0x100, 0x13f);
+        memory.store_u16(0x102, 0xabcd).unwrap();
+        assert_eq!(memory.load_u16(0x102).unwrap(), 0xabcd);
+        assert_eq!(memory.page(0).unwrap().code.version(), 1);
+        memory.store_u16(8192, 1).unwrap();
+        assert_eq!(memory.load_u16(8192).unwrap(), 0, "ROM stays as it is");
+        assert!(memory.load_u16(0x101).is_err());
+        assert!(memory.store_u16(12_288, 0).is_err());
+    }
+
+    #[test]
+    fn released_pages_are_zeros_and_their_code_is_void() {
+        let memory = two_regions();
+        memory.write(0, &[7; 8192]).unwrap();
+        let code = memory.page(4096).unwrap().code;
+        code.mark(0, 63);
+        assert_eq!(memory.release(1, 8190), 0, "no whole page");
+        assert_eq!(memory.release(1, 8191), 4096);
+        assert_eq!(memory.read_obj::<u8>(4095).unwrap(), 7);
+        assert_eq!(memory.read_obj::<[u8; 4096]>(4096).unwrap(), [0; 4096]);
+        assert_eq!(code.version(), 1);
+        assert_eq!(memory.release(8192, 4096), 0, "ROM stays as it is");
+        assert_eq!(memory.release(u64::MAX - 10, 10), 0);
+    }
+
+    #[test]
+    fn memory_holds_what_lies_inside_it() {
+        let memory = two_regions();
+        assert!(memory.holds(0, 12_288) && memory.holds(12_288, 0));
+        assert!(!memory.holds(1, 12_288) && !memory.holds(u64::MAX, 2));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
 
 use crate::CodeMap;
 use crate::MemoryError;
@@ -122,6 +124,44 @@ impl MemoryRegion {
     }
 }
 
+impl MemoryRegion {
+    /// Gives the host back what holds whole pages, which then read as zeros. They must lie inside the region. False when the
+    /// host keeps it.
+    pub(crate) fn release(&self, offset: u64, len: u64) -> bool {
+        assert!(
+            offset + len <= self.len && (offset | len) & PAGE_MASK == 0,
+            "checked by the caller"
+        );
+        // SAFETY: the pages lie inside the mapping.
+        let released = unsafe { give_back(self.host.as_ptr().add(offset as usize), len as usize) };
+        if released {
+            self.code.note_write(offset, len);
+        }
+        released
+    }
+
+    fn number(&self, offset: u64) -> &AtomicU16 {
+        assert!(
+            offset + 2 <= self.len && offset.is_multiple_of(2),
+            "checked by the caller"
+        );
+        // SAFETY: the number lies inside the mapping, which begins at a page and lives as long as the region; everybody
+        // accesses it by volatile or atomic operations.
+        unsafe { AtomicU16::from_ptr(self.host.as_ptr().add(offset as usize).cast()) }
+    }
+
+    /// Reads a 16-bit number. It must lie inside the region, at an even offset.
+    pub(crate) fn load_u16(&self, offset: u64) -> u16 {
+        u16::from_le(self.number(offset).load(Ordering::Acquire))
+    }
+
+    /// Writes a 16-bit number and notes the write. As [`Self::load_u16`].
+    pub(crate) fn store_u16(&self, offset: u64, value: u16) {
+        self.number(offset).store(value.to_le(), Ordering::Release);
+        self.code.note_write(offset, 2);
+    }
+}
+
 /// Copies `len` bytes in words where both sides allow it, with volatile accesses.
 ///
 /// # Safety
@@ -181,6 +221,23 @@ fn map(_name: &str, len: usize) -> std::io::Result<NonNull<u8>> {
         at
     };
     NonNull::new(at).ok_or_else(|| std::io::Error::other("mapped at address zero"))
+}
+
+/// Gives pages of a mapping that [`map`] made back to the host.
+///
+/// # Safety
+/// They must lie inside the mapping.
+#[cfg(not(miri))]
+unsafe fn give_back(at: *mut u8, len: usize) -> bool {
+    // SAFETY: the mapping is private and anonymous, so that the pages read as zeros from now on, as plain memory that changed.
+    unsafe { rustix::mm::madvise(at.cast(), len, rustix::mm::Advice::LinuxDontNeed).is_ok() }
+}
+
+#[cfg(miri)]
+unsafe fn give_back(at: *mut u8, len: usize) -> bool {
+    // SAFETY: the pages lie inside the allocation, by the caller.
+    unsafe { at.write_bytes(0, len) };
+    true
 }
 
 #[cfg(miri)]

@@ -15,6 +15,7 @@ use crate::medium::MediumError;
 use crate::work::Fault;
 use crate::work::Outcome;
 use crate::work::Request;
+use crate::work::Submitted;
 
 /// Bytes of a submission and of a completion entry.
 const COMMAND: u64 = 64;
@@ -126,18 +127,6 @@ pub(super) struct Pending {
     #[serde(skip)]
     submitted: Submitted,
 }
-
-/// Whether a worker has a request: no part of what is saved and compared.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Submitted(bool);
-
-impl PartialEq for Submitted {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl Eq for Submitted {}
 
 impl Pending {
     pub(super) fn check(&self) -> Result<(), RestoreError> {

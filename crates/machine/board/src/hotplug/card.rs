@@ -16,10 +16,14 @@ use spec::StorageBus;
 use storage::Executor;
 use storage::Identity;
 use storage::Medium;
+use storage::MemoryMedium;
 use storage::Waker;
 use storage::ahci::Ahci;
 use storage::nvme::Nvme;
 use storage::nvme::NvmeIdentity;
+use virtio::Pci;
+use virtio::blk::Blk;
+use virtio::blk::BlkConfig;
 
 use super::identity;
 use super::make_drive;
@@ -84,6 +88,19 @@ impl Kit {
                 let media = medium.into_iter().map(|medium| medium as Arc<dyn Medium>).collect();
                 let chip = Nvme::new(wires, name, media, memory, &executor, &waker);
                 (self.slot(id, chip) as SharedDevice, None)
+            }
+            StorageBus::Virtio => {
+                let config = BlkConfig {
+                    serial: identity(&attachment.drive, attachment.number).serial,
+                    queues: u16::try_from(self.plan.cpus).unwrap_or(u16::MAX),
+                };
+                // Only disks come here, and those have an image.
+                let medium = medium.map_or_else(
+                    || Arc::new(MemoryMedium::default()) as _,
+                    |medium| medium as Arc<dyn Medium>,
+                );
+                let disk = Blk::new(medium, config, memory, &executor, &waker);
+                (self.slot(id, Pci::new(disk, wires, memory)) as SharedDevice, None)
             }
             StorageBus::Ahci | StorageBus::Ide => {
                 let drive = make_drive(attachment, medium);

@@ -23,7 +23,7 @@ fn gigabit(model: NicModel) -> Option<Model> {
         NicModel::E1000 => Some(Model::I82540Em),
         NicModel::I82543Gc => Some(Model::I82543Gc),
         NicModel::I82545Em => Some(Model::I82545Em),
-        NicModel::Pcnet | NicModel::Am79C970A => None,
+        NicModel::Pcnet | NicModel::Am79C970A | NicModel::Virtio => None,
     }
 }
 
@@ -57,7 +57,7 @@ fn lance(model: NicModel) -> Option<pcnet::Model> {
     match model {
         NicModel::Pcnet => Some(pcnet::Model::Am79C973),
         NicModel::Am79C970A => Some(pcnet::Model::Am79C970A),
-        NicModel::E1000 | NicModel::I82543Gc | NicModel::I82545Em => None,
+        NicModel::E1000 | NicModel::I82543Gc | NicModel::I82545Em | NicModel::Virtio => None,
     }
 }
 

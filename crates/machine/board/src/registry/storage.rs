@@ -96,7 +96,7 @@ fn name(wish: Wish) -> String {
 }
 
 /// Opens the image of a disk that stays.
-fn disk_medium(builder: &mut Builder<'_>, index: usize) -> Result<Arc<dyn Medium>, BuildError> {
+pub(super) fn disk_medium(builder: &mut Builder<'_>, index: usize) -> Result<Arc<dyn Medium>, BuildError> {
     let config = builder.spec.devices.disks.get(index).cloned().unwrap_or_default();
     let medium = ImageMedium::disk(&config)?;
     builder.media.push(Arc::clone(&medium));
@@ -157,7 +157,7 @@ fn add_attached(
     });
 }
 
-fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
+pub(super) fn executor(builder: &Builder<'_>) -> Arc<dyn Executor> {
     Arc::new(WorkerPool(Arc::clone(&builder.workers)))
 }
 
@@ -227,11 +227,22 @@ pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result
     Ok(slot)
 }
 
+/// The disks on a bus.
+pub(super) fn disks_on(spec: &MachineSpec, bus: StorageBus) -> Vec<usize> {
+    let disks = spec.devices.disks.iter().enumerate();
+    let ours = disks.filter(|(_, disk)| disk.bus == bus);
+    ours.map(|(index, _)| index).collect()
+}
+
 /// The disks that are namespaces.
 fn namespaces(spec: &MachineSpec) -> Vec<usize> {
-    let disks = spec.devices.disks.iter().enumerate();
-    let ours = disks.filter(|(_, disk)| disk.bus == StorageBus::Nvme);
-    ours.map(|(index, _)| index).collect()
+    disks_on(spec, StorageBus::Nvme)
+}
+
+/// Serial number of a disk.
+pub(super) fn serial(spec: &MachineSpec, disk: usize) -> String {
+    let (config, number) = config(spec, Wish::Disk(disk));
+    hotplug::identity(&config, number).serial
 }
 
 pub(super) fn place_nvme(spec: &MachineSpec) -> Vec<Placement> {
@@ -336,6 +347,15 @@ fn drive_paths(spec: &MachineSpec, wanted: impl Fn(&Wish) -> bool) -> Vec<String
         let wish = Wish::Disk(index);
         if wanted(&wish) {
             add(&wish, format!("{nvme}/namespace@{},0", number + 1));
+        }
+    }
+    for (number, index) in disks_on(spec, StorageBus::Virtio).into_iter().enumerate() {
+        let wish = Wish::Disk(index);
+        if wanted(&wish) && spec.machine.has_pci() {
+            add(
+                &wish,
+                format!("{}/disk@0,0", firmware_path(bdf::virtio(spec, number), "scsi")),
+            );
         }
     }
     found.sort();

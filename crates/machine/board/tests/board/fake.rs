@@ -158,6 +158,15 @@ pub(crate) fn everything() -> MachineSpec {
     spec.devices.serial = (0..4).filter_map(spec::SerialConfig::com).collect();
     spec.devices.debug_exit = Some(spec::DebugExitConfig { port: 0xf4 });
     spec.devices.testdev = Some(spec::TestdevConfig {});
+    spec.devices.rng = Some(spec::RngConfig {});
+    let port = |name: Option<&str>| spec::ConsoleConfig {
+        name: name.map(str::to_owned),
+    };
+    spec.devices.consoles = vec![port(None), port(Some("org.port"))];
+    let mut nic = spec::NicConfig::new(spec::NetworkConfig::Null);
+    nic.model = spec::NicModel::Virtio;
+    spec.devices.nics = vec![nic];
+    spec.devices.balloon = Some(spec::BalloonConfig {});
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
 }

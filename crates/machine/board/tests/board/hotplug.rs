@@ -223,7 +223,7 @@ fn what_cannot_be_attached_is_told() {
         (&pc, named("pm", any()), "is taken"),
         (&q35, named("disk0", sata()), "is taken"),
         (&q35, at("sata0", sata()), "sata0 is taken"),
-        (&q35, at("sata1", any()), "no NVMe"),
+        (&q35, at("sata1", any()), "no nvme disks"),
         (&q35, at("bridge3", any()), "bridge3 takes no cards"),
         (&q35, disk(dir.path().join("none.img"), StorageBus::Ahci), "none.img"),
         (&q35, disk(dir.path().join("taken.img"), StorageBus::Ahci), "taken.img"),

@@ -110,7 +110,8 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
         read_only: true,
         ..DiskConfig::default()
     };
-    spec.devices.disks = vec![drive(StorageBus::Ide), drive(StorageBus::Ahci), drive(StorageBus::Nvme)];
+    let buses = [StorageBus::Ide, StorageBus::Ahci, StorageBus::Nvme, StorageBus::Virtio];
+    spec.devices.disks = buses.map(drive).into();
     let cdrom = |bus| CdromConfig { image: None, bus };
     spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
     let nic = |model, last| NicConfig {
@@ -124,6 +125,7 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
         NicModel::I82545Em,
         NicModel::Pcnet,
         NicModel::Am79C970A,
+        NicModel::Virtio,
     ];
     spec.devices.nics = models
         .into_iter()

@@ -78,6 +78,10 @@ fn chipset_and_cards_are_found_by_memory_mapped_configuration() {
     machine.start().unwrap();
     let expected = [
         (0, 0x00, 0, 0x29c0_8086),
+        (0, 0x0a, 0, 0x1001_1af4),
+        (0, 0x0b, 0, 0x1005_1af4),
+        (0, 0x0c, 0, 0x1003_1af4),
+        (0, 0x0d, 0, 0x1002_1af4),
         (0, 0x1c, 0, 0x2940_8086),
         (0, 0x1c, 1, 0x2942_8086),
         (0, 0x1c, 2, 0x2944_8086),

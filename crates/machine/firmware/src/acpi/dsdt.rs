@@ -22,6 +22,7 @@ use super::ich9;
 use super::root_bridge;
 use super::slots;
 use super::table;
+use super::virtio;
 use crate::layout;
 
 /// Serial ports that device names have a digit for.
@@ -70,6 +71,9 @@ pub(super) fn build(input: &AcpiInput) -> Sdt {
     if let Some(ecam) = input.pci.and_then(|pci| pci.ecam) {
         devices.extend(ich9::motherboard(ecam));
         dsdt.append_slice(&ich9::interrupt_model());
+    }
+    for (number, (registers, gsi)) in (0u8..).zip(&input.virtio) {
+        devices.extend(virtio::device(number, *registers, *gsi));
     }
     devices.extend(input.extra.iter().flatten());
     dsdt.append_slice(&Scope::raw("\\_SB_".into(), devices));

@@ -64,6 +64,7 @@ pub(super) fn run(shared: &Shared, link: &Link<'_>, request: &Request) -> Answer
         Request::Engine { engine } => value(&Executed {
             engine: machine.switch_engine(engine)?,
         }),
+        Request::Balloon { size } => value(&machine.balloon(*size)?),
         // The connection does it once the reply is out.
         Request::Quit {} => Ok(json!({})),
         Request::Inspect { path } => machine.inspect(path)?.ok_or_else(|| {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use control::AttachedStatus;
+use control::BalloonState;
 use control::Controlled;
 use control::ErrorKind;
 use control::Refusal;
@@ -169,6 +170,14 @@ impl Controlled for Fake {
     fn switch_engine(&self, engine: &str) -> Result<String, Refusal> {
         self.note(format!("engine {engine}"));
         Ok(engine.to_owned())
+    }
+
+    fn balloon(&self, size: Option<u64>) -> Result<BalloonState, Refusal> {
+        self.note(format!("balloon {size:?}"));
+        Ok(BalloonState {
+            target: size.unwrap_or(0),
+            ..BalloonState::default()
+        })
     }
 
     fn quit(&self) {
