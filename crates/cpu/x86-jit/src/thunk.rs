@@ -192,11 +192,22 @@ fn save_units(a: &mut CodeAssembler) -> Result<(), IcedError> {
     })
 }
 
+/// AH = the low byte of the flags, AL = OF.
+fn flags_to_ax(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.lahf()?;
+    a.seto(al)
+}
+
+/// The flags, from AX.
+fn flags_from_ax(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.add(al, 127)?;
+    a.sahf()
+}
+
 fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     load_units(a)?;
     a.mov(rax, at(area::FLAGS))?;
-    a.add(al, 127)?;
-    a.sahf()?;
+    flags_from_ax(a)?;
     a.mov(rax, at(area::gpr(0)))?;
     for (register, n) in kept() {
         a.mov(register, at(area::gpr(n)))?;
@@ -209,8 +220,7 @@ fn load_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 fn save_guest(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(at(area::gpr(0)), rax)?;
-    a.lahf()?;
-    a.seto(al)?;
+    flags_to_ax(a)?;
     a.mov(at(area::FLAGS), rax)?;
     for (register, n) in kept() {
         a.mov(at(area::gpr(n)), register)?;
@@ -254,8 +264,7 @@ fn time_stamp(a: &mut CodeAssembler, time: u64) -> Result<(), IcedError> {
     const KEPT: [AsmRegister64; 6] = [r10, rax, rcx, rsi, rdi, r8];
     a.mov(at(area::gpr(4)), rsp)?;
     a.mov(rsp, at(area::HOST_RSP))?;
-    a.lahf()?;
-    a.seto(al)?;
+    flags_to_ax(a)?;
     for register in KEPT {
         a.push(register)?;
     }
@@ -269,8 +278,7 @@ fn time_stamp(a: &mut CodeAssembler, time: u64) -> Result<(), IcedError> {
         a.pop(register)?;
     }
     a.mov(rsp, at(area::gpr(4)))?;
-    a.add(al, 127)?;
-    a.sahf()?;
+    flags_from_ax(a)?;
     a.mov(eax, r9d)?;
     a.rorx(rdx, r9, 32)?;
     a.mov(edx, edx)?;

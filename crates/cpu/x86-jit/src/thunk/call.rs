@@ -8,6 +8,8 @@ use iced_x86::code_asm::*;
 use x86_isa::flags;
 
 use super::at;
+use super::flags_from_ax;
+use super::flags_to_ax;
 use crate::area;
 
 const CS: u8 = 1;
@@ -19,14 +21,12 @@ const WORDS: u32 = (size_of::<cpu_model::SegmentState>() / 8) as u32;
 /// AX = the flags; RAX is put aside.
 fn park(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(at(area::SCRATCH), rax)?;
-    a.lahf()?;
-    a.seto(al)
+    flags_to_ax(a)
 }
 
 /// The flags, from AX, and RAX.
 fn unpark(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    a.add(al, 127)?;
-    a.sahf()?;
+    flags_from_ax(a)?;
     a.mov(rax, at(area::SCRATCH))
 }
 
