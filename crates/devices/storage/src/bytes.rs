@@ -1,26 +1,9 @@
 //! Numbers in byte strings, and bytes of numbers.
 
-/// The lowest byte.
-pub(crate) const fn low(value: u64) -> u8 {
-    value.to_le_bytes()[0]
-}
-
-/// The lowest 16 bits.
-pub(crate) const fn low16(value: u64) -> u16 {
-    let [a, b, ..] = value.to_le_bytes();
-    u16::from_le_bytes([a, b])
-}
-
-/// The lowest 32 bits.
-pub(crate) const fn low32(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-/// As an index; nothing that is that large is ever there.
-pub(crate) fn index(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
+pub(crate) use device_model::bytes::index;
+pub(crate) use device_model::bytes::low8;
+pub(crate) use device_model::bytes::low16;
+pub(crate) use device_model::bytes::low32;
 
 /// The byte at `at`; zero beyond the end.
 pub(crate) fn at(bytes: &[u8], at: usize) -> u8 {

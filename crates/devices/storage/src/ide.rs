@@ -169,7 +169,7 @@ impl Registers for Ide {
         let cable = self.cables.get_mut(at.region / 2).ok_or(IoError::NoRegister)?;
         Ok(match (at.region % 2, at.offset) {
             (0, 0) => cable.read_data(width),
-            (0, offset) => cable.read_register(bytes::low(offset)).into(),
+            (0, offset) => cable.read_register(bytes::low8(offset)).into(),
             _ => cable.alternate_status().into(),
         })
     }
@@ -187,8 +187,8 @@ impl Registers for Ide {
         let cable = self.cables.get_mut(at.region / 2).ok_or(IoError::NoRegister)?;
         match (at.region % 2, at.offset) {
             (0, 0) => cable.write_data(width, value),
-            (0, offset) => cable.write_register(bytes::low(offset), bytes::low(value)),
-            _ => cable.write_control(bytes::low(value)),
+            (0, offset) => cable.write_register(bytes::low8(offset), bytes::low8(value)),
+            _ => cable.write_control(bytes::low8(value)),
         }
         Ok(())
     }

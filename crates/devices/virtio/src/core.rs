@@ -359,18 +359,6 @@ fn half(features: u64, selected: u32) -> u32 {
     }
 }
 
-/// The lowest 32 bits.
-pub(crate) const fn low32(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-/// The lowest 16 bits.
-pub(crate) const fn low16(value: u64) -> u16 {
-    let [a, b, ..] = value.to_le_bytes();
-    u16::from_le_bytes([a, b])
-}
-
 /// Configuration space as a register access sees it.
 pub(crate) fn read_config<D: VirtioDevice>(core: &Core<D>, offset: u64, width: Width) -> u64 {
     let mut bytes = [0; 8];

@@ -230,7 +230,7 @@ impl<D: VirtioDevice> Registers for Mmio<D> {
         check(at, width)?;
         match at.offset.checked_sub(CONFIG) {
             Some(offset) => crate::core::write_config(&mut self.core, offset, width, value),
-            None => self.write_register(at.offset, crate::core::low32(value)),
+            None => self.write_register(at.offset, device_model::bytes::low32(value)),
         }
         Ok(())
     }

@@ -299,10 +299,10 @@ fn add_capabilities(header: &mut PciHeader) -> u16 {
         // The window's place is the driver's to say.
         let bar = if kind == cfg_type::PCI { 0 } else { 4 };
         header.fix(at + 2, &[bytes, kind, bar]);
-        header.fix(at + 8, &crate::core::low32(offset).to_le_bytes());
-        header.fix(at + 12, &crate::core::low32(len).to_le_bytes());
+        header.fix(at + 8, &device_model::bytes::low32(offset).to_le_bytes());
+        header.fix(at + 12, &device_model::bytes::low32(len).to_le_bytes());
         match kind {
-            cfg_type::NOTIFY => header.fix(at + 16, &crate::core::low32(NOTIFY_STRIDE).to_le_bytes()),
+            cfg_type::NOTIFY => header.fix(at + 16, &device_model::bytes::low32(NOTIFY_STRIDE).to_le_bytes()),
             cfg_type::PCI => {
                 header.allow(at + 4, &[0xff]);
                 header.allow(at + 8, &[0xff; 12]);

@@ -6,6 +6,7 @@
 //!
 //! Spec: virtio 1.2 §2.7 (split virtqueues).
 
+pub(crate) use device_model::bytes::index;
 use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
 
@@ -205,11 +206,6 @@ fn cut(segments: &mut Vec<Segment>, len: u64) -> Option<Vec<Segment>> {
     }
     segments.drain(..whole);
     Some(front)
-}
-
-/// As an index; nothing that is that large is ever there.
-pub(crate) fn index(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 /// One queue.

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+pub mod bytes;
 mod device;
 mod inspect;
 mod irq;

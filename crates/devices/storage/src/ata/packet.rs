@@ -136,7 +136,7 @@ impl Optical {
         for (code, body) in self.mode_pages() {
             if selector & 0x3F == code || selector & 0x3F == 0x3F {
                 let shown = if changeable { vec![0; body.len()] } else { body };
-                pages.extend([code, bytes::low(shown.len() as u64)]);
+                pages.extend([code, bytes::low8(shown.len() as u64)]);
                 pages.extend(shown);
             }
         }
@@ -151,7 +151,7 @@ impl Optical {
         let len = pages.len() as u64;
         let (mut data, limit) = if short {
             (
-                vec![bytes::low(len + 3), medium_type, 0, 0],
+                vec![bytes::low8(len + 3), medium_type, 0, 0],
                 u16::from(bytes::at(packet, 4)),
             )
         } else {
@@ -340,7 +340,7 @@ impl Optical {
             };
             if wanted {
                 data.extend(code.to_be_bytes());
-                data.extend([flags, bytes::low(body.len() as u64)]);
+                data.extend([flags, bytes::low8(body.len() as u64)]);
                 data.extend(body);
             }
         }
@@ -433,9 +433,9 @@ fn msf(block: u64) -> [u8; 4] {
     let frames = block + 150;
     [
         0,
-        bytes::low((frames / 75 / 60).min(255)),
-        bytes::low(frames / 75 % 60),
-        bytes::low(frames % 75),
+        bytes::low8((frames / 75 / 60).min(255)),
+        bytes::low8(frames / 75 % 60),
+        bytes::low8(frames % 75),
     ]
 }
 

@@ -144,7 +144,7 @@ impl Nvme {
     }
 
     fn identify(&self, command: &Command) -> u16 {
-        let (what, namespace) = (bytes::low(command.dword(10).into()), command.namespace());
+        let (what, namespace) = (bytes::low8(command.dword(10).into()), command.namespace());
         match self.identify_page(what, namespace) {
             Ok(page) => self.give(command, &page),
             Err(status) => status,
@@ -154,7 +154,7 @@ impl Nvme {
     fn log_page(&self, command: &Command) -> u16 {
         let (ten, eleven) = (command.dword(10), command.dword(11));
         let dwords = (u64::from(ten >> 16) | u64::from(eleven & 0xFFFF) << 16) + 1;
-        let page = match bytes::low(ten.into()) {
+        let page = match bytes::low8(ten.into()) {
             // No errors; firmware in slot 1; no asynchronous changes.
             0x01 => vec![0; 64],
             0x02 if matches!(command.namespace(), 0 | ALL) || self.medium(command.namespace()).is_some() => {
@@ -184,7 +184,7 @@ impl Nvme {
 
     fn get_feature(&self, command: &Command) -> Done {
         let ten = command.dword(10);
-        let id = bytes::low(ten.into());
+        let id = bytes::low8(ten.into());
         let value = match ten >> 8 & 7 {
             0 => self.feature(id),
             // After a reset, and saved: the same, since nothing is saved.
@@ -206,7 +206,7 @@ impl Nvme {
 
     fn set_feature(&mut self, command: &Command) -> Done {
         let (ten, value) = (command.dword(10), command.dword(11));
-        let id = bytes::low(ten.into());
+        let id = bytes::low8(ten.into());
         // Nothing can be saved.
         if ten >> 31 != 0 || self.feature(id).is_none() {
             return Done::status(status::FIELD);

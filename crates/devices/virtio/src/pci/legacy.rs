@@ -6,9 +6,9 @@ use device_model::Width;
 
 use super::Pci;
 use crate::VirtioDevice;
-use crate::core::low16;
-use crate::core::low32;
 use crate::queue::Queue;
+use device_model::bytes::low16;
+use device_model::bytes::low32;
 
 /// Registers.
 mod reg {

@@ -11,11 +11,11 @@ use super::NO_VECTOR;
 use super::NOTIFY;
 use super::Pci;
 use crate::VirtioDevice;
-use crate::core::low16;
-use crate::core::low32;
 use crate::mmio::set_half;
 use crate::queue::Queue;
 use crate::queue::index;
+use device_model::bytes::low16;
+use device_model::bytes::low32;
 
 /// Bytes of the common configuration.
 pub(super) const LEN: u64 = 0x3c;
