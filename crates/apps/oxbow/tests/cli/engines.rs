@@ -14,11 +14,10 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
+use crate::build;
 use crate::guest::check;
 use crate::guest::oxbow;
 
-#[path = "../../../../../guests/build.rs"]
-mod build;
 #[path = "../../../../../guests/hash.rs"]
 mod hash;
 
