@@ -5,9 +5,11 @@
 //! turn over all machines, since the speed of a shared host drifts; figures are medians.
 
 mod guest;
+mod io;
 mod machine;
 mod report;
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,14 +76,17 @@ fn output(asked: Option<String>, name: &str) -> PathBuf {
     asked.map_or_else(|| workspace::root().join("target").join(name), PathBuf::from)
 }
 
-pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.flag("io") {
+        return io::main(arguments);
+    }
     let options = Options::read(arguments)?;
     let guest = match &options.guest {
         Some(dir) => BenchGuest::at(dir)?,
         None => BenchGuest::prepare()?,
     };
     let machines = machines(&options.machines)?;
-    let mut results = Results::new(machines.iter().map(|machine| machine.name.clone()).collect());
+    let mut results = Results::new("seconds", machines.iter().map(|machine| machine.name.clone()).collect());
     for round in 1..=options.rounds {
         for (index, machine) in machines.iter().enumerate() {
             eprintln!("bench: round {round} of {}, {}", options.rounds, machine.name);
@@ -92,11 +97,13 @@ pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
             results.add(index, run);
         }
     }
+    publish(&results, &options.json, &options.markdown)
+}
+
+/// Shows the figures and writes them down. Fails when not all of them are to be trusted.
+fn publish(results: &Results, json: &Path, markdown: &Path) -> anyhow::Result<()> {
     print!("{}", results.table());
-    for (path, text) in [
-        (&options.json, results.json()?),
-        (&options.markdown, results.markdown()),
-    ] {
+    for (path, text) in [(json, results.json()?), (markdown, results.markdown())] {
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
         eprintln!("bench: written to {}", path.display());
     }

@@ -16,6 +16,7 @@ use anyhow::Context;
 pub(crate) use apt::Unavailable;
 pub(crate) use apt::source_line;
 pub(crate) use apt::suite;
+pub(crate) use image::find;
 
 use crate::arguments::Arguments;
 use crate::arguments::Usage;
@@ -51,6 +52,15 @@ const FULL_MODULES: &[&str] = &[
 const VIRTIO_MODULES: &[&str] = &[
     "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
     "virtio_blk", "virtio-rng", "virtio_console", "virtio_balloon", "failover", "net_failover", "virtio_net",
+];
+
+/// For disks and network cards of every kind that a guest may be timed with, in the order in which they can be loaded.
+#[rustfmt::skip]
+pub(crate) const DRIVERS: &[&str] = &[
+    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+    "virtio_blk", "failover", "net_failover", "virtio_net", "e1000",
+    "scsi_common", "scsi_mod", "crct10dif_common", "crc-t10dif", "crc64", "crc64-rocksoft", "t10-pi", "sd_mod",
+    "libata", "libahci", "ahci", "ata_piix", "nvme-core", "nvme",
 ];
 
 /// All guests.

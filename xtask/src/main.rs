@@ -43,6 +43,10 @@ Usage: cargo xtask <command> [options]
       --timeout SECONDS per machine and round (default 3600)
       --json FILE       where the figures are written too (default: target/bench.json)
       --markdown FILE   the same as a Markdown table (default: target/bench.md)
+  bench io              disks and networks of a guest under QEMU's TCG and here: fio, iperf3, boots; as root
+      --only A,B        these groups: disk, nat-virtio, nat-e1000, pair-virtio, pair-e1000, boot-virtio, boot-ide
+      -n, --json, --markdown  as above
+      --seconds N       how long each line lasts (default 5)
   powercuts             kill machines whose guests write to disks, and check what the images hold
       -n COUNT          how often (default 200)
       --guest GUEST     bare (default), a small program, or linux, which runs fio

@@ -57,7 +57,11 @@ impl BenchGuest {
         if dir.join("bench.cpio").is_file() {
             return Self::at(&dir);
         }
-        check_host()?;
+        check_host(&[
+            ("mmdebstrap", "the package mmdebstrap"),
+            ("gcc", "gcc"),
+            ("openssl", "openssl"),
+        ])?;
         eprintln!("bench: building the guest in {}", dir.display());
         build(&dir).context("cannot build the benchmark guest")?;
         Self::at(&dir)
@@ -81,16 +85,13 @@ pub(super) fn is_root() -> bool {
     process::output(Command::new("id").arg("-u")).is_ok_and(|text| text.trim() == "0")
 }
 
-fn check_host() -> anyhow::Result<()> {
+/// Programs with what to say when they are missing; all guests of this kind need root.
+pub(super) fn check_host(programs: &[(&str, &'static str)]) -> anyhow::Result<()> {
     let mut missing = Vec::new();
     if !is_root() {
         missing.push("to be root");
     }
-    for (program, what) in [
-        ("mmdebstrap", "the package mmdebstrap"),
-        ("gcc", "gcc"),
-        ("openssl", "openssl"),
-    ] {
+    for &(program, what) in programs {
         if process::find(program).is_none() {
             missing.push(what);
         }
@@ -110,16 +111,8 @@ fn build(dir: &Path) -> anyhow::Result<()> {
         std::fs::remove_dir_all(&rootfs)?;
     }
     std::fs::create_dir_all(dir)?;
-    install(&rootfs)?;
-    let boot = rootfs.join("boot");
-    let kernel = std::fs::read_dir(&boot)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-        })
-        .context("no kernel was installed")?;
-    std::fs::copy(kernel, dir.join("vmlinuz"))?;
+    install(&rootfs, PACKAGES)?;
+    std::fs::copy(kernel_of(&rootfs)?, dir.join("vmlinuz"))?;
     for waste in ["boot", "usr/lib/modules", "var/cache/apt", "var/lib/apt/lists"] {
         let path = rootfs.join(waste);
         if path.exists() {
@@ -136,11 +129,17 @@ fn build(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn install(rootfs: &Path) -> anyhow::Result<()> {
+/// The kernel that was installed in `rootfs`.
+pub(super) fn kernel_of(rootfs: &Path) -> anyhow::Result<PathBuf> {
+    guests::find(&rootfs.join("boot"), |name| name.starts_with("vmlinuz-")).context("no kernel was installed")
+}
+
+/// Makes a root file system of Debian with `packages`.
+pub(super) fn install(rootfs: &Path, packages: &str) -> anyhow::Result<()> {
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--quiet", "--variant=minbase"])
-        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--include={packages}"))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .args(["doc", "man", "locale"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
         .arg(guests::suite())
@@ -175,7 +174,7 @@ fn add_work(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
     Ok(())

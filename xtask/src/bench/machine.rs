@@ -31,7 +31,7 @@ pub(super) struct Machine {
 /// What one machine did in one round.
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// (name, seconds) in the order in which they ended; `boot` is from launch to the guest's first process.
+    /// (name, seconds or another figure) in the order in which they ended; `boot` is from launch to the guest's first process.
     pub(super) seconds: Vec<(String, f64)>,
     /// Sum of each benchmark's output.
     pub(super) digests: BTreeMap<String, String>,
@@ -106,7 +106,7 @@ impl Machine {
 }
 
 /// The child's lines with the times of their arrival.
-fn lines_of(child: &mut Child) -> anyhow::Result<Receiver<(Instant, String)>> {
+pub(super) fn lines_of(child: &mut Child) -> anyhow::Result<Receiver<(Instant, String)>> {
     let output = child.stdout.take().context("no standard output")?;
     let (lines, arrived) = mpsc::channel();
     thread::spawn(move || {

@@ -7,12 +7,14 @@ use serde::Serialize;
 
 use super::machine::Run;
 
-/// What is counted as work in the mean: all but this.
+/// What is counted as work in the mean: all but what begins so.
 const BOOT: &str = "boot";
 
 /// Everything that was measured.
 #[derive(Debug)]
 pub(super) struct Results {
+    /// What the figures are, in the table's corner.
+    unit: &'static str,
     machines: Vec<String>,
     /// Benchmarks in the order in which they were first seen.
     order: Vec<String>,
@@ -35,8 +37,9 @@ struct JsonRow<'a> {
 }
 
 impl Results {
-    pub(super) fn new(machines: Vec<String>) -> Self {
+    pub(super) fn new(unit: &'static str, machines: Vec<String>) -> Self {
         Self {
+            unit,
             machines,
             order: Vec::new(),
             seconds: BTreeMap::new(),
@@ -121,7 +124,7 @@ impl Results {
 
     /// Cells of the table, the head first.
     fn rows(&self) -> Vec<Vec<String>> {
-        let mut head = vec!["seconds".to_owned()];
+        let mut head = vec![self.unit.to_owned()];
         head.extend(self.machines.iter().cloned());
         let pairs = self.pairs();
         head.extend(
@@ -157,7 +160,8 @@ impl Results {
     /// Geometric means over the benchmarks that every machine has done.
     fn mean_row(&self) -> Option<Vec<String>> {
         let all = 0..self.machines.len();
-        let common = |name: &&String| *name != BOOT && all.clone().all(|machine| self.figure(machine, name).is_some());
+        let common =
+            |name: &&String| !name.starts_with(BOOT) && all.clone().all(|machine| self.figure(machine, name).is_some());
         let names: Vec<&String> = self.order.iter().filter(common).collect();
         if names.is_empty() {
             return None;
@@ -215,7 +219,7 @@ mod tests {
     }
 
     fn results() -> Results {
-        let mut results = Results::new(vec!["native".to_owned(), "oxbow".to_owned()]);
+        let mut results = Results::new("seconds", vec!["native".to_owned(), "oxbow".to_owned()]);
         results.add(0, run(&[("sort", 1.0), ("gcc", 4.0)], "a"));
         results.add(1, run(&[("boot", 9.0), ("sort", 4.0), ("gcc", 16.0)], "a"));
         results
@@ -237,7 +241,7 @@ mod tests {
 
     #[test]
     fn of_three_machines_the_last_two_are_set_against_each_other() {
-        let mut results = Results::new(["native", "qemu-tcg", "oxbow"].map(str::to_owned).to_vec());
+        let mut results = Results::new("seconds", ["native", "qemu-tcg", "oxbow"].map(str::to_owned).to_vec());
         for (machine, seconds) in [1.0, 8.0, 2.0].into_iter().enumerate() {
             results.add(machine, run(&[("sort", seconds)], "a"));
         }

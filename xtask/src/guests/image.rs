@@ -29,7 +29,7 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 const SECTOR: usize = 512;
 
 /// A file below `dir` whose name suits.
-pub(super) fn find(dir: &Path, suits: impl Fn(&str) -> bool + Copy) -> Option<PathBuf> {
+pub(crate) fn find(dir: &Path, suits: impl Fn(&str) -> bool + Copy) -> Option<PathBuf> {
     for entry in std::fs::read_dir(dir).ok()?.flatten() {
         let path = entry.path();
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
