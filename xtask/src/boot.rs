@@ -44,6 +44,8 @@ pub(crate) struct Told(Arc<Mutex<Said>>);
 
 #[derive(Debug, Default)]
 struct Said {
+    /// The machine's process, from its start on.
+    process: u32,
     text: String,
     /// Nothing more will be said.
     ended: bool,
@@ -150,6 +152,7 @@ impl Boot {
             .stderr(Stdio::piped());
         let launch = Instant::now();
         let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;
+        self.told.said().process = child.id();
         let mut errors = child.stderr.take().context("no standard error")?;
         let errors = thread::spawn(move || {
             let mut text = Vec::new();
@@ -176,6 +179,11 @@ impl Boot {
 }
 
 impl Told {
+    /// The machine's process; 0 before it has begun.
+    pub(crate) fn process(&self) -> u32 {
+        self.said().process
+    }
+
     /// Waits until the console has said `end`, and returns all that it has said.
     pub(crate) fn wait_for(&self, end: &str, patience: Duration) -> anyhow::Result<String> {
         self.wait(end, patience, |text| text.contains(end).then(|| text.to_owned()))

@@ -49,7 +49,7 @@ const FULL_MODULES: &[&str] = &[
 
 /// For tests of virtio devices, in the order in which they can be loaded.
 #[rustfmt::skip]
-const VIRTIO_MODULES: &[&str] = &[
+pub(crate) const VIRTIO_MODULES: &[&str] = &[
     "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
     "virtio_blk", "virtio-rng", "virtio_console", "virtio_balloon", "failover", "net_failover", "virtio_net",
 ];

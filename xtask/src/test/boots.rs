@@ -1,5 +1,6 @@
 //! Boots of whole guests: stock Debian kernels, from launch to power-off.
 
+mod balloon;
 mod cases;
 mod control;
 mod ctl;

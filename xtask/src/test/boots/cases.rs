@@ -9,6 +9,7 @@ use anyhow::ensure;
 use super::Case;
 use super::Lab;
 use super::Skip;
+use super::balloon::freed_memory_goes_back_to_the_host;
 use super::control::screen_and_keyboard_work_by_the_control_socket;
 use super::net::nat_leads_to_the_world_and_back;
 use super::net::two_guests_talk_and_outlive_their_switch;
@@ -38,7 +39,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 28] = [
+pub(super) const CASES: [Case; 29] = [
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -49,6 +50,7 @@ pub(super) const CASES: [Case; 28] = [
         "i386_kernel_boots_without_complaints",
         i386_kernel_boots_without_complaints,
     ),
+    case("freed_memory_goes_back_to_the_host", freed_memory_goes_back_to_the_host),
     case("virtio_devices_work_on_the_pc", virtio_devices_work_on_the_pc),
     case("virtio_devices_work_on_the_microvm", virtio_devices_work_on_the_microvm),
     case("nat_leads_to_the_world_and_back", nat_leads_to_the_world_and_back),
