@@ -346,6 +346,3 @@ fn open_flags(flags: OFlags) -> OFlags {
     // A regular file never makes its opener wait, but for leases.
     flags & kept | OFlags::NONBLOCK
 }
-
-#[cfg(test)]
-mod tests;

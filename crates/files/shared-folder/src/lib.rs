@@ -23,6 +23,8 @@ mod credentials;
 mod descriptor;
 mod folder;
 pub mod fuse;
+#[cfg(test)]
+mod testing;
 
 pub use credentials::Caller;
 pub use folder::Folder;

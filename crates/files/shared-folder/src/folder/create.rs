@@ -66,7 +66,7 @@ impl Folder {
         self.writable()?;
         let (directory, new) = (parent.directory()?, name(wanted)?);
         let kept = open_flags(flags);
-        let make = kept - OFlags::TRUNC | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let make = (kept - OFlags::TRUNC) | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match acting_for(caller, || rustix::fs::openat(directory, new, make, mode(bits))) {
             Ok(fd) => {
                 let descriptor = Descriptor::new(fd)?;

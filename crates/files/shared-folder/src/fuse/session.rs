@@ -345,7 +345,7 @@ impl Session {
         let flags = OFlags::from_bits_retain(flags);
         let writeback = locked(&self.agreement).flags & init::WRITEBACK_CACHE != 0;
         if writeback && flags & OFlags::ACCMODE == OFlags::WRONLY {
-            return flags - OFlags::ACCMODE | OFlags::RDWR;
+            return (flags - OFlags::ACCMODE) | OFlags::RDWR;
         }
         flags
     }
