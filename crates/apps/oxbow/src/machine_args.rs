@@ -80,9 +80,10 @@ pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) rng: bool,
 
-    /// Share a folder with the guest: TAG=PATH[,ro][,proto=virtiofs][,cache=auto|never|always][,writeback]. Repeated for more
+    /// Share a folder with the guest: TAG=PATH[,ro][,proto=virtiofs|9p][,cache=auto|never|always][,writeback]. Repeated for more
     ///
-    /// The guest mounts it by its tag: `mount -t virtiofs TAG /mnt`. Cache policies say how long the guest may go without asking
+    /// The guest mounts it by its tag: `mount -t virtiofs TAG /mnt`, or with proto=9p
+    /// `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. Cache policies of virtiofs say how long the guest may go without asking
     /// what the host has: `auto` a second, `never` not at all, `always` for ever. With `writeback` it may keep for a while what is written.
     #[arg(long, value_name = "TAG=PATH", value_parser = shares::parse_share)]
     pub(crate) share: Vec<ShareConfig>,

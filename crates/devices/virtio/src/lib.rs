@@ -28,6 +28,7 @@ mod device;
 pub mod fs;
 mod mmio;
 pub mod net;
+pub mod nine_p;
 mod pci;
 mod post;
 mod queue;

@@ -36,6 +36,7 @@ use crate::descriptor::Descriptor;
 
 pub(crate) use settings::Changes;
 pub(crate) use settings::Time;
+pub(crate) use xattr::MOST as XATTR;
 
 /// What an operation comes to: an error of the host's is the guest's.
 pub(crate) type Result<T> = std::result::Result<T, Errno>;

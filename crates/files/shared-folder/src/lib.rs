@@ -21,10 +21,13 @@
 
 mod credentials;
 mod descriptor;
+mod device;
 mod folder;
 pub mod fuse;
+pub mod nine_p;
 #[cfg(test)]
 mod testing;
+mod transfer;
 
 pub use credentials::Caller;
 pub use folder::Folder;

@@ -18,16 +18,20 @@ pub enum ShareProtocol {
     /// virtio-fs: FUSE messages.
     #[default]
     Virtiofs,
+    /// 9P2000.L.
+    #[serde(rename = "9p")]
+    NineP,
 }
 
 impl ShareProtocol {
-    const ALL: [Self; 1] = [Self::Virtiofs];
+    const ALL: [Self; 2] = [Self::Virtiofs, Self::NineP];
 
     /// What is written for it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Virtiofs => "virtiofs",
+            Self::NineP => "9p",
         }
     }
 }
@@ -87,7 +91,7 @@ pub struct ShareConfig {
     pub read_only: bool,
     /// What the guest speaks.
     pub protocol: ShareProtocol,
-    /// How long it may go without asking.
+    /// How long it may go without asking. Virtiofs only.
     pub cache: ShareCache,
     /// It may keep for a while what is written, since nobody else writes. Virtiofs only.
     pub writeback: bool,
@@ -105,6 +109,10 @@ impl ShareConfig {
         }
         if self.path.as_os_str().is_empty() {
             return Some("names no folder".to_owned());
+        }
+        if self.protocol == ShareProtocol::NineP && (self.cache != ShareCache::Auto || self.writeback) {
+            let what = "the guest of a 9p share chooses its cache when it mounts (`-o cache=`)";
+            return Some(format!("{what}; leave out cache= and writeback"));
         }
         None
     }

@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use super::wire;
 use super::wire::Attr;
 use super::wire::OUT_HEADER;
+use crate::device;
 
 /// What a request comes to.
 pub(super) enum Answer {
@@ -50,17 +51,6 @@ fn low(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// A device's number as the kernel encodes it: 12 bits of major, 20 of minor number.
-fn device(rdev: u64) -> u32 {
-    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
-/// The host's form of a device's number.
-pub(super) fn host_device(rdev: u32) -> u64 {
-    rustix::fs::makedev(rdev >> 8 & 0xfff, rdev & 0xff | rdev >> 12 & 0xf_ff00)
-}
-
 /// What a file is like.
 pub(super) fn attr(stat: &Stat) -> Attr {
     let seconds = |seconds: i64| u64::from_ne_bytes(seconds.to_ne_bytes());
@@ -78,7 +68,7 @@ pub(super) fn attr(stat: &Stat) -> Attr {
         nlink: low(stat.st_nlink),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        rdev: device(stat.st_rdev),
+        rdev: device::encode(stat.st_rdev),
         blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
         flags: 0,
     }
@@ -120,19 +110,6 @@ pub(super) fn dirent_len(plus: bool, name: &CStr) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn device_numbers_go_there_and_back() {
-        for (major, minor) in [(1, 3), (8, 17), (0xfff, 0xf_ffff), (259, 300)] {
-            let host = rustix::fs::makedev(major, minor);
-            assert_eq!(host_device(device(host)), host);
-        }
-        // The kernel's own encoding of 259:300.
-        assert_eq!(
-            device(rustix::fs::makedev(259, 300)),
-            259 << 8 | 300 & 0xff | (300 & !0xff) << 12
-        );
-    }
 
     #[test]
     fn entries_are_aligned_and_fit() {

@@ -33,6 +33,7 @@ use super::wire::init;
 use crate::Caller;
 use crate::Folder;
 use crate::credentials::without_set_id;
+use crate::device;
 use crate::folder::Changes;
 use crate::folder::Found;
 use crate::folder::Opened;
@@ -196,7 +197,7 @@ impl Session {
             }
             Operation::Mknod(mknod, name) => {
                 let parent = self.place(number)?;
-                let device = reply::host_device(mknod.rdev);
+                let device = device::decode(mknod.rdev);
                 self.entry(&parent, self.folder.mknod(&parent, name, mknod.mode, device, caller)?)
             }
             Operation::Mkdir(mkdir, name) => {

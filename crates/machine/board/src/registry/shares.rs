@@ -7,6 +7,7 @@ use shared_folder::Folder;
 use shared_folder::fuse::CachePolicy;
 use shared_folder::fuse::FuseConfig;
 use shared_folder::fuse::FuseServer;
+use shared_folder::nine_p::NinePServer;
 use spec::MachineSpec;
 use spec::ShareCache;
 use spec::ShareConfig;
@@ -15,6 +16,7 @@ use storage::Executor;
 use virtio::fs;
 use virtio::fs::Fs;
 use virtio::fs::FsConfig;
+use virtio::nine_p::NineP;
 
 use super::Builder;
 use super::virtio::build;
@@ -30,6 +32,7 @@ pub(super) fn all(spec: &MachineSpec) -> impl Iterator<Item = (String, &'static 
     (0u32..).zip(&spec.devices.shares).map(|(index, share)| {
         let chip = match share.protocol {
             ShareProtocol::Virtiofs => "virtio_fs",
+            ShareProtocol::NineP => "virtio_9p",
         };
         (format!("share{index}"), chip, index)
     })
@@ -37,6 +40,10 @@ pub(super) fn all(spec: &MachineSpec) -> impl Iterator<Item = (String, &'static 
 
 pub(super) fn place_fs(spec: &MachineSpec) -> Vec<Placement> {
     place(spec, "virtio_fs")
+}
+
+pub(super) fn place_9p(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_9p")
 }
 
 /// The share that a placement is of, and its folder.
@@ -69,5 +76,12 @@ pub(super) fn build_fs(builder: &mut Builder<'_>, place: &Placement) -> Result<S
     };
     let waker = waker(builder, place);
     let device = Fs::new(Arc::new(server), config, &builder.memory, &executor(), &waker);
+    Ok(build(builder, place, device))
+}
+
+pub(super) fn build_9p(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let (share, folder) = open(builder, place)?;
+    let (server, waker) = (Arc::new(NinePServer::new(folder)), waker(builder, place));
+    let device = NineP::new(server, &share.tag, &builder.memory, &executor(), &waker);
     Ok(build(builder, place, device))
 }

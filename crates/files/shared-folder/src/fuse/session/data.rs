@@ -1,7 +1,5 @@
 //! What is in files: reading, writing, space.
 
-use std::cell::RefCell;
-
 use device_model::Message;
 use rustix::fs::FallocateFlags;
 use rustix::fs::OFlags;
@@ -12,37 +10,18 @@ use rustix::io::ReadWriteFlags;
 use super::MAX_WRITE;
 use super::Session;
 use crate::credentials::without_set_id;
-use crate::folder::Opened;
 use crate::folder::Result;
 use crate::fuse::reply::Answer;
 use crate::fuse::request::Operation;
 use crate::fuse::wire;
 use crate::fuse::wire::OUT_HEADER;
+use crate::transfer;
 
-/// Bytes that are carried at a time.
-const PIECE: usize = 256 << 10;
 /// Bytes that one request copies at most: it may be asked for again.
 const COPY: u64 = 64 << 20;
 /// What LSEEK looks for.
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
-
-thread_local! {
-    /// Guest memory is not to be had by reference, so data go through here.
-    static PIECES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-fn with_pieces<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
-    PIECES.with_borrow_mut(|pieces| {
-        pieces.resize(PIECE, 0);
-        f(pieces)
-    })
-}
-
-/// Where the byte `done` bytes behind `offset` is.
-fn place(offset: u64, done: usize) -> Result<u64> {
-    offset.checked_add(done as u64).ok_or(Errno::FBIG)
-}
 
 impl Session {
     pub(in super::super) fn read(&self, asked: &wire::ReadIn, message: &mut dyn Message) -> Result<Answer> {
@@ -50,23 +29,8 @@ impl Session {
         let file = handle.file()?;
         let room = message.room().checked_sub(OUT_HEADER).ok_or(Errno::INVAL)?;
         let size = usize::try_from(asked.size.min(MAX_WRITE)).unwrap_or(0).min(room);
-        let mut done = 0;
-        with_pieces(|pieces| {
-            while done < size {
-                let len = pieces.len().min(size - done);
-                let piece = pieces.get_mut(..len).ok_or(Errno::INVAL)?;
-                let read = match rustix::io::pread(file, &mut *piece, place(asked.offset, done)?) {
-                    // What was read is told; the rest fails when it is asked for.
-                    Err(error) if done == 0 => return Err(error),
-                    Err(_) | Ok(0) => break,
-                    Ok(read) => read,
-                };
-                let data = piece.get(..read).unwrap_or_default();
-                message.put(OUT_HEADER + done, data).map_err(|_| Errno::FAULT)?;
-                done += read;
-            }
-            Ok(Answer::Written(done))
-        })
+        let read = transfer::from_file(file, asked.offset, size, (message, OUT_HEADER))?;
+        Ok(Answer::Written(read))
     }
 
     /// Writes what follows in the message: `data` bytes.
@@ -91,7 +55,7 @@ impl Session {
         } else {
             ReadWriteFlags::empty()
         };
-        let mut write = || carry(file, asked.offset, size, flags, message);
+        let mut write = || transfer::to_file(file, asked.offset, size, flags, message);
         let written = if asked.write_flags & wire::WRITE_KILL_SUIDGID != 0 {
             without_set_id(write)?
         } else {
@@ -155,45 +119,4 @@ impl Session {
             padding: 0,
         }))
     }
-}
-
-/// Carries `size` bytes of the message to the file; returns how many went there.
-fn carry(file: &Opened, offset: u64, size: usize, flags: ReadWriteFlags, message: &mut dyn Message) -> Result<usize> {
-    with_pieces(|pieces| {
-        let mut done = 0;
-        while done < size {
-            let len = pieces.len().min(size - done);
-            let piece = pieces.get_mut(..len).ok_or(Errno::INVAL)?;
-            message.take(piece).map_err(|_| Errno::FAULT)?;
-            let written = write_all(file, piece, place(offset, done)?, flags);
-            match written {
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-                Ok(written) => done += written,
-            }
-            if written != Ok(len) {
-                break;
-            }
-        }
-        Ok(done)
-    })
-}
-
-/// Writes a piece; returns how much of it is in the file.
-fn write_all(file: &Opened, piece: &[u8], offset: u64, flags: ReadWriteFlags) -> Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = piece.get(done..).filter(|rest| !rest.is_empty()) {
-        let at = place(offset, done)?;
-        let written = if flags.is_empty() {
-            rustix::io::pwrite(file, rest, at)
-        } else {
-            rustix::io::pwritev2(file, &[std::io::IoSlice::new(rest)], at, flags)
-        };
-        match written {
-            Err(error) if done == 0 => return Err(error),
-            Err(_) | Ok(0) => break,
-            Ok(written) => done += written,
-        }
-    }
-    Ok(done)
 }
