@@ -317,3 +317,6 @@ impl Message for Letter {
         if rest.is_empty() { Ok(()) } else { Err(MessageError) }
     }
 }
+
+#[cfg(test)]
+mod tests;
