@@ -38,13 +38,15 @@ pub(crate) struct Recipe {
     modules: &'static [&'static str],
 }
 
-/// For tests: of the kernel itself, of buttons, of SATA and IDE drives, of network cards. They come in the order in which they can be loaded.
+/// For tests: of the kernel itself, of buttons, of SATA and IDE drives, of network cards, of shared folders. They come in the order in which they can be loaded.
 #[rustfmt::skip]
 const FULL_MODULES: &[&str] = &[
     "test_bpf", "button", "evdev",
     "scsi_common", "scsi_mod", "crct10dif_common", "crc-t10dif", "crc64", "crc64-rocksoft", "t10-pi", "sd_mod",
     "cdrom", "sr_mod", "libata", "libahci", "ahci", "ata_piix",
     "e1000", "mii", "pcnet32",
+    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+    "fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p",
 ];
 
 /// For tests of virtio devices, in the order in which they can be loaded.

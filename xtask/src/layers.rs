@@ -13,7 +13,9 @@ use crate::workspace::Metadata;
 use crate::workspace::Package;
 
 /// From the vocabulary down to the programs.
-const LAYERS: [&str; 8] = ["vm", "cpu", "devices", "block", "net", "machine", "manage", "apps"];
+const LAYERS: [&str; 9] = [
+    "vm", "cpu", "devices", "block", "files", "net", "machine", "manage", "apps",
+];
 
 /// Crates that may contain `unsafe`.
 const UNSAFE: [&str; 4] = ["guest-memory", "x86-interp", "x86-jit", "kvm"];

@@ -10,6 +10,7 @@ mod installer;
 mod net;
 mod picture;
 mod plug;
+mod shares;
 mod virtio;
 
 use std::path::Path;

@@ -77,6 +77,7 @@ impl From<BuildError> for Failure {
             | BuildError::File { .. }
             | BuildError::Boot { .. }
             | BuildError::Firmware(_)
+            | BuildError::Share(_)
             | BuildError::Floppy { .. } => anyhow::Error::from(error).into(),
             _ => Self::host(error),
         }

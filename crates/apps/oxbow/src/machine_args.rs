@@ -24,6 +24,7 @@ use spec::OnReset;
 use spec::PciPlace;
 use spec::RngConfig;
 use spec::SerialConfig;
+use spec::ShareConfig;
 use spec::Size;
 use spec::TestdevConfig;
 use spec::UefiSpec;
@@ -32,6 +33,7 @@ use crate::drives;
 use crate::drives::DriveArg;
 use crate::nics;
 use crate::serial::SerialTarget;
+use crate::shares;
 
 /// Options of `run` and `plan`.
 #[derive(Clone, Debug, Args)]
@@ -77,6 +79,14 @@ pub(crate) struct MachineArgs {
     /// Add a virtio entropy source, which is fed by the host's
     #[arg(long)]
     pub(crate) rng: bool,
+
+    /// Share a folder with the guest: TAG=PATH[,ro][,proto=virtiofs|9p][,cache=auto|never|always][,writeback]. Repeated for more
+    ///
+    /// The guest mounts it by its tag: `mount -t virtiofs TAG /mnt`, or with proto=9p
+    /// `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. Cache policies of virtiofs say how long the guest may go without asking
+    /// what the host has: `auto` a second, `never` not at all, `always` for ever. With `writeback` it may keep for a while what is written.
+    #[arg(long, value_name = "TAG=PATH", value_parser = shares::parse_share)]
+    pub(crate) share: Vec<ShareConfig>,
 
     /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
@@ -225,6 +235,7 @@ impl MachineArgs {
                 rng: self.rng.then(RngConfig::default),
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),
+                shares: self.share.clone(),
                 nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()

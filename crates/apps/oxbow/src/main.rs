@@ -22,6 +22,7 @@ mod pseudo_terminal;
 mod run;
 mod screen;
 mod serial;
+mod shares;
 mod signals;
 mod terminal;
 

@@ -1,4 +1,4 @@
-//! virtio devices: paravirtual disks, consoles, entropy, memory balloons, by PCI and by memory-mapped registers.
+//! virtio devices: paravirtual disks, shared folders, consoles, entropy, memory balloons, by PCI and by memory-mapped registers.
 //!
 //! ```text
 //!   registers ──► Pci<D>  ─┐
@@ -25,9 +25,12 @@ pub mod blk;
 pub mod console;
 mod core;
 mod device;
+pub mod fs;
 mod mmio;
 pub mod net;
+pub mod nine_p;
 mod pci;
+mod post;
 mod queue;
 pub mod rng;
 #[cfg(test)]

@@ -202,6 +202,9 @@ pub enum BuildError {
     /// There is no way to other machines.
     #[error("cannot join a network of other machines")]
     Uplink(#[source] std::io::Error),
+    /// A folder cannot be shared.
+    #[error(transparent)]
+    Share(#[from] shared_folder::FolderError),
     /// Two devices claim one address: the plan missed it.
     #[error(transparent)]
     Bus(#[from] BusConflict),

@@ -252,9 +252,10 @@ struct Queue {
     rests: u64,
 }
 
-/// The threads that carry out requests to media. They come when there is work, and end when there is none for a while.
-#[derive(Default)]
+/// The threads that carry out requests to media or files. They come when there is work, and end when there is none for a while.
 pub(crate) struct Workers {
+    /// What they work for: the threads are called so.
+    name: &'static str,
     queue: Mutex<Queue>,
     /// A job has come: for one thread that waits.
     work: Condvar,
@@ -262,7 +263,23 @@ pub(crate) struct Workers {
     rest: Condvar,
 }
 
+impl Default for Workers {
+    fn default() -> Self {
+        Self::new("disk")
+    }
+}
+
 impl Workers {
+    /// Workers for what is called `name`.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            rest: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -317,12 +334,12 @@ impl Executor for WorkerPool {
         if queue.jobs.len() > queue.idle && queue.threads < THREADS {
             let workers = Arc::clone(&self.0);
             let spawned = std::thread::Builder::new()
-                .name("disk".to_owned())
+                .name(self.0.name.to_owned())
                 .spawn(move || workers.work());
             match spawned {
                 Ok(_) => queue.threads += 1,
                 // Those that there are do it; without any, the request hangs until the guest gives up on it.
-                Err(error) => tracing::warn!(%error, "cannot start a thread for disks"),
+                Err(error) => tracing::warn!(%error, name = self.0.name, "cannot start a worker's thread"),
             }
         }
         self.0.work.notify_one();

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::NicConfig;
 use crate::PciPlace;
+use crate::ShareConfig;
 use crate::Size;
 
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
@@ -291,6 +292,8 @@ pub struct DevicesSpec {
     pub consoles: Vec<ConsoleConfig>,
     /// Memory balloon, where wanted.
     pub balloon: Option<BalloonConfig>,
+    /// Folders of the host that the guest mounts, `share0` first.
+    pub shares: Vec<ShareConfig>,
     /// Network cards of a PC, `nic0` first.
     pub nics: Vec<NicConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
@@ -313,6 +316,7 @@ impl Default for DevicesSpec {
             rng: None,
             consoles: Vec::new(),
             balloon: None,
+            shares: Vec::new(),
             nics: Vec::new(),
             places: BTreeMap::new(),
         }

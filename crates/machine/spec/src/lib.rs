@@ -8,6 +8,7 @@ mod devices;
 mod machine;
 mod net;
 mod place;
+mod share;
 mod size;
 mod validate;
 
@@ -52,6 +53,10 @@ pub use net::Transport;
 pub use net::TunnelConfig;
 pub use place::PORTS;
 pub use place::PciPlace;
+pub use share::SHARES;
+pub use share::ShareCache;
+pub use share::ShareConfig;
+pub use share::ShareProtocol;
 pub use size::Size;
 pub use size::SizeError;
 pub use validate::Problem;

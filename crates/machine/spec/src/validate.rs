@@ -8,6 +8,7 @@ use crate::MachineSpec;
 use crate::NICS;
 use crate::NicModel;
 use crate::PciPlace;
+use crate::SHARES;
 use crate::Size;
 use crate::StorageBus;
 use crate::VgaConfig;
@@ -143,6 +144,7 @@ impl MachineSpec {
         self.check_storage(problems);
         self.check_consoles(problems);
         self.check_nics(problems);
+        self.check_shares(problems);
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
@@ -230,6 +232,28 @@ impl MachineSpec {
                 problems.add(
                     &format!("devices.nics[{index}]"),
                     "another card has this address".to_owned(),
+                );
+            }
+        }
+    }
+
+    fn check_shares(&self, problems: &mut Problems) {
+        let shares = &self.devices.shares;
+        if shares.len() > SHARES {
+            problems.add(
+                "devices.shares",
+                format!("{} shares are more than {SHARES}", shares.len()),
+            );
+        }
+        for (index, share) in shares.iter().enumerate() {
+            let field = format!("devices.shares[{index}]");
+            if let Some(what) = share.problem() {
+                problems.add(&field, what);
+            }
+            if shares.iter().take(index).any(|other| other.tag == share.tag) {
+                problems.add(
+                    &field,
+                    format!("the tag `{}` is taken; give each share its own", share.tag),
                 );
             }
         }

@@ -16,6 +16,7 @@
 mod bus;
 pub mod bytes;
 mod device;
+pub mod files;
 mod inspect;
 mod irq;
 pub mod net;
@@ -33,6 +34,9 @@ pub use device::Reset;
 pub use device::SharedDevice;
 pub use device::Slot;
 pub use device::Wake;
+pub use files::FileServer;
+pub use files::Message;
+pub use files::MessageError;
 pub use inspect::Inspect;
 pub use inspect::Node;
 pub use irq::IrqLine;

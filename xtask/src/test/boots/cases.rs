@@ -18,6 +18,8 @@ use super::plug::discs_of_an_ide_drive_are_changed;
 use super::plug::nvme_card_is_plugged_into_a_port_and_pulled_out;
 use super::plug::nvme_card_is_plugged_into_a_slot_and_ejected;
 use super::plug::sata_disk_is_plugged_in_and_pulled_out;
+use super::shares::shared_folders_work_on_the_microvm;
+use super::shares::shared_folders_work_on_the_pc;
 use super::virtio::virtio_devices_work_on_the_microvm;
 use super::virtio::virtio_devices_work_on_the_pc;
 use crate::boot::Boot;
@@ -39,7 +41,7 @@ const COMPLAINTS: [&str; 12] = [
     "unchecked MSR",
 ];
 
-pub(super) const CASES: [Case; 29] = [
+pub(super) const CASES: &[Case] = &[
     case("full_kernel_runs_bpf_self_tests", full_kernel_runs_bpf_self_tests),
     case("i386_kernel_runs_bpf_self_tests", i386_kernel_runs_bpf_self_tests),
     case(
@@ -53,6 +55,8 @@ pub(super) const CASES: [Case; 29] = [
     case("freed_memory_goes_back_to_the_host", freed_memory_goes_back_to_the_host),
     case("virtio_devices_work_on_the_pc", virtio_devices_work_on_the_pc),
     case("virtio_devices_work_on_the_microvm", virtio_devices_work_on_the_microvm),
+    case("shared_folders_work_on_the_pc", shared_folders_work_on_the_pc),
+    case("shared_folders_work_on_the_microvm", shared_folders_work_on_the_microvm),
     case("nat_leads_to_the_world_and_back", nat_leads_to_the_world_and_back),
     case(
         "two_guests_talk_and_outlive_their_switch",

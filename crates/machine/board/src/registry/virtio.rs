@@ -30,6 +30,7 @@ use super::Builder;
 use super::bdf;
 use super::irq;
 use super::pin;
+use super::shares;
 use super::storage;
 use super::waker;
 use crate::Balloon;
@@ -62,6 +63,7 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     all.extend(console.map(|_| ("console".to_owned(), "virtio_console", 0)));
     let balloon = spec.devices.balloon.iter();
     all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
+    all.extend(shares::all(spec));
     // Cards come last: on a machine with PCI they have slots of their own.
     let nics = (0u32..).zip(&spec.devices.nics);
     let nics = nics.filter(|(_, nic)| nic.model == NicModel::Virtio);
@@ -70,7 +72,7 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
 }
 
 /// The devices that are this chip.
-fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
+pub(super) fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
     let devices = all(spec).into_iter().enumerate();
     let ours = devices.filter(|(_, (_, other, _))| *other == chip);
     ours.map(|(number, (name, chip, index))| {
@@ -90,7 +92,7 @@ fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
 }
 
 /// `device` with the transport of its place.
-fn build<D: VirtioDevice + 'static>(builder: &Builder<'_>, place: &Placement, device: D) -> SharedDevice {
+pub(super) fn build<D: VirtioDevice + 'static>(builder: &Builder<'_>, place: &Placement, device: D) -> SharedDevice {
     if place.bdf.is_some() {
         let wires = (pin(builder, place, 1), builder.fabric.messages());
         return builder.slot(place, Pci::new(device, wires, &builder.memory));

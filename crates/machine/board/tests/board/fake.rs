@@ -166,6 +166,18 @@ pub(crate) fn everything() -> MachineSpec {
     let mut nic = spec::NicConfig::new(spec::NetworkConfig::Null);
     nic.model = spec::NicModel::Virtio;
     spec.devices.nics = vec![nic];
+    let share = |tag: &str, protocol| spec::ShareConfig {
+        tag: tag.to_owned(),
+        // What every host has, and nobody is to change.
+        path: "/".into(),
+        read_only: true,
+        protocol,
+        ..spec::ShareConfig::default()
+    };
+    spec.devices.shares = vec![
+        share("files", spec::ShareProtocol::Virtiofs),
+        share("more", spec::ShareProtocol::NineP),
+    ];
     spec.devices.balloon = Some(spec::BalloonConfig {});
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
