@@ -32,6 +32,7 @@ mod queue;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 
 pub use device::Rings;
 pub use device::VirtioDevice;

@@ -202,6 +202,9 @@ pub enum BuildError {
     /// There is no way to other machines.
     #[error("cannot join a network of other machines")]
     Uplink(#[source] std::io::Error),
+    /// The sockets of the guest's socket device cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] vsock_host::VsockError),
     /// Two devices claim one address: the plan missed it.
     #[error(transparent)]
     Bus(#[from] BusConflict),

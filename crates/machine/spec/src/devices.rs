@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::NicConfig;
 use crate::PciPlace;
 use crate::Size;
+use crate::VsockConfig;
 
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
 const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -291,6 +292,8 @@ pub struct DevicesSpec {
     pub consoles: Vec<ConsoleConfig>,
     /// Memory balloon, where wanted.
     pub balloon: Option<BalloonConfig>,
+    /// Socket device, where wanted.
+    pub vsock: Option<VsockConfig>,
     /// Network cards of a PC, `nic0` first.
     pub nics: Vec<NicConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
@@ -313,6 +316,7 @@ impl Default for DevicesSpec {
             rng: None,
             consoles: Vec::new(),
             balloon: None,
+            vsock: None,
             nics: Vec::new(),
             places: BTreeMap::new(),
         }

@@ -10,6 +10,7 @@ mod net;
 mod place;
 mod size;
 mod validate;
+mod vsock;
 
 pub use attach::Attachment;
 pub use attach::Bay;
@@ -56,3 +57,4 @@ pub use size::Size;
 pub use size::SizeError;
 pub use validate::Problem;
 pub use validate::SpecError;
+pub use vsock::VsockConfig;

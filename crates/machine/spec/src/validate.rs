@@ -11,6 +11,7 @@ use crate::PciPlace;
 use crate::Size;
 use crate::StorageBus;
 use crate::VgaConfig;
+use crate::VsockConfig;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
@@ -143,6 +144,9 @@ impl MachineSpec {
         self.check_storage(problems);
         self.check_consoles(problems);
         self.check_nics(problems);
+        if let Some(what) = self.devices.vsock.as_ref().and_then(VsockConfig::problem) {
+            problems.add("devices.vsock", what);
+        }
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);
