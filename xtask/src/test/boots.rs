@@ -10,6 +10,7 @@ mod net;
 mod picture;
 mod plug;
 mod virtio;
+mod vsock;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -70,6 +71,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .iter()
         .chain(&grub::CASES)
         .chain(&installer::CASES)
+        .chain(&vsock::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -165,10 +165,10 @@ pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) balloon: bool,
 
-    /// Add a virtio socket device: cid=N,socket=PATH, where N is 3 or more
+    /// Add a virtio socket device: cid=N[,socket=PATH], where N is 3 or more
     ///
     /// Programs of the host connect to PATH and write `CONNECT PORT`; those that the guest connects to at CID 2 listen at PATH_PORT.
-    #[arg(long, value_name = "cid=N,socket=PATH")]
+    #[arg(long, value_name = "cid=N[,socket=PATH]")]
     pub(crate) vsock: Option<VsockConfig>,
 
     /// Port whose write ends the machine with status (value << 1) | 1; adds the test device too

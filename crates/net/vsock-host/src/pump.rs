@@ -12,6 +12,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use device_model::Flow;
+use device_model::StreamHost;
 use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::Timespec;
@@ -70,6 +71,14 @@ impl VsockHost {
             table,
             thread: Some(thread),
         })
+    }
+}
+
+impl VsockHost {
+    /// The device's end.
+    #[must_use]
+    pub fn streams(&self) -> Arc<dyn StreamHost> {
+        Arc::clone(&self.table) as Arc<dyn StreamHost>
     }
 }
 

@@ -141,18 +141,24 @@ impl Socket {
         if more { Fate::More } else { Fate::Wait }
     }
 
-    /// Gives the program what there is. Whether there is more.
-    fn write(&mut self, flow: Flow, table: &Table) -> bool {
-        if let Role::Stream { greeting, .. } = &mut self.role
-            && !greeting.is_empty()
-        {
+    /// Tells the program that the guest has it. Whether there is more to tell.
+    fn greet(&mut self, flow: Flow, table: &Table) -> bool {
+        let Role::Stream { greeting, .. } = &mut self.role else {
+            return false;
+        };
+        if !greeting.is_empty() {
             match send(&self.stream, &[IoSlice::new(greeting)]) {
                 Ok(len) => drop(greeting.drain(..len.min(greeting.len()))),
                 Err(error) => self.cannot_write(error, flow, table),
             }
-            if !greeting_of(&self.role).is_empty() {
-                return self.writable;
-            }
+        }
+        !greeting_of(&self.role).is_empty()
+    }
+
+    /// Gives the program what there is. Whether there is more.
+    fn write(&mut self, flow: Flow, table: &Table) -> bool {
+        if self.greet(flow, table) {
+            return self.writable;
         }
         let take = |inner: &mut Inner| {
             let stream = inner.stream(flow, self.token)?;
@@ -168,21 +174,7 @@ impl Socket {
         if deaf && !std::mem::replace(&mut self.deafened, true) {
             let _ = self.stream.shutdown(Shutdown::Read);
         }
-        let mut written = 0;
-        let mut failed = None;
-        while self.writable && !bytes.is_empty() && written < TURN {
-            match send_all(&self.stream, &bytes) {
-                Ok(len) => {
-                    bytes.drain(..len.min(bytes.len()));
-                    written += len;
-                }
-                Err(Errno::AGAIN) => self.writable = false,
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
+        let (written, failed) = self.send_turn(&mut bytes);
         let left = table.with(|inner| {
             let stream = inner.stream(flow, self.token)?;
             stream.delivered += written as u64;
@@ -207,6 +199,22 @@ impl Socket {
             None => {}
         }
         self.writable && left.is_some_and(|left| left > 0)
+    }
+
+    /// Sends a turn's worth; how many bytes, and why no more if that is for good.
+    fn send_turn(&mut self, bytes: &mut VecDeque<u8>) -> (usize, Option<Errno>) {
+        let mut written = 0;
+        while self.writable && !bytes.is_empty() && written < TURN {
+            match send_all(&self.stream, bytes) {
+                Ok(len) => {
+                    bytes.drain(..len.min(bytes.len()));
+                    written += len;
+                }
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(error) => return (written, Some(error)),
+            }
+        }
+        (written, None)
     }
 
     /// The program takes nothing any more, or has no room.

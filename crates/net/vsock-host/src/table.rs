@@ -12,8 +12,6 @@ use device_model::StreamHost;
 use device_model::StreamWaker;
 use rustix::fd::OwnedFd;
 
-use crate::VsockHost;
-
 /// Streams at most, those included that are still being delivered after their end.
 pub const STREAMS: usize = 1024;
 /// Bytes of one stream that wait for the guest at most.
@@ -260,13 +258,13 @@ impl Table {
     }
 }
 
-impl StreamHost for VsockHost {
+impl StreamHost for Table {
     fn set_waker(&self, waker: StreamWaker) {
-        self.table.lock().waker = Some(waker);
+        self.lock().waker = Some(waker);
     }
 
     fn offered(&self) -> Option<Flow> {
-        let mut inner = self.table.lock();
+        let mut inner = self.lock();
         let flow = inner.offered.pop_front()?;
         if let Some(stream) = inner.streams.get_mut(&flow) {
             stream.known = true;
@@ -275,7 +273,7 @@ impl StreamHost for VsockHost {
     }
 
     fn changed(&self) -> Option<Flow> {
-        let mut inner = self.table.lock();
+        let mut inner = self.lock();
         let flow = inner.news.pop_front()?;
         if let Some(stream) = inner.streams.get_mut(&flow) {
             stream.news = false;
@@ -284,7 +282,7 @@ impl StreamHost for VsockHost {
     }
 
     fn status(&self, flow: Flow) -> Option<FlowStatus> {
-        let inner = self.table.lock();
+        let inner = self.lock();
         let stream = inner.streams.get(&flow)?;
         Some(FlowStatus {
             open: stream.phase == Phase::Open,
@@ -296,7 +294,7 @@ impl StreamHost for VsockHost {
     }
 
     fn connect(&self, flow: Flow) -> bool {
-        let mut inner = self.table.lock();
+        let mut inner = self.lock();
         if inner.is_full() || inner.streams.contains_key(&flow) {
             return false;
         }
@@ -305,16 +303,16 @@ impl StreamHost for VsockHost {
         inner.streams.insert(flow, Stream::new(token, Phase::Connecting));
         inner.tasks.push_back(Task::Connect(flow, token));
         drop(inner);
-        self.table.ring();
+        self.ring();
         true
     }
 
     fn accept(&self, flow: Flow) {
-        self.table.change(flow, |stream| stream.phase = Phase::Open);
+        self.change(flow, |stream| stream.phase = Phase::Open);
     }
 
     fn send(&self, flow: Flow, bytes: &[u8]) {
-        self.table.change(flow, |stream| {
+        self.change(flow, |stream| {
             if stream.deaf {
                 stream.delivered += bytes.len() as u64;
             } else {
@@ -324,7 +322,7 @@ impl StreamHost for VsockHost {
     }
 
     fn receive(&self, flow: Flow, most: usize) -> Vec<u8> {
-        let mut inner = self.table.lock();
+        let mut inner = self.lock();
         let Some(stream) = inner.streams.get_mut(&flow) else {
             return Vec::new();
         };
@@ -334,13 +332,13 @@ impl StreamHost for VsockHost {
         // The thread reads on when half of the buffer is free.
         if was_full && stream.room() >= FROM_HOST / 2 && inner.work(flow) {
             drop(inner);
-            self.table.ring();
+            self.ring();
         }
         bytes
     }
 
     fn shut_down(&self, flow: Flow, sends: bool, takes: bool) {
-        self.table.change(flow, |stream| {
+        self.change(flow, |stream| {
             stream.guest_ended |= sends;
             if takes {
                 stream.guest_deaf = true;
@@ -350,13 +348,13 @@ impl StreamHost for VsockHost {
     }
 
     fn close(&self, flow: Flow, flush: bool) {
-        if self.table.lock().close(flow, flush) {
-            self.table.ring();
+        if self.lock().close(flow, flush) {
+            self.ring();
         }
     }
 
     fn reset(&self) {
-        let mut inner = self.table.lock();
+        let mut inner = self.lock();
         let known = inner.streams.iter().filter(|(_, stream)| stream.known);
         let flows: Vec<Flow> = known.map(|(flow, _)| *flow).collect();
         for flow in flows {
@@ -364,6 +362,6 @@ impl StreamHost for VsockHost {
         }
         inner.news.clear();
         drop(inner);
-        self.table.ring();
+        self.ring();
     }
 }

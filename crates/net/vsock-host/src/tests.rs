@@ -44,7 +44,7 @@ impl Bench {
     }
 
     fn offered(&self) -> Flow {
-        wait(|| self.host.offered())
+        wait(|| self.host.table.offered())
     }
 
     /// A program and a stream that both have.
@@ -52,7 +52,7 @@ impl Bench {
         let mut program = self.ask(52);
         let flow = self.offered();
         assert_eq!(flow.guest, 52);
-        self.host.accept(flow);
+        self.host.table.accept(flow);
         assert_eq!(line(&mut program), format!("OK {}", flow.host));
         (program, flow)
     }
@@ -86,20 +86,20 @@ fn program_reaches_the_guest_and_both_end_in_turn() {
     let bench = Bench::new();
     let (mut program, flow) = bench.pair();
     program.write_all(b"hello").unwrap();
-    wait(|| (bench.host.status(flow)?.readable == 5).then_some(()));
-    assert_eq!(bench.host.changed(), Some(flow));
-    assert_eq!(bench.host.receive(flow, 2), b"he");
-    assert_eq!(bench.host.receive(flow, 100), b"llo");
+    wait(|| (bench.host.table.status(flow)?.readable == 5).then_some(()));
+    assert_eq!(bench.host.table.changed(), Some(flow));
+    assert_eq!(bench.host.table.receive(flow, 2), b"he");
+    assert_eq!(bench.host.table.receive(flow, 100), b"llo");
     program.shutdown(Shutdown::Write).unwrap();
-    wait(|| bench.host.status(flow)?.ended.then_some(()));
+    wait(|| bench.host.table.status(flow)?.ended.then_some(()));
     // The other direction is still there.
-    assert!(!bench.host.status(flow).unwrap().deaf);
-    bench.host.send(flow, b"bye");
-    bench.host.shut_down(flow, true, false);
+    assert!(!bench.host.table.status(flow).unwrap().deaf);
+    bench.host.table.send(flow, b"bye");
+    bench.host.table.shut_down(flow, true, false);
     let mut said = String::new();
     program.read_to_string(&mut said).unwrap();
     assert_eq!(said, "bye");
-    assert_eq!(bench.host.status(flow).unwrap().delivered, 3);
+    assert_eq!(bench.host.table.status(flow).unwrap().delivered, 3);
 }
 
 #[test]
@@ -110,9 +110,9 @@ fn what_comes_behind_the_wish_is_not_lost() {
     thread::sleep(Duration::from_millis(5));
     program.write_all(b"ECT 7\nabc").unwrap();
     let flow = bench.offered();
-    bench.host.accept(flow);
-    wait(|| (bench.host.status(flow)?.readable == 3).then_some(()));
-    assert_eq!(bench.host.receive(flow, 9), b"abc");
+    bench.host.table.accept(flow);
+    wait(|| (bench.host.table.status(flow)?.readable == 3).then_some(()));
+    assert_eq!(bench.host.table.receive(flow, 9), b"abc");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn who_asks_for_nothing_is_turned_away() {
         // Unread bytes make an end a reset.
         assert!(!matches!(program.read(&mut [0; 8]), Ok(1..)), "{wish:?}");
     }
-    assert_eq!(bench.host.offered(), None);
+    assert_eq!(bench.host.table.offered(), None);
 }
 
 #[test]
@@ -138,13 +138,13 @@ fn program_that_gives_up_takes_its_offer_back() {
     wait(|| bench.host.table.with(|inner| (inner.streams.len() == 1).then_some(())));
     drop(program);
     wait(|| bench.host.table.with(|inner| (inner.sockets == 0).then_some(())));
-    assert_eq!(bench.host.offered(), None);
+    assert_eq!(bench.host.table.offered(), None);
     // One that the device has seen already is told of.
     let program = bench.ask(1);
     let flow = bench.offered();
     drop(program);
-    assert_eq!(wait(|| bench.host.changed()), flow);
-    assert_eq!(bench.host.status(flow), None);
+    assert_eq!(wait(|| bench.host.table.changed()), flow);
+    assert_eq!(bench.host.table.status(flow), None);
 }
 
 #[test]
@@ -152,27 +152,33 @@ fn guest_reaches_the_program_of_a_port() {
     let bench = Bench::new();
     let listener = UnixListener::bind(bench.dir.path().join("v.sock_1234")).unwrap();
     let flow = Flow { host: 1234, guest: 9 };
-    assert!(bench.host.connect(flow));
-    assert!(!bench.host.connect(flow));
+    assert!(bench.host.table.connect(flow));
+    assert!(!bench.host.table.connect(flow));
     let (mut program, _) = listener.accept().unwrap();
-    assert_eq!(wait(|| bench.host.changed()), flow);
-    assert!(bench.host.status(flow).unwrap().open);
-    bench.host.send(flow, b"x");
+    assert_eq!(wait(|| bench.host.table.changed()), flow);
+    assert!(bench.host.table.status(flow).unwrap().open);
+    bench.host.table.send(flow, b"x");
     program.read_exact(&mut [0]).unwrap();
     drop(program);
-    wait(|| bench.host.status(flow).filter(|status| status.ended && status.deaf));
+    wait(|| {
+        bench
+            .host
+            .table
+            .status(flow)
+            .filter(|status| status.ended && status.deaf)
+    });
     // What is sent to nobody does not pile up.
-    bench.host.send(flow, &[0; 1000]);
-    assert_eq!(bench.host.status(flow).unwrap().delivered, 1001);
+    bench.host.table.send(flow, &[0; 1000]);
+    assert_eq!(bench.host.table.status(flow).unwrap().delivered, 1001);
 }
 
 #[test]
 fn port_without_a_program_is_refused() {
     let bench = Bench::new();
     let flow = Flow { host: 4, guest: 9 };
-    assert!(bench.host.connect(flow));
-    assert_eq!(wait(|| bench.host.changed()), flow);
-    assert_eq!(bench.host.status(flow), None);
+    assert!(bench.host.table.connect(flow));
+    assert_eq!(wait(|| bench.host.table.changed()), flow);
+    assert_eq!(bench.host.table.status(flow), None);
 }
 
 #[test]
@@ -187,27 +193,27 @@ fn both_sides_hold_back() {
             sent += len;
             None
         }
-        Err(_) => (bench.host.status(flow)?.readable == FROM_HOST).then_some(()),
+        Err(_) => (bench.host.table.status(flow)?.readable == FROM_HOST).then_some(()),
     });
     // Nobody takes more until the device does.
     thread::sleep(Duration::from_millis(20));
-    assert_eq!(bench.host.status(flow).unwrap().readable, FROM_HOST);
+    assert_eq!(bench.host.table.status(flow).unwrap().readable, FROM_HOST);
     let mut got = 0;
     wait(|| {
-        got += bench.host.receive(flow, 1000).len();
+        got += bench.host.table.receive(flow, 1000).len();
         (got == sent).then_some(())
     });
     for _ in 0..1000 {
-        bench.host.send(flow, &chunk);
+        bench.host.table.send(flow, &chunk);
     }
     thread::sleep(Duration::from_millis(20));
-    let delivered = bench.host.status(flow).unwrap().delivered;
+    let delivered = bench.host.table.status(flow).unwrap().delivered;
     assert!(delivered < 4096 * 1000, "{delivered}");
     program.set_nonblocking(false).unwrap();
     let mut bytes = vec![0; 4096 * 1000];
     program.read_exact(&mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 7));
-    wait(|| (bench.host.status(flow)?.delivered == 4096 * 1000).then_some(()));
+    wait(|| (bench.host.table.status(flow)?.delivered == 4096 * 1000).then_some(()));
 }
 
 #[test]
@@ -216,10 +222,10 @@ fn what_was_sent_is_delivered_after_the_end() {
     let (mut program, flow) = bench.pair();
     let bytes: Vec<u8> = (0..600_000u32).map(|i| (i % 251) as u8).collect();
     for piece in bytes.chunks(5000) {
-        bench.host.send(flow, piece);
+        bench.host.table.send(flow, piece);
     }
-    bench.host.close(flow, true);
-    assert_eq!(bench.host.status(flow), None);
+    bench.host.table.close(flow, true);
+    assert_eq!(bench.host.table.status(flow), None);
     let mut got = Vec::new();
     program.read_to_end(&mut got).unwrap();
     assert!(got == bytes);
@@ -234,16 +240,16 @@ fn hundreds_at_once_and_no_more_than_there_may_be() {
         program.write_all(&number.to_le_bytes()).unwrap();
     }
     for (number, (_, flow)) in pairs.iter().enumerate() {
-        wait(|| (bench.host.status(*flow)?.readable == 8).then_some(()));
-        assert_eq!(bench.host.receive(*flow, 8), number.to_le_bytes());
+        wait(|| (bench.host.table.status(*flow)?.readable == 8).then_some(()));
+        assert_eq!(bench.host.table.receive(*flow, 8), number.to_le_bytes());
     }
-    bench.host.reset();
+    bench.host.table.reset();
     for (program, _) in &mut pairs {
         assert_eq!(program.read(&mut [0]).unwrap(), 0);
     }
     wait(|| bench.host.table.with(|inner| (inner.sockets == 0).then_some(())));
     bench.host.table.with(|inner| inner.sockets = STREAMS);
-    assert!(!bench.host.connect(Flow { host: 1, guest: 1 }));
+    assert!(!bench.host.table.connect(Flow { host: 1, guest: 1 }));
 }
 
 #[test]

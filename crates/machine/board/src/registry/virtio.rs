@@ -180,9 +180,11 @@ pub(super) fn place_vsock(spec: &MachineSpec) -> Vec<Placement> {
 
 pub(super) fn build_vsock(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
     let waker = waker(builder, place);
-    let (cid, host): (_, Arc<dyn StreamHost>) = match &builder.spec.devices.vsock {
-        Some(config) => (config.cid, Arc::new(VsockHost::listen(&config.socket)?)),
-        None => (*virtio::vsock::CIDS.start(), Arc::new(NoStreams)),
+    let config = builder.spec.devices.vsock.as_ref();
+    let cid = config.map_or(*virtio::vsock::CIDS.start(), |config| config.cid);
+    let host: Arc<dyn StreamHost> = match config.and_then(|config| config.socket.as_ref()) {
+        Some(socket) => builder.networks.keep(VsockHost::listen(socket)?),
+        None => Arc::new(NoStreams),
     };
     Ok(build(builder, place, Vsock::new(cid, host, waker)))
 }
