@@ -5,12 +5,17 @@
 //! `test_kit::fuzz_accesses`, and new starts of the driver. Descriptors of the device's own kind are easier to write than others,
 //! so that requests get somewhere.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device_model::Device;
+use device_model::Flow;
+use device_model::FlowStatus;
 use device_model::Frame;
 use device_model::FramePort;
 use device_model::SerialBackend;
+use device_model::StreamHost;
+use device_model::StreamWaker;
 use device_model::TestClock;
 use device_model::VmTime;
 use device_model::net::Accepts;
@@ -36,6 +41,7 @@ use virtio::console::Port;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::rng::Rng;
+use virtio::vsock::Vsock;
 
 use crate::input::Input;
 
@@ -87,12 +93,13 @@ fn memory() -> Arc<GuestMemory> {
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 5 % 3)];
-        let (device, sizes) = match kind % 5 {
+        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 6 % 3)];
+        let (device, sizes) = match kind % 6 {
             0 => behind(link, &memory, blk(&memory)),
             1 => behind(link, &memory, console()),
             2 => behind(link, &memory, Balloon::new()),
             3 => behind(link, &memory, net()),
+            4 => behind(link, &memory, vsock()),
             _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
         };
         Self {
@@ -265,4 +272,103 @@ fn net() -> Net {
         pairs: 2,
     };
     Net::new(Arc::new(Echo::default()), config, Arc::new(|| ()))
+}
+
+/// Programs that are always there: they say back what they hear, offer a stream now and then, and end at times.
+#[derive(Default)]
+struct Mirror(std::sync::Mutex<BTreeMap<Flow, Mirrored>>);
+
+#[derive(Default)]
+struct Mirrored {
+    said: Vec<u8>,
+    delivered: u64,
+    ended: bool,
+    offered: bool,
+}
+
+impl Mirror {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Flow, Mirrored>) -> T) -> T {
+        f(&mut self.0.lock().expect("nothing panics under the lock"))
+    }
+}
+
+impl StreamHost for Mirror {
+    fn set_waker(&self, _waker: StreamWaker) {}
+
+    fn offered(&self) -> Option<Flow> {
+        self.with(|flows| {
+            let guest = u32::try_from(flows.len()).ok().filter(|count| *count < 3)?;
+            let flow = Flow { host: 1 << 30, guest };
+            let offered = Mirrored {
+                offered: true,
+                ..Mirrored::default()
+            };
+            flows.insert(flow, offered).is_none().then_some(flow)
+        })
+    }
+
+    fn changed(&self) -> Option<Flow> {
+        self.with(|flows| flows.iter().find(|(_, one)| one.said.len() % 2 == 1).map(|(flow, _)| *flow))
+            .inspect(|flow| self.send(*flow, b"!"))
+    }
+
+    fn status(&self, flow: Flow) -> Option<FlowStatus> {
+        self.with(|flows| {
+            let one = flows.get(&flow)?;
+            Some(FlowStatus {
+                open: !one.offered,
+                readable: one.said.len(),
+                delivered: one.delivered,
+                ended: one.ended,
+                deaf: one.ended && one.delivered % 2 == 1,
+            })
+        })
+    }
+
+    fn connect(&self, flow: Flow) -> bool {
+        let there = flow.host % 4 != 3;
+        if there {
+            self.with(|flows| flows.insert(flow, Mirrored::default()));
+        }
+        there
+    }
+
+    fn accept(&self, flow: Flow) {
+        self.with(|flows| flows.get_mut(&flow).map(|one| one.offered = false));
+    }
+
+    fn send(&self, flow: Flow, bytes: &[u8]) {
+        self.with(|flows| {
+            if let Some(one) = flows.get_mut(&flow) {
+                one.said.extend(bytes);
+                one.delivered += bytes.len() as u64;
+                one.ended |= one.delivered > 4096;
+                // No more than the device may have under way is ever sent.
+                assert!(one.said.len() <= 1 << 20);
+            }
+        });
+    }
+
+    fn receive(&self, flow: Flow, most: usize) -> Vec<u8> {
+        self.with(|flows| {
+            let said = flows.get_mut(&flow).map(|one| &mut one.said);
+            said.map_or_else(Vec::new, |said| said.drain(..most.min(said.len())).collect())
+        })
+    }
+
+    fn shut_down(&self, flow: Flow, _sends: bool, takes: bool) {
+        self.with(|flows| flows.get_mut(&flow).map(|one| one.ended |= takes));
+    }
+
+    fn close(&self, flow: Flow, _flush: bool) {
+        self.with(|flows| flows.remove(&flow));
+    }
+
+    fn reset(&self) {
+        self.with(BTreeMap::clear);
+    }
+}
+
+fn vsock() -> Vsock {
+    Vsock::new(3, Arc::new(Mirror::default()), Arc::new(|| ()))
 }

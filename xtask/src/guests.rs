@@ -36,6 +36,8 @@ pub(crate) struct Recipe {
     kernel: &'static str,
     /// Modules that the initramfs has in `/lib/modules`.
     modules: &'static [&'static str],
+    /// Packages, and which of their files it has (a pattern of tar's).
+    packages: &'static [(&'static str, &'static str)],
 }
 
 /// For tests: of the kernel itself, of buttons, of SATA and IDE drives, of network cards, of shared folders. They come in the order in which they can be loaded.
@@ -65,14 +67,32 @@ pub(crate) const DRIVERS: &[&str] = &[
     "libata", "libahci", "ahci", "ata_piix", "nvme-core", "nvme",
 ];
 
+/// For tests of sockets, SCSI and input devices of virtio, behind those of all virtio devices.
+#[rustfmt::skip]
+const TOOLS_MODULES: &[&str] = &[
+    "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
+    "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport",
+];
+
+/// `socat` with its libraries.
+#[rustfmt::skip]
+const TOOLS_PACKAGES: &[(&str, &str)] = &[
+    ("socat", "./usr/bin/socat"),
+    ("libc6", LIBRARIES), ("libssl3", LIBRARIES), ("libwrap0", LIBRARIES), ("libnsl2", LIBRARIES), ("libtirpc3", LIBRARIES),
+    ("libgssapi-krb5-2", LIBRARIES), ("libkrb5-3", LIBRARIES), ("libk5crypto3", LIBRARIES), ("libkrb5support0", LIBRARIES),
+    ("libcom-err2", LIBRARIES), ("libkeyutils1", LIBRARIES),
+];
+const LIBRARIES: &str = "*.so.*";
+
 /// All guests.
-pub(crate) const RECIPES: [Recipe; 3] = [
+pub(crate) const RECIPES: &[Recipe] = &[
     Recipe {
         name: "demo",
         what: "the kernel for clouds, amd64",
         architecture: "amd64",
         kernel: "linux-image-cloud-amd64",
         modules: VIRTIO_MODULES,
+        packages: &[],
     },
     Recipe {
         name: "full",
@@ -80,6 +100,7 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         architecture: "amd64",
         kernel: "linux-image-amd64",
         modules: FULL_MODULES,
+        packages: &[],
     },
     Recipe {
         name: "i386",
@@ -87,6 +108,15 @@ pub(crate) const RECIPES: [Recipe; 3] = [
         architecture: "i386",
         kernel: "linux-image-686-pae",
         modules: &["test_bpf"],
+        packages: &[],
+    },
+    Recipe {
+        name: "tools",
+        what: "the kernel for clouds, with programs beside busybox",
+        architecture: "amd64",
+        kernel: "linux-image-cloud-amd64",
+        modules: TOOLS_MODULES,
+        packages: TOOLS_PACKAGES,
     },
 ];
 
@@ -129,7 +159,7 @@ pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<()> {
         return Err(Usage(format!("there is no guest {name}")).into());
     }
     if list {
-        for recipe in &RECIPES {
+        for recipe in RECIPES {
             let state = if is_current(recipe) { "ready" } else { "not fetched" };
             println!(
                 "{:6} {:11} {} ({})",
@@ -214,8 +244,15 @@ fn build(recipe: &Recipe) -> anyhow::Result<()> {
     let vmlinuz = image::find(&files, |name| name.starts_with("vmlinuz-")).context("the package has no kernel")?;
     std::fs::rename(vmlinuz, new.join("vmlinuz"))?;
     image::extract_vmlinux(&new.join("vmlinuz"), &new.join("vmlinux"))?;
-    write_initramfs(recipe, &files, &new.join("initrd.cpio"))?;
-    std::fs::remove_dir_all(&files)?;
+    let programs = new.join("programs");
+    std::fs::create_dir_all(&programs)?;
+    for (name, pattern) in recipe.packages {
+        apt::unpack(&apt.deb(name, recipe.architecture)?, &programs, &[pattern])?;
+    }
+    write_initramfs(recipe, [&files, &programs], &new.join("initrd.cpio"))?;
+    for dir in [files, programs] {
+        std::fs::remove_dir_all(dir)?;
+    }
     std::fs::write(new.join("recipe"), recipe_text(recipe))?;
 
     let dir = dir(recipe);
@@ -224,7 +261,7 @@ fn build(recipe: &Recipe) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_initramfs(recipe: &Recipe, files: &Path, out: &Path) -> anyhow::Result<()> {
+fn write_initramfs(recipe: &Recipe, [files, programs]: [&Path; 2], out: &Path) -> anyhow::Result<()> {
     let busybox = image::find(files, |name| name == "busybox").context("the package has no busybox")?;
     let mut archive = Archive::new(std::io::BufWriter::new(File::create(out)?));
     for name in ["bin", "dev", "proc", "sys", "tmp", "root", "lib", "lib/modules"] {
@@ -240,6 +277,7 @@ fn write_initramfs(recipe: &Recipe, files: &Path, out: &Path) -> anyhow::Result<
         let packed = packed.with_context(|| format!("the package has no module {name}"))?;
         archive.file(&format!("lib/modules/{prefix}"), 0o644, &image::decompressed(&packed)?)?;
     }
+    archive.tree(programs)?;
     archive.finish()?;
     Ok(())
 }

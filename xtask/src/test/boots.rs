@@ -12,6 +12,7 @@ mod picture;
 mod plug;
 mod shares;
 mod virtio;
+mod vsock;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -72,7 +73,8 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .iter()
         .chain(&grub::CASES)
         .chain(&installer::CASES)
-        .chain(&CASES)
+        .chain(&vsock::CASES)
+        .chain(CASES)
         .filter(wanted)
         .collect();
     let guests = Guests::default();

@@ -28,6 +28,7 @@ use spec::ShareConfig;
 use spec::Size;
 use spec::TestdevConfig;
 use spec::UefiSpec;
+use spec::VsockConfig;
 
 use crate::drives;
 use crate::drives::DriveArg;
@@ -174,6 +175,12 @@ pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) balloon: bool,
 
+    /// Add a virtio socket device: cid=N[,socket=PATH], where N is 3 or more
+    ///
+    /// Programs of the host connect to PATH and write `CONNECT PORT`; those that the guest connects to at CID 2 listen at PATH_PORT.
+    #[arg(long, value_name = "cid=N[,socket=PATH]")]
+    pub(crate) vsock: Option<VsockConfig>,
+
     /// Port whose write ends the machine with status (value << 1) | 1; adds the test device too
     #[arg(long, value_name = "PORT", value_parser = parse_port)]
     pub(crate) debug_exit: Option<u16>,
@@ -236,6 +243,7 @@ impl MachineArgs {
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),
                 shares: self.share.clone(),
+                vsock: self.vsock.clone(),
                 nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),
                 ..DevicesSpec::default()

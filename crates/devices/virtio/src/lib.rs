@@ -35,6 +35,7 @@ mod queue;
 pub mod rng;
 #[cfg(test)]
 mod testing;
+pub mod vsock;
 
 pub use device::Rings;
 pub use device::VirtioDevice;

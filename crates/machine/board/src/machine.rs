@@ -205,6 +205,9 @@ pub enum BuildError {
     /// A folder cannot be shared.
     #[error(transparent)]
     Share(#[from] shared_folder::FolderError),
+    /// The sockets of the guest's socket device cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] vsock_host::VsockError),
     /// Two devices claim one address: the plan missed it.
     #[error(transparent)]
     Bus(#[from] BusConflict),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use device_model::FramePort;
 use device_model::Inspect;
 use device_model::Node;
+use device_model::StreamHost;
 use device_model::net::Mac;
 use spec::CableLimits;
 use spec::Forward;
@@ -38,6 +39,7 @@ use vnet::hub::HubConfig;
 use vnet::hub::Starter;
 use vnet::hub::Uplink;
 use vnet::nat::NatError;
+use vsock_host::VsockHost;
 
 use crate::BuildError;
 use crate::Placement;
@@ -84,6 +86,8 @@ pub(crate) struct Networks {
     /// Where frames are captured to.
     capture: Option<Arc<Capture>>,
     start_switch: SwitchStarter,
+    /// What the streams of the guest's socket device lead to.
+    streams: Option<VsockHost>,
 }
 
 /// Starts the switch process of a network, which is one for [`hub_config`]; returns at once.
@@ -128,7 +132,13 @@ impl Networks {
             given,
             capture,
             start_switch: start_switch.unwrap_or_else(|| Arc::new(no_switch)),
+            streams: None,
         }
+    }
+
+    /// Keeps the programs of a socket device as long as the machine lives; returns the device's end.
+    pub(crate) fn keep(&mut self, programs: VsockHost) -> Arc<dyn StreamHost> {
+        self.streams.insert(programs).streams()
     }
 
     /// Plugs the card of a placement in.

@@ -94,6 +94,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "virtio_balloon", place: virtio::place_balloon,      build: virtio::build_balloon },
     Entry { chip: "virtio_fs",     place: shares::place_fs,            build: shares::build_fs },
     Entry { chip: "virtio_9p",     place: shares::place_9p,            build: shares::build_9p },
+    Entry { chip: "virtio_vsock",  place: virtio::place_vsock,         build: virtio::build_vsock },
     Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
     Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },

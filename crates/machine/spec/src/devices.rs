@@ -11,6 +11,7 @@ use crate::NicConfig;
 use crate::PciPlace;
 use crate::ShareConfig;
 use crate::Size;
+use crate::VsockConfig;
 
 /// Base ports and ISA interrupts of the four serial ports that software looks for.
 const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -294,6 +295,8 @@ pub struct DevicesSpec {
     pub balloon: Option<BalloonConfig>,
     /// Folders of the host that the guest mounts, `share0` first.
     pub shares: Vec<ShareConfig>,
+    /// Socket device, where wanted.
+    pub vsock: Option<VsockConfig>,
     /// Network cards of a PC, `nic0` first.
     pub nics: Vec<NicConfig>,
     /// PCI devices that are to be elsewhere than usual, by name: `vga`, `ahci`, `nvme`, `nic0`.
@@ -317,6 +320,7 @@ impl Default for DevicesSpec {
             consoles: Vec::new(),
             balloon: None,
             shares: Vec::new(),
+            vsock: None,
             nics: Vec::new(),
             places: BTreeMap::new(),
         }

@@ -11,6 +11,7 @@ mod place;
 mod share;
 mod size;
 mod validate;
+mod vsock;
 
 pub use attach::Attachment;
 pub use attach::Bay;
@@ -61,3 +62,4 @@ pub use size::Size;
 pub use size::SizeError;
 pub use validate::Problem;
 pub use validate::SpecError;
+pub use vsock::VsockConfig;

@@ -12,6 +12,7 @@ use crate::SHARES;
 use crate::Size;
 use crate::StorageBus;
 use crate::VgaConfig;
+use crate::VsockConfig;
 
 /// Memory that holds the low megabyte and something above it.
 const MIN_MEMORY: Size = Size::from_mib(2);
@@ -145,6 +146,9 @@ impl MachineSpec {
         self.check_consoles(problems);
         self.check_nics(problems);
         self.check_shares(problems);
+        if let Some(what) = self.devices.vsock.as_ref().and_then(VsockConfig::problem) {
+            problems.add("devices.vsock", what);
+        }
         self.check_places(problems);
         for (field, message) in self.devices.vga.iter().flat_map(vga_problems) {
             problems.add(field, message);

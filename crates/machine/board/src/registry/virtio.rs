@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use device_model::NoStreams;
 use device_model::NullSerial;
 use device_model::SerialBackend;
 use device_model::SharedDevice;
+use device_model::StreamHost;
 use spec::ConsoleConfig;
 use spec::MachineSpec;
 use spec::NicModel;
@@ -25,6 +27,8 @@ use virtio::net::NetConfig;
 use virtio::net::PAIRS;
 use virtio::rng::Entropy;
 use virtio::rng::Rng;
+use virtio::vsock::Vsock;
+use vsock_host::VsockHost;
 
 use super::Builder;
 use super::bdf;
@@ -64,6 +68,8 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     let balloon = spec.devices.balloon.iter();
     all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
     all.extend(shares::all(spec));
+    let vsock = spec.devices.vsock.iter();
+    all.extend(vsock.map(|_| ("vsock".to_owned(), "virtio_vsock", 0)));
     // Cards come last: on a machine with PCI they have slots of their own.
     let nics = (0u32..).zip(&spec.devices.nics);
     let nics = nics.filter(|(_, nic)| nic.model == NicModel::Virtio);
@@ -168,6 +174,21 @@ pub(super) fn build_console(builder: &mut Builder<'_>, place: &Placement) -> Res
     }
     builder.poll_requests.insert(place.name.clone(), request);
     Ok(build(builder, place, Console::new(ports)))
+}
+
+pub(super) fn place_vsock(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_vsock")
+}
+
+pub(super) fn build_vsock(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let waker = waker(builder, place);
+    let config = builder.spec.devices.vsock.as_ref();
+    let cid = config.map_or(*virtio::vsock::CIDS.start(), |config| config.cid);
+    let host: Arc<dyn StreamHost> = match config.and_then(|config| config.socket.as_ref()) {
+        Some(socket) => builder.networks.keep(VsockHost::listen(socket)?),
+        None => Arc::new(NoStreams),
+    };
+    Ok(build(builder, place, Vsock::new(cid, host, waker)))
 }
 
 pub(super) fn place_balloon(spec: &MachineSpec) -> Vec<Placement> {

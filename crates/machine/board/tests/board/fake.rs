@@ -179,6 +179,7 @@ pub(crate) fn everything() -> MachineSpec {
         share("more", spec::ShareProtocol::NineP),
     ];
     spec.devices.balloon = Some(spec::BalloonConfig {});
+    spec.devices.vsock = Some(spec::VsockConfig { cid: 3, socket: None });
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
 }
