@@ -81,11 +81,11 @@ impl Place {
         Ok((place, stat))
     }
 
-    /// What was somewhere and is not there any more.
-    pub(crate) fn lost() -> Self {
+    /// What was somewhere and is not there any more: a file of this type.
+    pub(crate) fn lost(kind: FileType) -> Self {
         Self {
             descriptor: None,
-            kind: FileType::Unknown,
+            kind,
             key: (0, 0),
         }
     }
