@@ -134,7 +134,8 @@ mod tests {
     fn problems(shares: &[ShareConfig]) -> String {
         let mut spec = MachineSpec::default();
         spec.devices.shares = shares.to_vec();
-        spec.validate().map_or_else(|error| error.to_string(), |()| String::new())
+        spec.validate()
+            .map_or_else(|error| error.to_string(), |()| String::new())
     }
 
     #[test]
