@@ -8,7 +8,8 @@
 //!   decoder, cpu_state  machine ────► x86-interp
 //!   translator          machine ────► x86-interp, x86-jit
 //!   network             ────────────► vnet
-//!   virtio              ────────────► virtio, storage
+//!   shares              ────────────► shared-folder
+//!   virtio              ────────────► virtio, storage, shared-folder
 //!   vnc                 ────────────► remote
 //! ```
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod loaders;
 mod machine;
 pub mod network;
 mod registers;
+pub mod shares;
 pub mod states;
 pub mod translator;
 pub mod virtio;

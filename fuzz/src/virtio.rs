@@ -23,6 +23,9 @@ use device_model::net::NetWaker;
 use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
+use shared_folder::fuse::FuseConfig;
+use shared_folder::fuse::FuseServer;
+use shared_folder::nine_p::NinePServer;
 use storage::Executor;
 use storage::Inline;
 use storage::MemoryMedium;
@@ -38,8 +41,11 @@ use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
 use virtio::console::Console;
 use virtio::console::Port;
+use virtio::fs::Fs;
+use virtio::fs::FsConfig;
 use virtio::net::Net;
 use virtio::net::NetConfig;
+use virtio::nine_p::NineP;
 use virtio::rng::Rng;
 use virtio::vsock::Vsock;
 
@@ -95,6 +101,9 @@ impl Driver {
         let memory = memory();
         let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 6 % 3)];
         let (device, sizes) = match kind % 6 {
+            // Modern only.
+            _ if kind >= 0xf8 => behind(Link::Mmio, &memory, fs(&memory)),
+            _ if kind >= 0xf0 => behind(link, &memory, nine_p(&memory)),
             0 => behind(link, &memory, blk(&memory)),
             1 => behind(link, &memory, console()),
             2 => behind(link, &memory, Balloon::new()),
@@ -102,6 +111,7 @@ impl Driver {
             4 => behind(link, &memory, vsock()),
             _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
         };
+        let link = if kind >= 0xf8 { Link::Mmio } else { link };
         Self {
             link,
             memory,
@@ -212,6 +222,22 @@ fn blk(memory: &Arc<GuestMemory>) -> Blk {
         &executor,
         &waker,
     )
+}
+
+fn fs(memory: &Arc<GuestMemory>) -> Fs<FuseServer> {
+    let server = FuseServer::new(crate::shares::folder(), FuseConfig::default());
+    let config = FsConfig {
+        tag: "fuzz".to_owned(),
+        queues: 2,
+    };
+    let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
+    Fs::new(Arc::new(server), config, memory, &executor, &waker)
+}
+
+fn nine_p(memory: &Arc<GuestMemory>) -> NineP<NinePServer> {
+    let server = Arc::new(NinePServer::new(crate::shares::folder()));
+    let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
+    NineP::new(server, "fuzz", memory, &executor, &waker)
 }
 
 /// A far end that always has something to say, and takes two bytes of three.

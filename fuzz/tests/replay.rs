@@ -65,3 +65,8 @@ fn network_seeds_find_nothing() {
 fn virtio_seeds_find_nothing() {
     replay("virtio", oxbow_fuzz::virtio::run);
 }
+
+#[test]
+fn shares_seeds_find_nothing() {
+    replay("shares", oxbow_fuzz::shares::run);
+}

@@ -48,7 +48,7 @@ const NAME: usize = 255;
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// It is not there, or may not be entered.
-    #[error("cannot share {path}")]
+    #[error("cannot share `{}`", .path.display())]
     Open {
         /// Which.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum FolderError {
         source: std::io::Error,
     },
     /// It is a file.
-    #[error("{0} is not a directory; share the directory that it is in")]
+    #[error("`{}` is not a directory; share the one that it is in", .0.display())]
     NotDirectory(PathBuf),
 }
 
@@ -81,11 +81,11 @@ impl Place {
         Ok((place, stat))
     }
 
-    /// What was somewhere and is not there any more.
-    pub(crate) fn lost() -> Self {
+    /// What was somewhere and is not there any more: a file of this type.
+    pub(crate) fn lost(kind: FileType) -> Self {
         Self {
             descriptor: None,
-            kind: FileType::Unknown,
+            kind,
             key: (0, 0),
         }
     }

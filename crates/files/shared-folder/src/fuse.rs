@@ -1,4 +1,4 @@
-//! A server of FUSE messages: requests are taken apart by [`request`], and carried out on a [`Folder`](crate::Folder).
+//! A server of FUSE messages: requests are taken apart by `request`, and carried out on a [`Folder`](crate::Folder).
 //!
 //! Protocol 7.31 and later, as the kernel speaks it over virtio-fs: no device, no splicing. Locks are left to the guest's kernel,
 //! and so is the check of permissions. There is no direct access (DAX), no notification, no access control list.

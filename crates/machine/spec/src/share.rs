@@ -117,3 +117,65 @@ impl ShareConfig {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MachineSpec;
+
+    fn share(tag: &str) -> ShareConfig {
+        ShareConfig {
+            tag: tag.to_owned(),
+            path: "/srv".into(),
+            ..ShareConfig::default()
+        }
+    }
+
+    fn problems(shares: &[ShareConfig]) -> String {
+        let mut spec = MachineSpec::default();
+        spec.devices.shares = shares.to_vec();
+        spec.validate()
+            .map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn tags_are_short_and_differ() {
+        assert_eq!(problems(&[share("a"), share(&"b".repeat(36))]), "");
+        for tag in ["", "a,b", "a\n", &"b".repeat(37)] {
+            assert!(problems(&[share(tag)]).contains("not 1 to 36 printable"), "{tag}");
+        }
+        let twice = problems(&[share("a"), share("b"), share("a")]);
+        assert!(twice.contains("devices.shares[2]: the tag `a` is taken"), "{twice}");
+        let many: Vec<_> = (0..17).map(|number| share(&number.to_string())).collect();
+        assert!(problems(&many).contains("17 shares are more than 16"));
+    }
+
+    #[test]
+    fn a_9p_guest_has_its_own_cache() {
+        let plan9 = ShareConfig {
+            protocol: ShareProtocol::NineP,
+            ..share("a")
+        };
+        assert_eq!(problems(std::slice::from_ref(&plan9)), "");
+        let cached = ShareConfig {
+            cache: ShareCache::Always,
+            ..plan9.clone()
+        };
+        let written = ShareConfig {
+            writeback: true,
+            ..plan9
+        };
+        for share in [cached, written] {
+            assert!(problems(&[share]).contains("leave out cache="));
+        }
+    }
+
+    #[test]
+    fn protocols_are_written_as_on_the_command_line() {
+        for protocol in ShareProtocol::ALL {
+            assert_eq!(protocol.name().parse(), Ok(protocol));
+            let text = serde_json::to_string(&protocol).unwrap();
+            assert_eq!(text, format!("\"{}\"", protocol.name()));
+        }
+    }
+}

@@ -17,6 +17,8 @@ use crate::folder::Result;
 pub(super) struct Handle {
     /// None where a saved state named what is not there any more.
     opened: Option<Opened>,
+    /// What it was opened with.
+    flags: OFlags,
     /// The file's number.
     pub(super) node: u64,
     pub(super) is_directory: bool,
@@ -27,6 +29,7 @@ pub(super) struct Handle {
 impl Handle {
     pub(super) fn new(opened: Opened, node: u64, is_directory: bool) -> Self {
         Self {
+            flags: opened.flags,
             opened: Some(opened),
             node,
             is_directory,
@@ -79,7 +82,7 @@ impl Handles {
             number: *number,
             node: handle.node,
             directory: handle.is_directory,
-            flags: handle.opened.as_ref().map_or(0, |opened| opened.flags.bits()),
+            flags: handle.flags.bits(),
         };
         let mut handles: Vec<_> = self.open.iter().map(handle).collect();
         handles.sort_unstable_by_key(|handle| handle.number);
@@ -112,6 +115,7 @@ impl Handles {
             });
             let handle = Handle {
                 opened: opened.ok(),
+                flags: OFlags::from_bits_retain(state.flags),
                 node: state.node,
                 is_directory: state.directory,
                 position: Mutex::default(),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::state::NodeState;
@@ -103,7 +104,7 @@ impl Nodes {
             }
             let found = state.path.as_ref().and_then(|path| folder.find(path).ok());
             let same = found.filter(|place| place.kind.as_raw_mode() == state.kind);
-            let place = Arc::new(same.unwrap_or_else(Place::lost));
+            let place = Arc::new(same.unwrap_or_else(|| Place::lost(FileType::from_raw_mode(state.kind))));
             if !place.is_lost() {
                 nodes.by_key.insert(place.key, state.number);
             }

@@ -172,22 +172,6 @@ fn operation<'a>(header: &InHeader, rest: &mut Arguments<'a>) -> Result<Operatio
         opcode::STATFS => Operation::Statfs,
         opcode::RELEASE | opcode::RELEASEDIR => Operation::Release(rest.value()?),
         opcode::FSYNC | opcode::FSYNCDIR => Operation::Fsync(rest.value()?),
-        opcode::SETXATTR => {
-            let wire::SetxattrIn { size, flags } = rest.value()?;
-            let name = rest.name()?;
-            let value = rest.bytes(size)?;
-            Operation::Setxattr { flags, name, value }
-        }
-        opcode::GETXATTR => {
-            let wire::GetxattrIn { size, .. } = rest.value()?;
-            let name = rest.name()?;
-            Operation::Getxattr { size, name }
-        }
-        opcode::LISTXATTR => {
-            let wire::GetxattrIn { size, .. } = rest.value()?;
-            Operation::Listxattr { size }
-        }
-        opcode::REMOVEXATTR => Operation::Removexattr(rest.name()?),
         opcode::FLUSH => Operation::Flush(rest.value()?),
         opcode::INIT => Operation::Init(rest.value()?),
         opcode::READDIR | opcode::READDIRPLUS => Operation::Readdir {
@@ -206,6 +190,29 @@ fn operation<'a>(header: &InHeader, rest: &mut Arguments<'a>) -> Result<Operatio
         opcode::LSEEK => Operation::Lseek(rest.value()?),
         opcode::COPY_FILE_RANGE => Operation::CopyFileRange(rest.value()?),
         opcode::SYNCFS => Operation::Syncfs,
+        _ => attribute(header, rest)?,
+    })
+}
+
+/// Requests about extended attributes.
+fn attribute<'a>(header: &InHeader, rest: &mut Arguments<'a>) -> Result<Operation<'a>, Errno> {
+    Ok(match header.opcode {
+        opcode::SETXATTR => {
+            let wire::SetxattrIn { size, flags } = rest.value()?;
+            let name = rest.name()?;
+            let value = rest.bytes(size)?;
+            Operation::Setxattr { flags, name, value }
+        }
+        opcode::GETXATTR => {
+            let wire::GetxattrIn { size, .. } = rest.value()?;
+            let name = rest.name()?;
+            Operation::Getxattr { size, name }
+        }
+        opcode::LISTXATTR => {
+            let wire::GetxattrIn { size, .. } = rest.value()?;
+            Operation::Listxattr { size }
+        }
+        opcode::REMOVEXATTR => Operation::Removexattr(rest.name()?),
         _ => return Err(Errno::NOSYS),
     })
 }

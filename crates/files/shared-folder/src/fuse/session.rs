@@ -187,27 +187,6 @@ impl Session {
                 Ok(Answer::Silence)
             }
             Operation::Interrupt => Ok(Answer::Silence),
-            Operation::Lookup(name) => {
-                let parent = self.place(number)?;
-                self.entry(&parent, self.folder.lookup(&parent, name)?)
-            }
-            Operation::Symlink { name, target } => {
-                let parent = self.place(number)?;
-                self.entry(&parent, self.folder.symlink(&parent, name, target, caller)?)
-            }
-            Operation::Mknod(mknod, name) => {
-                let parent = self.place(number)?;
-                let device = device::decode(mknod.rdev);
-                self.entry(&parent, self.folder.mknod(&parent, name, mknod.mode, device, caller)?)
-            }
-            Operation::Mkdir(mkdir, name) => {
-                let parent = self.place(number)?;
-                self.entry(&parent, self.folder.mkdir(&parent, name, mkdir.mode, caller)?)
-            }
-            Operation::Link(link, name) => {
-                let (from, parent) = (self.place(link.oldnodeid)?, self.place(number)?);
-                self.entry(&parent, self.folder.link(&from, &parent, name)?)
-            }
             Operation::Unlink(name) => self.done(self.folder.unlink(&*self.place(number)?, name, false)),
             Operation::Rmdir(name) => self.done(self.folder.unlink(&*self.place(number)?, name, true)),
             Operation::Rename(old, to, new) => {
@@ -216,7 +195,6 @@ impl Session {
                 self.done(self.folder.rename((&from, old), (&into, new), flags))
             }
             Operation::Getattr(_) => self.attributes(&*self.place(number)?),
-            Operation::Setattr(ref changes) => self.setattr(number, changes),
             Operation::Readlink => {
                 let target = self.folder.readlink(&*self.place(number)?)?;
                 Ok(Answer::Bytes(target.into_bytes()))
@@ -240,6 +218,36 @@ impl Session {
             Operation::Getxattr { size, name } => sized(self.folder.xattr(&*self.place(number)?, name)?, size),
             Operation::Listxattr { size } => sized(self.folder.xattrs(&*self.place(number)?)?, size),
             Operation::Syncfs => self.done(self.folder.sync()),
+            Operation::Setattr(ref changes) => self.setattr(number, changes),
+            ref other => self.named(header, other),
+        }
+    }
+
+    /// Finds or makes what a name is given to; or else it is about data.
+    fn named(&self, header: &InHeader, operation: &Operation<'_>) -> Result<Answer> {
+        let (number, caller) = (header.nodeid, caller(header));
+        match *operation {
+            Operation::Lookup(name) => {
+                let parent = self.place(number)?;
+                self.entry(&parent, self.folder.lookup(&parent, name)?)
+            }
+            Operation::Symlink { name, target } => {
+                let parent = self.place(number)?;
+                self.entry(&parent, self.folder.symlink(&parent, name, target, caller)?)
+            }
+            Operation::Mknod(mknod, name) => {
+                let parent = self.place(number)?;
+                let device = device::decode(mknod.rdev);
+                self.entry(&parent, self.folder.mknod(&parent, name, mknod.mode, device, caller)?)
+            }
+            Operation::Mkdir(mkdir, name) => {
+                let parent = self.place(number)?;
+                self.entry(&parent, self.folder.mkdir(&parent, name, mkdir.mode, caller)?)
+            }
+            Operation::Link(link, name) => {
+                let (from, parent) = (self.place(link.oldnodeid)?, self.place(number)?);
+                self.entry(&parent, self.folder.link(&from, &parent, name)?)
+            }
             ref data => self.data(data),
         }
     }

@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use rustix::fs::FileType;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Deserialize;
@@ -51,7 +52,8 @@ pub(super) enum Use {
     /// It is an extended attribute to be written, which is set when all of it has come.
     NewAttribute(Arc<NewAttribute>),
     /// A saved state named what is not there any more.
-    Lost,
+    /// This had it open, if that is what it was.
+    Lost(Option<u32>),
 }
 
 /// An extended attribute that is coming.
@@ -75,7 +77,7 @@ impl Fid {
     pub(super) fn handle(&self) -> Result<&Arc<Handle>> {
         match &self.used {
             Use::Open(handle) => Ok(handle),
-            Use::Lost => Err(Errno::STALE),
+            Use::Lost(_) => Err(Errno::STALE),
             _ => Err(Errno::BADF),
         }
     }
@@ -151,7 +153,7 @@ impl Fids {
 
     pub(super) fn save(&self, folder: &Folder) -> Vec<FidState> {
         let state = |(number, fid): (&u32, &Fid)| {
-            let lost = fid.is_attribute() || matches!(fid.used, Use::Lost);
+            let lost = fid.is_attribute() || matches!(fid.used, Use::Lost(_));
             FidState {
                 number: *number,
                 uid: fid.uid,
@@ -159,6 +161,7 @@ impl Fids {
                 path: folder.path_of(&fid.place).filter(|_| !lost),
                 open: match &fid.used {
                     Use::Open(handle) => Some(handle.flags),
+                    Use::Lost(open) => *open,
                     _ => None,
                 },
             }
@@ -175,15 +178,15 @@ impl Fids {
         for state in saved {
             let found = state.path.as_ref().and_then(|path| folder.find(path).ok());
             let same = found.filter(|place| place.kind.as_raw_mode() == state.kind);
-            let place = Arc::new(same.unwrap_or_else(Place::lost));
+            let place = Arc::new(same.unwrap_or_else(|| Place::lost(FileType::from_raw_mode(state.kind))));
             let reopen = |flags: u32| {
                 let kept = OFlags::from_bits_retain(flags) - OFlags::TRUNC;
                 let opened = folder.reopen(&place, kept).ok()?;
                 Some(Use::Open(Arc::new(Handle::new(opened, flags))))
             };
             let used = match state.open {
-                _ if place.is_lost() => Use::Lost,
-                Some(flags) => reopen(flags).unwrap_or(Use::Lost),
+                open if place.is_lost() => Use::Lost(open),
+                Some(flags) => reopen(flags).unwrap_or(Use::Lost(Some(flags))),
                 None => Use::Path,
             };
             let fid = Fid {
