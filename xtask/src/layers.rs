@@ -16,7 +16,7 @@ use crate::workspace::Package;
 const LAYERS: [&str; 8] = ["vm", "cpu", "devices", "block", "net", "machine", "manage", "apps"];
 
 /// Crates that may contain `unsafe`.
-const UNSAFE: [&str; 4] = ["guest-memory", "x86-interp", "x86-jit", "kvm"];
+const UNSAFE: [&str; 5] = ["guest-memory", "x86-interp", "x86-jit", "kvm", "tap"];
 
 pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
     arguments.end()?;

@@ -46,6 +46,7 @@ use crate::Promiscuous;
 use crate::Role;
 use crate::Switch;
 use crate::nat::NatConfig;
+use crate::uplink::Host;
 use crate::uplink::Pump;
 use crate::uplink::Waits;
 use crate::uplink::Wire;
@@ -285,7 +286,7 @@ enum Far {
     /// To a switch process.
     Hub { path: PathBuf, start: Starter },
     /// Into a tunnel.
-    Socket(Option<OwnedFd>),
+    Socket(Option<(OwnedFd, Wire)>),
 }
 
 /// A machine's way to other processes, at a port of its own switch. Dropping it ends it.
@@ -318,7 +319,15 @@ impl Uplink {
     /// As [`Self::join`].
     pub fn tunnel(switch: &Arc<Switch>, socket: std::net::UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Self::start(switch, Far::Socket(Some(socket.into())))
+        Self::start(switch, Far::Socket(Some((socket.into(), Wire::Plain))))
+    }
+
+    /// Frames to and from the host's own network.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub(crate) fn host(switch: &Arc<Switch>, fd: OwnedFd, host: Host) -> io::Result<Self> {
+        Self::start(switch, Far::Socket(Some((fd, Wire::Host(host)))))
     }
 
     fn start(switch: &Arc<Switch>, far: Far) -> io::Result<Self> {
@@ -381,11 +390,11 @@ impl Body {
 
     fn run(&self, mut far: Far) {
         while !self.has_ended() {
-            let (socket, wire) = match &mut far {
-                Far::Hub { path, start } => (self.connect(path, start), Wire::Own),
-                Far::Socket(socket) => (socket.take(), Wire::Plain),
+            let found = match &mut far {
+                Far::Hub { path, start } => self.connect(path, start).map(|socket| (socket, Wire::Own)),
+                Far::Socket(socket) => socket.take(),
             };
-            let Some(socket) = socket else { return };
+            let Some((socket, wire)) = found else { return };
             self.connected.store(true, Ordering::Relaxed);
             if let Err(error) = self.serve(socket, wire) {
                 tracing::debug!(%error, "the network's switch is gone");

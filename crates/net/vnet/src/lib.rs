@@ -22,8 +22,10 @@
     )
 )]
 
+pub mod host;
 pub mod hub;
 pub mod nat;
+mod netlink;
 mod null;
 pub mod offload;
 mod pcap;
