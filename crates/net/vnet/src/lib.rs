@@ -22,6 +22,7 @@
     )
 )]
 
+pub mod desk;
 pub mod host;
 pub mod hub;
 pub mod nat;
