@@ -32,6 +32,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub(crate) struct Boot {
     oxbow: PathBuf,
     options: Vec<String>,
+    /// The network namespace that it runs in.
+    space: Option<String>,
     timeout: Duration,
     /// What to type once the console shows something: (seen, typed), in this order.
     dialogue: Vec<(&'static str, &'static str)>,
@@ -94,6 +96,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: words.map(str::to_owned).to_vec(),
+            space: None,
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -105,6 +108,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
+            space: None,
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -114,6 +118,12 @@ impl Boot {
     /// Adds options of `oxbow run`.
     pub(crate) fn with(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self
+    }
+
+    /// Runs the machine in this network namespace.
+    pub(crate) fn inside(mut self, space: &str) -> Self {
+        self.space = Some(space.to_owned());
         self
     }
 
@@ -134,7 +144,15 @@ impl Boot {
 
     /// The command, for a terminal.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.oxbow);
+        let mut command = match &self.space {
+            // It becomes the machine's own process.
+            Some(space) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", space]).arg(&self.oxbow);
+                command
+            }
+            None => Command::new(&self.oxbow),
+        };
         command.args(&self.options);
         command
     }

@@ -7,6 +7,7 @@ mod disks;
 mod grub;
 mod installer;
 mod net;
+pub(super) mod networks;
 mod picture;
 mod plug;
 mod virtio;
@@ -70,6 +71,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .iter()
         .chain(&grub::CASES)
         .chain(&installer::CASES)
+        .chain(&networks::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -94,6 +94,7 @@ pub(crate) struct MachineArgs {
     /// `bridged=INTERFACE` is the network that an interface of the host's is at, `tap=NAME` a tap that somebody has made;
     /// `udp=LOCAL-REMOTE` leads to another host. `null` has nobody in it; `none` is no cable.
     /// bandwidth=10M (bits a second), latency=20ms and loss=0.5% are those of its cable, unplugged leaves that out at first.
+    /// romfile=FILE is the card's expansion ROM; with --boot-order network it is iPXE of the package ipxe-qemu otherwise.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
     pub(crate) nic: Vec<NicConfig>,

@@ -40,6 +40,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
         match (name.as_str(), value) {
             ("unplugged", None) => nic.unplugged = true,
             ("model", Some(value)) => nic.model = value.parse()?,
+            ("romfile", Some(value)) => nic.romfile = Some(value.into()),
             ("name", Some(value)) => nic.name = Some(value),
             ("mac", Some(value)) => nic.mac = Some(value.parse()?),
             ("promisc", Some(value)) => nic.promiscuous = value.parse()?,
@@ -48,7 +49,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
             ("loss", Some(value)) => nic.limits.loss = parse_loss(&value)?,
             (name, _) => {
                 return Err(format!(
-                    "`{name}` is no option of such a network card; there are model=, mac=, name=, promisc=, bandwidth=, \
+                    "`{name}` is no option of such a network card; there are model=, mac=, name=, romfile=, promisc=, bandwidth=, \
                      latency=, loss= and unplugged, of nat and natnetwork \
                      loopback, restricted, net=, dns=, mtu=, ipv6=off, tftp=, bootfile= and proxy=, and of hostonly \
                      net=, range=, dhcp=off, loopback and proxy="

@@ -27,8 +27,10 @@ const VGA_BIOS: [&str; 2] = [
     "/usr/share/seabios/vgabios-stdvga.bin",
     "/usr/share/qemu/vgabios-stdvga.bin",
 ];
-/// An expansion ROM's length is a byte's count of 512.
-const MAX_EXPANSION: usize = 255 * 512;
+/// Bytes of an expansion ROM at most: what its base address register can ask for. It may hold several images.
+const MAX_EXPANSION: usize = 16 << 20;
+/// Where the package `ipxe-qemu` has what boots by network cards: with images for BIOS and UEFI, or for BIOS only.
+const IPXE: [(&str, &str); 2] = [("/usr/lib/ipxe/qemu", "efi"), ("/usr/lib/ipxe/qemu", "pxe")];
 /// What is seen below 1 MiB: an image has at least that.
 const MIN: usize = 128 << 10;
 /// The interrupt controllers are below.
@@ -45,6 +47,11 @@ pub enum RomError {
     /// No UEFI image was found.
     #[error("there is no UEFI firmware on this host; `apt-get install ovmf` brings it")]
     MissingUefi,
+    /// No image for a network card was found.
+    #[error(
+        "there is no iPXE on this host to boot by the network; `apt-get install ipxe-qemu` brings it, romfile= names another"
+    )]
+    MissingNetwork,
     /// The file of variables is not of the image's size.
     #[error("`{}` holds no variables of this firmware: {} bytes, not {}", .path.display(), .len, .wanted)]
     Variables {
@@ -64,7 +71,7 @@ pub enum RomError {
         len: usize,
     },
     /// The file is no expansion ROM.
-    #[error("`{}` is no expansion ROM: it begins with 55h AAh and has less than 128K", .0.display())]
+    #[error("`{}` is no expansion ROM: it begins with 55h AAh and has 16M at most", .0.display())]
     Expansion(PathBuf),
     /// The host refused memory.
     #[error(transparent)]
@@ -95,6 +102,17 @@ pub fn find_uefi() -> Result<(PathBuf, PathBuf), RomError> {
 #[must_use]
 pub fn find_vga() -> Option<PathBuf> {
     VGA_BIOS.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// The image that boots by a card that iPXE calls `card` (`e1000`, `pcnet`, `virtio`), from the package `ipxe-qemu`.
+///
+/// # Errors
+/// [`RomError::MissingNetwork`] when it is not there.
+pub fn find_network(card: &str) -> Result<PathBuf, RomError> {
+    let mut paths = IPXE
+        .iter()
+        .map(|(dir, kind)| PathBuf::from(format!("{dir}/{kind}-{card}.rom")));
+    paths.find(|path| path.is_file()).ok_or(RomError::MissingNetwork)
 }
 
 /// The expansion ROM that holds `image`, as long as a base address register can tell; `path` is for the message.
@@ -154,7 +172,7 @@ mod tests {
         image[..2].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(expansion(path, &image).unwrap().len(), 65536);
         assert!(expansion(path, &image[1..]).is_err());
-        image.resize(128 << 10, 0);
+        image.resize((16 << 20) + 1, 0);
         assert!(expansion(path, &image).is_err());
     }
 

@@ -516,6 +516,9 @@ pub struct NicConfig {
     /// Its guest's name in a network of several machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The image of its expansion ROM; none: that of iPXE if the machine is to boot from the network, else it has no ROM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub romfile: Option<PathBuf>,
     /// The cable is unplugged at first.
     #[serde(default)]
     pub unplugged: bool,
@@ -536,6 +539,7 @@ impl NicConfig {
             model: NicModel::default(),
             mac: None,
             name: None,
+            romfile: None,
             unplugged: false,
             promiscuous: PromiscuousPolicy::default(),
             limits: CableLimits::default(),

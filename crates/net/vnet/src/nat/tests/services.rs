@@ -148,3 +148,44 @@ fn long_datagram_goes_and_comes_in_fragments() {
     assert!(Packet::of(&whole.bytes).unwrap().payload[8..] == payload);
     echo.join().unwrap();
 }
+
+#[test]
+fn tshark_reads_the_capture() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.pcap");
+    let guest = guest(NatConfig {
+        restricted: true,
+        ..NatConfig::default()
+    });
+    let capture = crate::Capture::create(&file).unwrap();
+    guest.card.port.set_capture(Some(Arc::new(capture)));
+    let question = b"\x07\x07\x01\0\0\x01\0\0\0\0\0\0\x03web\x05oxbow\x08internal\0\0\x01\0\x01";
+    guest.card.send_udp("10.0.2.3", (1024, 53), question);
+    guest.card.wait(|packet| packet.protocol == UDP);
+    let mut tshark = std::process::Command::new("tshark");
+    // Checksums are looked at, and what is wrong is an expert's matter.
+    tshark.args([
+        "-o",
+        "udp.check_checksum:TRUE",
+        "-o",
+        "ip.check_checksum:TRUE",
+        "-T",
+        "fields",
+    ]);
+    tshark.args([
+        "-e",
+        "dns.qry.name",
+        "-e",
+        "dns.flags.rcode",
+        "-e",
+        "_ws.expert.message",
+        "-r",
+    ]);
+    let Ok(said) = tshark.arg(&file).output() else {
+        eprintln!("SKIPPED: tshark is not installed");
+        return;
+    };
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let lines: Vec<&str> = said.lines().map(str::trim_end).collect();
+    assert_eq!(lines, ["web.oxbow.internal", "web.oxbow.internal\t3"], "{said}");
+}
