@@ -115,6 +115,42 @@ pub fn find_network(card: &str) -> Result<PathBuf, RomError> {
     paths.find(|path| path.is_file()).ok_or(RomError::MissingNetwork)
 }
 
+/// Says in an expansion ROM that it is for function `vendor`:`device`: firmware passes over those for other functions, and one image
+/// serves several. What is no ROM stays as it is (PCI Firmware Specification 3.0, §5.1).
+pub fn adopt(image: &mut [u8], vendor: u16, device: u16) {
+    let [v0, v1] = vendor.to_le_bytes();
+    let [d0, d1] = device.to_le_bytes();
+    let mut rest = image;
+    while let Some((data, len, last)) = images(rest) {
+        let Some((one, others)) = rest.split_at_mut_checked(len) else {
+            return;
+        };
+        if let Some(id) = one.get_mut(data + 4..data + 8) {
+            id.copy_from_slice(&[v0, v1, d0, d1]);
+        }
+        // Those for a BIOS have a sum of zero, with a byte to make it so.
+        if one.get(data + 20) == Some(&0) {
+            let sum = one.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            if let Some(byte) = one.get_mut(6) {
+                *byte = byte.wrapping_sub(sum);
+            }
+        }
+        if last {
+            return;
+        }
+        rest = others;
+    }
+}
+
+/// The first image of a ROM: where its data structure is, its bytes, whether it is the last.
+fn images(rom: &[u8]) -> Option<(usize, usize, bool)> {
+    let word = |at: usize| Some(usize::from(u16::from_le_bytes(rom.get(at..at + 2)?.try_into().ok()?)));
+    let data = word(0x18)?;
+    let known = rom.starts_with(&[0x55, 0xaa]) && rom.get(data..data + 4)? == b"PCIR";
+    let len = word(data + 16)? * 512;
+    (known && len > 0).then_some((data, len, rom.get(data + 21)? & 0x80 != 0))
+}
+
 /// The expansion ROM that holds `image`, as long as a base address register can tell; `path` is for the message.
 ///
 /// # Errors
@@ -174,6 +210,28 @@ mod tests {
         assert!(expansion(path, &image[1..]).is_err());
         image.resize((16 << 20) + 1, 0);
         assert!(expansion(path, &image).is_err());
+    }
+
+    #[test]
+    fn adopted_rom_is_for_its_card_and_sums_up() {
+        let mut image = vec![3; 2048];
+        for (start, kind, last) in [(0, 0, 0), (1024, 3, 0x80)] {
+            let one = &mut image[start..start + 1024];
+            one[..2].copy_from_slice(&[0x55, 0xaa]);
+            one[0x18..0x1a].copy_from_slice(&[0x40, 0]);
+            one[0x40..0x48].copy_from_slice(&[b'P', b'C', b'I', b'R', 1, 2, 3, 4]);
+            one[0x50..0x52].copy_from_slice(&[2, 0]);
+            (one[0x54], one[0x55]) = (kind, last);
+        }
+        adopt(&mut image, 0x1af4, 0x1000);
+        for start in [0, 1024] {
+            assert_eq!(image[start + 0x44..start + 0x48], [0xf4, 0x1a, 0x00, 0x10]);
+        }
+        assert_eq!(image[..1024].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        // What is none is left alone, wherever it ends.
+        for len in 0..1024 {
+            adopt(&mut image[..len].to_vec(), 1, 2);
+        }
     }
 
     #[test]

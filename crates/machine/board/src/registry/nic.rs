@@ -5,6 +5,7 @@ use std::sync::Arc;
 use device_model::SharedDevice;
 use device_model::pci::PciFunction;
 use device_model::pci::PciHeader;
+use device_model::pci::reg;
 use firmware::rom;
 use nic::e1000::E1000;
 use nic::e1000::E1000Config;
@@ -66,12 +67,17 @@ pub(super) fn add_rom(spec: &MachineSpec, place: &Placement, header: &mut PciHea
     let Some(config) = spec.devices.nics.get(place.index as usize) else {
         return Ok(());
     };
-    let path = match (&config.romfile, ipxe(config.model)) {
-        (Some(path), _) => path.clone(),
-        (None, Some(name)) if boots_from_network(spec) => rom::find_network(name)?,
+    let (path, image) = match (&config.romfile, ipxe(config.model)) {
+        (Some(path), _) => (path.clone(), read_file(path)?),
+        (None, Some(name)) if boots_from_network(spec) => {
+            let path = rom::find_network(name)?;
+            let mut image = read_file(&path)?;
+            rom::adopt(&mut image, header.word(reg::VENDOR), header.word(reg::VENDOR + 2));
+            (path, image)
+        }
         (None, _) => return Ok(()),
     };
-    header.add_rom(Arc::new(rom::expansion(&path, &read_file(&path)?)?));
+    header.add_rom(Arc::new(rom::expansion(&path, &image)?));
     Ok(())
 }
 
