@@ -32,8 +32,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub(crate) struct Boot {
     oxbow: PathBuf,
     options: Vec<String>,
-    /// The network namespace that it runs in.
-    space: Option<String>,
+    /// Words before the command, which become it: where it runs, and as whom.
+    before: Vec<String>,
     timeout: Duration,
     /// What to type once the console shows something: (seen, typed), in this order.
     dialogue: Vec<(&'static str, &'static str)>,
@@ -96,7 +96,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: words.map(str::to_owned).to_vec(),
-            space: None,
+            before: Vec::new(),
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -108,7 +108,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
-            space: None,
+            before: Vec::new(),
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -121,9 +121,9 @@ impl Boot {
         self
     }
 
-    /// Runs the machine in this network namespace.
-    pub(crate) fn inside(mut self, space: &str) -> Self {
-        self.space = Some(space.to_owned());
+    /// Runs the machine by these words, of which the process has to become the machine's own.
+    pub(crate) fn by(mut self, words: &[&str]) -> Self {
+        self.before.extend(words.iter().map(|&word| word.to_owned()));
         self
     }
 
@@ -144,11 +144,10 @@ impl Boot {
 
     /// The command, for a terminal.
     pub(crate) fn command(&self) -> Command {
-        let mut command = match &self.space {
-            // It becomes the machine's own process.
-            Some(space) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", space]).arg(&self.oxbow);
+        let mut command = match self.before.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.oxbow);
                 command
             }
             None => Command::new(&self.oxbow),

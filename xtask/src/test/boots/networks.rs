@@ -32,7 +32,7 @@ use server::NAME;
 use server::OTHER;
 use space::Space;
 
-pub(super) const CASES: [Case; 8] = [
+pub(super) const CASES: [Case; 9] = [
     case("networks_boot_the_pc_by_e1000", boot_by_network),
     case("networks_boot_the_q35_by_virtio", boot_by_network),
     case(
@@ -49,6 +49,7 @@ pub(super) const CASES: [Case; 8] = [
         natnetwork_outlives_its_processes,
     ),
     case("networks_hostonly_has_the_host_in_it", hostonly_has_the_host_in_it),
+    case("networks_hostonly_needs_no_root", hostonly_needs_no_root),
     case("networks_bridged_guest_is_a_neighbour", bridged_guest_is_a_neighbour),
     case("networks_internal_is_seen_by_nobody", internal_is_seen_by_nobody),
 ];
@@ -102,7 +103,7 @@ fn boot(lab: &Lab, space: &Space, name: &str, nic: &str, script: &str) -> anyhow
     let guest = tools::with_script(lab.guest("demo")?, &format!("{PRELUDE}{script}"), &initrd)?;
     let boot = Boot::new(lab.oxbow, &guest, "console=ttyS0 panic=-1 oxbow_run=\"sh /test.sh\"");
     let boot = boot.with(&["--memory", "256M", "--nic", &format!("{nic},model=virtio")]);
-    Ok(boot.inside(&space.name))
+    Ok(boot.by(&["ip", "netns", "exec", &space.name]))
 }
 
 fn ended_well(seen: &Seen) -> anyhow::Result<()> {
@@ -393,6 +394,46 @@ fn hostonly_has_the_host_in_it(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A user without rights, by `setpriv`.
+const NOBODY: [&str; 6] = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+
+fn hostonly_needs_no_root(lab: &Lab) -> anyhow::Result<()> {
+    space::check(&["setpriv", "socat", "curl"])?;
+    let host = Space::new()?;
+    let script = "lease guest; nc 192.168.56.1 9\n\
+                  echo 'printf \"HTTP/1.0 200 OK\\r\\n\\r\\nserved\\n\"' >/tmp/web; chmod +x /tmp/web\n\
+                  (while true; do nc -l -p 80 -e sh /tmp/web; done) & nc -l -p 10; echo @done\n";
+    let nic = format!("hostonly=t{},proxy=1080,loopback,name=web", std::process::id());
+    let boot = boot(lab, &host, "guest", &nic, script)?.by(&NOBODY);
+    let mut may = host.command("setpriv");
+    may.args(&NOBODY[1..]).arg(lab.oxbow).arg("--version");
+    if process::output(&mut may).is_err() {
+        return Err(Skip("users without rights cannot run what was built here".to_owned()).into());
+    }
+    let told = boot.told();
+    let user = || {
+        let _greeter = host.start(
+            "socat",
+            &["tcp-listen:9,bind=127.0.0.1,reuseaddr", "system:echo @greeted"],
+        )?;
+        told.wait_for_line("@greeted", &mut 0, LIMIT)?;
+        let fetch = "curl -s --socks5-hostname 127.0.0.1:1080 --retry 20 --retry-all-errors --retry-delay 1";
+        for name in ["web", "web.oxbow.internal", "192.168.56.101"] {
+            let said = host.run(&format!("{fetch} http://{name}/"))?;
+            ensure!(said.trim() == "served", "{name} says {said:?}");
+        }
+        let links = host.run("ip -o link")?;
+        ensure!(links.lines().count() == 1, "there are interfaces: {links}");
+        host.run("echo end | curl -s -m 2 --socks5-hostname 127.0.0.1:1080 telnet://web:10 || true")
+            .map(drop)
+    };
+    meanwhile(lab, &boot, user, |seen| {
+        ended_well(seen)?;
+        says(seen, "@lease 192.168.56.101")?;
+        says(seen, "@done")
+    })
+}
+
 fn bridged_guest_is_a_neighbour(lab: &Lab) -> anyhow::Result<()> {
     space::check(&["dnsmasq"])?;
     let (host, far) = (Space::new()?, Space::new()?);
@@ -454,7 +495,7 @@ fn boot_by_network(lab: &Lab) -> anyhow::Result<()> {
     std::fs::write(dir.join("boot.ipxe"), script)?;
     let world = world_with(&dir)?;
     let nic = format!("nat,tftp={},bootfile=boot.ipxe,model={model}", dir.display());
-    let boot = Boot::firmware(lab.oxbow, machine).inside(&world.host.name);
+    let boot = Boot::firmware(lab.oxbow, machine).by(&["ip", "netns", "exec", &world.host.name]);
     let boot = boot.with(&["--memory", "256M", "--boot-order", "network", "--nic", &nic]);
     let watched = lab.watch(&boot, |seen| {
         ended_well(seen)?;
