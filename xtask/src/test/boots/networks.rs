@@ -4,6 +4,8 @@
 pub(crate) mod server;
 mod space;
 
+use std::io::BufRead;
+use std::io::BufReader;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,9 +34,10 @@ use server::NAME;
 use server::OTHER;
 use space::Space;
 
-pub(super) const CASES: [Case; 9] = [
+pub(super) const CASES: [Case; 10] = [
     case("networks_boot_the_pc_by_e1000", boot_by_network),
     case("networks_boot_the_q35_by_virtio", boot_by_network),
+    case("networks_boot_the_uefi_pc_by_e1000", boot_by_network),
     case(
         "networks_nat_reaches_what_the_host_reaches",
         nat_reaches_what_the_host_reaches,
@@ -295,6 +298,25 @@ fn kill(wanted: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Starts a machine, waits for it to be at its network, and kills it.
+fn kill_member(boot: &Boot) -> anyhow::Result<()> {
+    let mut command = boot.command();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let out = child.stdout.take().context("no output")?;
+    let leased = BufReader::new(out)
+        .split(b'\n')
+        .map_while(Result::ok)
+        .any(|line| line.starts_with(b"@lease"));
+    child.kill()?;
+    child.wait()?;
+    ensure!(leased, "it got no address");
+    Ok(())
+}
+
 fn natnetwork_outlives_its_processes(lab: &Lab) -> anyhow::Result<()> {
     space::check(&[])?;
     let world = world()?;
@@ -319,11 +341,14 @@ fn natnetwork_outlives_its_processes(lab: &Lab) -> anyhow::Result<()> {
         "--forward",
         "tcp:127.0.0.1:2208-:8",
     ]);
+    let third = boot(lab, &world.host, "third", &nic, "lease third; sleep 1000\n")?;
     let (hash, told) = (hash_of(1)?, first.told());
     let user = || {
         told.wait_for_line("@before", &mut 0, LIMIT)?;
         let back = |limit| speaks_until(&world.host, "127.0.0.1:2207", limit);
         back(LIMIT)?;
+        kill_member(&third)?;
+        back(AGAIN)?;
         let wanted = format!("\"name\":\"{network}\"");
         kill(&wanted)?;
         back(AGAIN)?;
@@ -467,18 +492,20 @@ fn bridged_guest_is_a_neighbour(lab: &Lab) -> anyhow::Result<()> {
     lab.watch(&boot(lab, &host, "card", "bridged=port0", script)?, judge)
 }
 
-/// The test's name says which machine boots, and by which card: SeaBIOS, iPXE, a script and a kernel by TFTP, an initial RAM disk
+/// The test's name says which machine boots, and by which card: SeaBIOS or UEFI, iPXE, a script and a kernel by TFTP, an initial RAM disk
 /// by HTTP from the world.
 fn boot_by_network(lab: &Lab) -> anyhow::Result<()> {
     space::check(&[])?;
     let machine = if lab.name.contains("q35") { "q35" } else { "pc" };
     let model = lab.name.rsplit('_').next().context("no card")?;
-    let needed = [
-        format!("/usr/lib/ipxe/qemu/efi-{model}.rom"),
-        "/usr/share/seabios/bios-256k.bin".to_owned(),
-    ];
+    let uefi = lab.name.contains("uefi");
+    let firmware = match uefi {
+        true => "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        false => "/usr/share/seabios/bios-256k.bin",
+    };
+    let needed = [format!("/usr/lib/ipxe/qemu/efi-{model}.rom"), firmware.to_owned()];
     if let Some(missing) = needed.iter().find(|path| !Path::new(path).is_file()) {
-        return Err(Skip(format!("{missing} is not here: apt-get install ipxe-qemu seabios")).into());
+        return Err(Skip(format!("{missing} is not here: apt-get install ipxe-qemu seabios ovmf")).into());
     }
     let guest = lab.guest("demo")?;
     let dir = std::env::temp_dir().join(format!("oxbow-{}-{}", lab.name, std::process::id()));
@@ -496,7 +523,8 @@ fn boot_by_network(lab: &Lab) -> anyhow::Result<()> {
     let world = world_with(&dir)?;
     let nic = format!("nat,tftp={},bootfile=boot.ipxe,model={model}", dir.display());
     let boot = Boot::firmware(lab.oxbow, machine).by(&["ip", "netns", "exec", &world.host.name]);
-    let boot = boot.with(&["--memory", "256M", "--boot-order", "network", "--nic", &nic]);
+    let boot = boot.with(&["--memory", "512M", "--boot-order", "network", "--nic", &nic]);
+    let boot = if uefi { boot.with(&["--uefi"]) } else { boot };
     let watched = lab.watch(&boot, |seen| {
         ended_well(seen)?;
         says(seen, "@@end 0")
