@@ -479,12 +479,12 @@ mod tests {
         let rom = MemoryRegion::new("rom", guest_memory::Kind::Rom, 65536).unwrap();
         let mut card = Card(header());
         card.0.add_rom(Arc::new(rom));
-        card.config_write(reg::ROM, Width::U32, 0xffff_ffff);
-        assert_eq!(card.config_read(reg::ROM, Width::U32), 0xffff_0001);
-        card.config_write(reg::COMMAND, Width::U16, command::MEMORY.into());
-        card.config_write(reg::ROM, Width::U32, 0xfe00_0000);
+        card.config_write(reg::ROM, Width::Dword, 0xffff_ffff);
+        assert_eq!(card.config_read(reg::ROM, Width::Dword), 0xffff_0001);
+        card.config_write(reg::COMMAND, Width::Word, command::MEMORY.into());
+        card.config_write(reg::ROM, Width::Dword, 0xfe00_0000);
         assert!(card.windows().is_empty());
-        card.config_write(reg::ROM, Width::U32, 0xfe00_0001);
+        card.config_write(reg::ROM, Width::Dword, 0xfe00_0001);
         let window = card.windows()[0];
         assert_eq!((window.base, window.len), (0xfe00_0000, 65536));
         assert_eq!(card.memory(window.region).unwrap().len(), 65536);

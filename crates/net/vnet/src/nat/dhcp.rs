@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use device_model::net::Mac;
 use device_model::net::packet::be16;
 
+use super::NatConfig;
 use super::names;
 use crate::desk;
 
@@ -142,6 +143,16 @@ impl Server {
             given: Vec::new(),
             file: None,
         }
+    }
+
+    /// That of a network that is so configured.
+    pub(super) fn of(config: &NatConfig) -> Self {
+        let mut server = Self::new(config.network, config.addresses, config.mtu);
+        server.boot_file.clone_from(&config.boot_file);
+        if let Some(file) = &config.leases {
+            server.keep_in(file.clone());
+        }
+        server
     }
 
     /// Keeps leases in this file from now on, beginning with those that are in it.

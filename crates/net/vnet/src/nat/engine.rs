@@ -32,7 +32,6 @@ use super::Forward;
 use super::Gauges;
 use super::Listener;
 use super::NatConfig;
-use super::dhcp;
 use super::dhcp::Server;
 use super::echo::Ping;
 use super::echo::Pinger;
@@ -41,7 +40,6 @@ use super::fragments::Assembler;
 use super::link;
 use super::link::Neighbors;
 use super::link::Own;
-use super::link::Own6;
 use super::packet;
 use super::packet::Packet;
 use super::packet::Unreachable;
@@ -56,8 +54,6 @@ use super::wire::Out;
 use super::wire::Wire;
 use crate::Port;
 
-/// The gateway's Ethernet address, which is that of VirtualBox's NAT.
-const MAC: Mac = [0x52, 0x54, 0x00, 0x12, 0x35, 0x02];
 pub(super) const UNKNOWN: Mac = [0xff; 6];
 /// Identifier of the event that wakes the thread.
 const WAKE: u64 = 0;
@@ -128,31 +124,6 @@ pub(super) struct Engine {
     pub(super) buffer: Vec<u8>,
 }
 
-fn own(config: &NatConfig) -> Own {
-    let v6 = |last: u16| Ipv6Addr::new(0xfd17, 0x625c, 0xf037, 2, 0, 0, 0, last);
-    Own {
-        mac: MAC,
-        gateway: dhcp::at(config.network, config.addresses.gateway),
-        dns: dhcp::at(config.network, config.addresses.dns),
-        v6: config.ipv6.then(|| Own6 {
-            prefix: v6(0),
-            link: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
-            gateway: v6(2),
-            dns: v6(3),
-        }),
-        mtu: config.mtu,
-    }
-}
-
-fn dhcp_server(config: &NatConfig) -> Server {
-    let mut server = Server::new(config.network, config.addresses, config.mtu);
-    server.boot_file.clone_from(&config.boot_file);
-    if let Some(file) = &config.leases {
-        server.keep_in(file.clone());
-    }
-    server
-}
-
 impl Engine {
     pub(super) fn new(
         config: NatConfig,
@@ -163,7 +134,7 @@ impl Engine {
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*event, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let own = own(&config);
+        let own = Own::of(&config);
         let now = Instant::now();
         Ok(Self {
             out: Out::new(Arc::clone(&port), config.mtu.into()),
@@ -174,7 +145,7 @@ impl Engine {
             gauges,
             loopback: config.loopback,
             restricted: config.restricted,
-            dhcp: dhcp_server(&config),
+            dhcp: Server::of(&config),
             fragments: Assembler::default(),
             tftp: config.tftp.map(|directory| tftp::Server::new(directory, config.mtu)),
             own,
