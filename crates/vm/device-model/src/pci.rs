@@ -477,7 +477,8 @@ mod tests {
             }
         }
         let rom = MemoryRegion::new("rom", guest_memory::Kind::Rom, 65536).unwrap();
-        let mut card = Card(header());
+        let mut card = Card(PciHeader::new(PciHeader::CONVENTIONAL));
+        card.0.allow(reg::COMMAND, &[7, 4]);
         card.0.add_rom(Arc::new(rom));
         card.config_write(reg::ROM, Width::Dword, 0xffff_ffff);
         assert_eq!(card.config_read(reg::ROM, Width::Dword), 0xffff_0001);
