@@ -314,4 +314,35 @@ mod tests {
             assert!(error.contains(part), "{text}: {error}");
         }
     }
+
+    #[test]
+    fn networks_with_the_host_have_options_of_their_own() {
+        let text = "hostonly=lab,net=10.9.8.0/24,range=20-30,dhcp=off,proxy=1080,loopback,name=web,romfile=x.rom";
+        let nic = parse_nic(text).unwrap();
+        let expected = HostOnlyConfig {
+            name: "lab".to_owned(),
+            network: [10, 9, 8, 0].into(),
+            dhcp: false,
+            range: (20, 30),
+            loopback: true,
+            proxy: Some("127.0.0.1:1080".parse().unwrap()),
+            forwards: Vec::new(),
+        };
+        assert_eq!(nic.network, NetworkConfig::HostOnly(expected));
+        assert_eq!((nic.name.as_deref(), nic.romfile), (Some("web"), Some("x.rom".into())));
+        assert_eq!(
+            parse_nic("tap=tap0").unwrap().network,
+            NetworkConfig::Tap("tap0".to_owned())
+        );
+        for (text, part) in [
+            ("hostonly=lab,range=7", "such as 101-254"),
+            ("hostonly=lab,mtu=1500", "no option of such"),
+            ("bridged=br0,net=10.0.0.0", "no option of such"),
+            ("nat,proxy=x", "write PORT"),
+            ("nat,tftp=/nonexistent", "no directory"),
+        ] {
+            let error = parse_nic(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
 }

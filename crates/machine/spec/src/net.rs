@@ -612,4 +612,27 @@ mod tests {
             assert!(text.parse::<Forward>().unwrap_err().contains("such as"), "{text}");
         }
     }
+
+    #[test]
+    fn networks_that_cannot_be_are_told() {
+        let host = |range| {
+            NetworkConfig::HostOnly(HostOnlyConfig {
+                name: "lab".to_owned(),
+                range,
+                ..HostOnlyConfig::default()
+            })
+        };
+        assert_eq!(host((101, 254)).problem(), None);
+        for range in [(1, 9), (9, 8), (200, 255)] {
+            assert!(host(range).problem().unwrap().contains("no range"), "{range:?}");
+        }
+        for name in ["", "a/b", "a-name-that-is-too-long"] {
+            assert!(NetworkConfig::Bridged(name.to_owned()).problem().is_some(), "{name}");
+        }
+        let mut nic = NicConfig::new(NetworkConfig::Null);
+        for (name, fits) in [("web-1", true), ("-web", false), ("we_b", false), ("", false)] {
+            nic.name = Some(name.to_owned());
+            assert_eq!(nic.problem().is_none(), fits, "{name}");
+        }
+    }
 }

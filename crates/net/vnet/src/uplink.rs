@@ -194,9 +194,9 @@ impl Pump {
         let head = header::write(frame);
         let pieces = [IoSlice::new(&head), IoSlice::new(&frame.bytes)];
         match rustix::io::writev(&self.socket, &pieces) {
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(false),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Err(Errno::BADFD | Errno::NXIO | Errno::NODEV) => Err(io::ErrorKind::NotConnected.into()),
-            // It is down, or the frame is too long for it: lost, as on a wire.
+            // It is down or has no room, or the frame is too long for it: lost, as on a wire.
             Ok(_) | Err(_) => Ok(true),
         }
     }
