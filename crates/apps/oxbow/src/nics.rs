@@ -296,9 +296,12 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_told_with_what_does() {
         for (text, part) in [
-            ("", "nat, natnetwork=NAME, internal=NAME, udp=LOCAL-REMOTE, null, none"),
+            (
+                "",
+                "internal=NAME, hostonly=NAME, bridged=INTERFACE, tap=NAME, udp=LOCAL-REMOTE",
+            ),
             ("lan", "internal=NAME"),
-            ("bridged=eth0", "internal=NAME"),
+            ("vde=x", "internal=NAME"),
             ("udp=1-2", "LOCAL-REMOTE"),
             ("null,loopback", "of nat"),
             ("nat,dns=x", "ADDRESS"),

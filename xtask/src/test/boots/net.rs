@@ -210,13 +210,13 @@ fn replace_switch(network: &str) -> anyhow::Result<()> {
 
 pub(super) fn two_guests_talk_and_outlive_their_switch(lab: &Lab) -> anyhow::Result<()> {
     let network = format!("test{}", std::process::id());
-    let serves = "insmod /lib/modules/mii.ko; insmod /lib/modules/pcnet32.ko; ifconfig eth0 10.77.0.1 up; \
-                  head -c 8388608 /dev/urandom >/tmp/f; echo @served $(sha256sum </tmp/f); \
+    let serves = "insmod /lib/modules/mii.ko; insmod /lib/modules/pcnet32.ko; \
+                  head -c 8388608 /dev/urandom >/tmp/f; echo @served $(sha256sum </tmp/f); ifconfig eth0 10.77.0.1 up; \
                   (while true; do nc -l -p 9 </tmp/f; done) & nc -l -p 10; echo @done";
     let fetches = "insmod /lib/modules/e1000.ko; ifconfig eth0 10.77.0.2 up; \
                    reach() { until ping -c 1 -W 1 10.77.0.1 >/dev/null; do sleep .2; done; }; \
-                   reach; echo @fetched $(nc 10.77.0.1 9 | sha256sum); echo @before; sleep 4; \
-                   reach; echo @again $(nc 10.77.0.1 9 | sha256sum); echo end | nc 10.77.0.1 10";
+                   fetch() { reach; until nc 10.77.0.1 9 >/tmp/f && test -s /tmp/f; do sleep .2; done; sha256sum </tmp/f; }; \
+                   echo @fetched $(fetch); echo @before; sleep 4; echo @again $(fetch); echo end | nc 10.77.0.1 10";
     let with = |boot: Boot, model: &str| {
         let nic = format!("internal={network},model={model}");
         boot.with(&["--machine", "pc", "--memory", "128M", "--nic", &nic])
