@@ -95,6 +95,7 @@ export PATH=/bin:/usr/bin:/usr/sbin
 ip link set lo up
 ip link set eth0 up
 lease() { udhcpc -i eth0 -n -q -t 20 -T 1 -x hostname:$1 -s /tmp/leased; }
+served() { until nc web 9 >/tmp/served && test -s /tmp/served; do sleep .2; done 2>/dev/null; cat /tmp/served; }
 until_ok() { until "$@" >/dev/null 2>&1; do sleep .1; done; }
 "#;
 
@@ -326,11 +327,11 @@ fn natnetwork_outlives_its_processes(lab: &Lab) -> anyhow::Result<()> {
                   until_ok ping -c 1 -W 1 first; echo @first; nc -l -p 10; echo @done\n";
     let fetches = format!(
         "lease first\n\
-         until_ok ping -c 1 -W 1 web.oxbow.internal; echo @web $(nc web 9)\n\
+         until_ok ping -c 1 -W 1 web.oxbow.internal; echo @web $(served)\n\
          echo @fetched $(wget -q -O - http://{ADDRESS}/1 | sha256sum)\n\
          (while true; do nc -l -p 7 -e cat; done) & echo @before\n\
          while test ! -e /tmp/go; do nc -l -p 8 >/tmp/go; done\n\
-         echo @again $(nc web 9); echo @refetched $(wget -q -O - http://{ADDRESS}/1 | sha256sum); echo end | nc web 10\n"
+         echo @again $(served); echo @refetched $(wget -q -O - http://{ADDRESS}/1 | sha256sum); echo end | nc web 10\n"
     );
     let nic = format!("natnetwork={network}");
     let second = boot(lab, &world.host, "second", &format!("{nic},name=web"), serves)?;
