@@ -32,6 +32,8 @@ const TICK: Duration = Duration::from_millis(10);
 pub(crate) struct Boot {
     oxbow: PathBuf,
     options: Vec<String>,
+    /// Words before the command, which become it: where it runs, and as whom.
+    before: Vec<String>,
     timeout: Duration,
     /// What to type once the console shows something: (seen, typed), in this order.
     dialogue: Vec<(&'static str, &'static str)>,
@@ -96,6 +98,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: words.map(str::to_owned).to_vec(),
+            before: Vec::new(),
             timeout: Duration::from_secs(600),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -107,6 +110,7 @@ impl Boot {
         Self {
             oxbow: oxbow.to_owned(),
             options: ["run", "--no-reboot", "--machine", machine].map(str::to_owned).to_vec(),
+            before: Vec::new(),
             timeout: Duration::from_secs(1200),
             dialogue: Vec::new(),
             told: Told::default(),
@@ -116,6 +120,12 @@ impl Boot {
     /// Adds options of `oxbow run`.
     pub(crate) fn with(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self
+    }
+
+    /// Runs the machine by these words, of which the process has to become the machine's own.
+    pub(crate) fn by(mut self, words: &[&str]) -> Self {
+        self.before.extend(words.iter().map(|&word| word.to_owned()));
         self
     }
 
@@ -136,7 +146,14 @@ impl Boot {
 
     /// The command, for a terminal.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.oxbow);
+        let mut command = match self.before.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.oxbow);
+                command
+            }
+            None => Command::new(&self.oxbow),
+        };
         command.args(&self.options);
         command
     }

@@ -6,6 +6,7 @@ mod apt;
 mod image;
 pub(crate) mod installer;
 pub(crate) mod system;
+pub(crate) mod tools;
 
 use std::fs::File;
 use std::path::Path;

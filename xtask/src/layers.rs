@@ -18,7 +18,7 @@ const LAYERS: [&str; 9] = [
 ];
 
 /// Crates that may contain `unsafe`.
-const UNSAFE: [&str; 4] = ["guest-memory", "x86-interp", "x86-jit", "kvm"];
+const UNSAFE: [&str; 5] = ["guest-memory", "x86-interp", "x86-jit", "kvm", "tap"];
 
 pub(crate) fn main(arguments: Arguments) -> anyhow::Result<()> {
     arguments.end()?;

@@ -62,6 +62,8 @@ fn main() -> ExitCode {
     };
     let result = match command.as_str() {
         "demo" => demo::main(arguments),
+        // What tests start in namespaces of theirs.
+        "network-server" => test::network_server(),
         "test" | "ci" => test::main(arguments),
         "guests" => guests::main(arguments),
         "bench" => bench::main(arguments),

@@ -170,6 +170,11 @@ fn run_and_count(runner: Runner, command: &mut Command) -> anyhow::Result<Tally>
 }
 
 /// The boots, once `oxbow` is built as users run it.
+/// The servers of tests of networks.
+pub(crate) fn network_server() -> anyhow::Result<()> {
+    boots::networks::server::main()
+}
+
 fn guests(names: &[String]) -> Tally {
     println!("\n== boots of guests");
     match workspace::build_oxbow() {

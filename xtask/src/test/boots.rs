@@ -8,6 +8,7 @@ mod disks;
 mod grub;
 mod installer;
 mod net;
+pub(super) mod networks;
 mod picture;
 mod plug;
 mod shares;
@@ -75,6 +76,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&installer::CASES)
         .chain(&vsock::CASES)
         .chain(CASES)
+        .chain(&networks::CASES)
         .filter(wanted)
         .collect();
     let guests = Guests::default();

@@ -154,7 +154,7 @@ fn refuse_cable(error: CableError) -> Refusal {
     let kind = match error {
         CableError::NoCard(_) => ErrorKind::Absent,
         CableError::Fixed(_) | CableError::NoNat(_) => ErrorKind::State,
-        CableError::Nat(_) => ErrorKind::Failed,
+        CableError::Nat(_) | CableError::Refused(_) => ErrorKind::Failed,
     };
     Refusal::new(kind, failure::one_line(&error.into()))
 }

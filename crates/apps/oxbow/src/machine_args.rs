@@ -97,9 +97,15 @@ pub(crate) struct MachineArgs {
     ///
     /// Networks: `nat` reaches what the host reaches, by the host's own connections; its options are loopback (the gateway's
     /// address reaches the host's own loop-back), restricted (only forwarded ports lead in and out), net=10.0.2.0/24,
-    /// dns=ADDRESS (in place of the host's name servers), mtu=1500 and ipv6=off. `natnetwork=NAME` is the same for several machines of this user, `internal=NAME` has only such machines in it,
+    /// dns=ADDRESS (in place of the host's name servers), mtu=1500, ipv6=off, tftp=DIR and bootfile=NAME (what guests boot by
+    /// their cards) and proxy=PORT (a SOCKS5 proxy that leads to guests).
+    /// `natnetwork=NAME` is the same for several machines of this user, `internal=NAME` has only such machines in it,
+    /// `hostonly=NAME` the host as well; its options are net=192.168.56.0/24, range=101-254, dhcp=off, proxy=PORT and loopback.
+    /// name= is what the others of such a network call the guest.
+    /// `bridged=INTERFACE` is the network that an interface of the host's is at, `tap=NAME` a tap that somebody has made;
     /// `udp=LOCAL-REMOTE` leads to another host. `null` has nobody in it; `none` is no cable.
     /// bandwidth=10M (bits a second), latency=20ms and loss=0.5% are those of its cable, unplugged leaves that out at first.
+    /// romfile=FILE is the card's expansion ROM; with --boot-order network it is iPXE of the package ipxe-qemu otherwise.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
     pub(crate) nic: Vec<NicConfig>,
@@ -108,7 +114,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, conflicts_with = "nic")]
     pub(crate) no_nic: bool,
 
-    /// Let a port of the host lead to the guest by the first NAT card: tcp:127.0.0.1:2222-:22, or udp
+    /// Let a port of the host lead to the guest by the first card at a NAT or host-only network: tcp:127.0.0.1:2222-:22, or udp
     ///
     /// PROTOCOL:[ADDRESS]:PORT-[GUEST]:PORT; 127.0.0.1 if no address is given, and the guest that got the network's first
     /// address if no guest is; addresses of IPv6 in brackets. `oxbow ctl forward` adds and removes them later.

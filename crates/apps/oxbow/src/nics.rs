@@ -1,8 +1,11 @@
 //! Network cards on the command line: a network, then what differs from the usual.
 
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 
 use spec::Forward;
+use spec::HostOnlyConfig;
 use spec::NatConfig;
 use spec::NatNetworkConfig;
 use spec::NetworkConfig;
@@ -29,6 +32,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
     let options = match &mut network {
         NetworkConfig::Nat(nat) => nat_options(nat, options)?,
         NetworkConfig::NatNetwork(config) => nat_options(&mut config.nat, options)?,
+        NetworkConfig::HostOnly(config) => host_options(config, options)?,
         _ => options,
     };
     let mut nic = NicConfig::new(network);
@@ -36,6 +40,8 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
         match (name.as_str(), value) {
             ("unplugged", None) => nic.unplugged = true,
             ("model", Some(value)) => nic.model = value.parse()?,
+            ("romfile", Some(value)) => nic.romfile = Some(value.into()),
+            ("name", Some(value)) => nic.name = Some(value),
             ("mac", Some(value)) => nic.mac = Some(value.parse()?),
             ("promisc", Some(value)) => nic.promiscuous = value.parse()?,
             ("bandwidth", Some(value)) => nic.limits.bandwidth = Some(parse_bandwidth(&value)?),
@@ -43,9 +49,10 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
             ("loss", Some(value)) => nic.limits.loss = parse_loss(&value)?,
             (name, _) => {
                 return Err(format!(
-                    "`{name}` is no option of such a network card; there are model=, mac=, promisc=, bandwidth=, \
-                     latency=, loss= and unplugged, and of nat \
-                     loopback, restricted, net=, dns=, mtu= and ipv6=off"
+                    "`{name}` is no option of such a network card; there are model=, mac=, name=, romfile=, promisc=, bandwidth=, \
+                     latency=, loss= and unplugged, of nat and natnetwork \
+                     loopback, restricted, net=, dns=, mtu=, ipv6=off, tftp=, bootfile= and proxy=, and of hostonly \
+                     net=, range=, dhcp=off, loopback and proxy="
                 ));
             }
         }
@@ -100,6 +107,12 @@ fn named_network(text: &str) -> Result<NetworkConfig, String> {
             name: value.to_owned(),
             nat: NatConfig::default(),
         })),
+        "hostonly" => Ok(NetworkConfig::HostOnly(HostOnlyConfig {
+            name: value.to_owned(),
+            ..HostOnlyConfig::default()
+        })),
+        "bridged" => Ok(NetworkConfig::Bridged(value.to_owned())),
+        "tap" => Ok(NetworkConfig::Tap(value.to_owned())),
         "udp" => {
             let wrong = || format!("`{value}` is no tunnel; write LOCAL-REMOTE, such as 0.0.0.0:5000-192.0.2.7:5000");
             let (local, remote) = value.split_once('-').ok_or_else(wrong)?;
@@ -117,6 +130,40 @@ fn named_network(text: &str) -> Result<NetworkConfig, String> {
 
 type Options = Vec<(String, Option<String>)>;
 
+fn parse_network(text: &str) -> Result<Ipv4Addr, String> {
+    let address = text.strip_suffix("/24").unwrap_or(text);
+    let wrong = |_| format!("`{text}` is no network of 24 bits; write one such as 10.0.2.0/24");
+    address.parse().map_err(wrong)
+}
+
+/// Where a proxy listens: a port of this host's own, unless an address says otherwise.
+fn parse_proxy(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map(|port: u16| (Ipv4Addr::LOCALHOST, port).into());
+    port.or_else(|_| text.parse())
+        .map_err(|_| format!("`{text}` is no place for a proxy; write PORT or ADDRESS:PORT"))
+}
+
+/// Takes the options that are of a host-only network, and leaves the others.
+fn host_options(config: &mut HostOnlyConfig, options: Options) -> Result<Options, String> {
+    let mut rest = Vec::new();
+    for (name, value) in options {
+        match (name.as_str(), value) {
+            ("loopback", None) => config.loopback = true,
+            ("net", Some(value)) => config.network = parse_network(&value)?,
+            ("proxy", Some(value)) => config.proxy = Some(parse_proxy(&value)?),
+            ("dhcp", Some(value)) if value == "off" => config.dhcp = false,
+            ("dhcp", Some(value)) if value == "on" => config.dhcp = true,
+            ("range", Some(value)) => {
+                let wrong = || format!("`{value}` is no range; write last bytes of addresses, such as 101-254");
+                let (first, last) = value.split_once('-').ok_or_else(wrong)?;
+                config.range = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
+            }
+            (_, value) => rest.push((name, value)),
+        }
+    }
+    Ok(rest)
+}
+
 /// Takes the options that are of a NAT network, and leaves the others.
 fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String> {
     let mut rest = Vec::new();
@@ -124,11 +171,17 @@ fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String>
         match (name.as_str(), value) {
             ("loopback", None) => nat.loopback = true,
             ("restricted", None) => nat.restricted = true,
-            ("net", Some(value)) => {
-                let address = value.strip_suffix("/24").unwrap_or(&value);
-                let wrong = |_| format!("`{value}` is no network of 24 bits; write one such as 10.0.2.0/24");
-                nat.network = address.parse().map_err(wrong)?;
+            ("net", Some(value)) => nat.network = parse_network(&value)?,
+            ("tftp", Some(value)) => {
+                // The network's process may have another working directory.
+                let path = std::path::absolute(&value).map_err(|error| format!("`{value}`: {error}"))?;
+                if !path.is_dir() {
+                    return Err(format!("`{value}` is no directory for TFTP to serve"));
+                }
+                nat.tftp = Some(path);
             }
+            ("bootfile", Some(value)) => nat.bootfile = Some(value),
+            ("proxy", Some(value)) => nat.proxy = Some(parse_proxy(&value)?),
             ("dns", Some(value)) => {
                 let whole = value
                     .parse()
@@ -148,16 +201,12 @@ fn nat_options(nat: &mut NatConfig, options: Options) -> Result<Options, String>
     Ok(rest)
 }
 
-/// Adds ports of the host's to the first NAT network of the cards.
+/// Adds ports of the host's to the first network of the cards that can have some.
 pub(crate) fn add_forwards(nics: &mut [NicConfig], forwards: &[Forward]) -> anyhow::Result<()> {
-    let nats = nics.iter_mut().find_map(|nic| match &mut nic.network {
-        NetworkConfig::Nat(nat) => Some(nat),
-        _ => None,
-    });
-    match nats {
-        Some(nat) => nat.forwards.extend(forwards),
+    match nics.iter_mut().find_map(|nic| nic.network.forwards_mut()) {
+        Some(known) => known.extend(forwards),
         None if forwards.is_empty() => {}
-        None => anyhow::bail!("--forward needs a network card at a NAT network: --nic nat"),
+        None => anyhow::bail!("--forward needs a network card at a NAT or host-only network: --nic nat"),
     }
     Ok(())
 }
@@ -196,6 +245,7 @@ mod tests {
             ipv6: false,
             mtu: 9000,
             forwards: vec![forward],
+            ..NatConfig::default()
         };
         assert_eq!(*nat, expected);
         assert!(add_forwards(&mut nics[..1], &[forward]).is_err());
@@ -246,9 +296,12 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_told_with_what_does() {
         for (text, part) in [
-            ("", "nat, natnetwork=NAME, internal=NAME, udp=LOCAL-REMOTE, null, none"),
+            (
+                "",
+                "internal=NAME, hostonly=NAME, bridged=INTERFACE, tap=NAME, udp=LOCAL-REMOTE",
+            ),
             ("lan", "internal=NAME"),
-            ("bridged=eth0", "internal=NAME"),
+            ("vde=x", "internal=NAME"),
             ("udp=1-2", "LOCAL-REMOTE"),
             ("null,loopback", "of nat"),
             ("nat,dns=x", "ADDRESS"),
@@ -259,6 +312,37 @@ mod tests {
             ("null,promisc=yes", "deny, allow-vms, allow-all"),
             ("null,speed=1", "model="),
             ("null,unplugged=1", "model="),
+        ] {
+            let error = parse_nic(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn networks_with_the_host_have_options_of_their_own() {
+        let text = "hostonly=lab,net=10.9.8.0/24,range=20-30,dhcp=off,proxy=1080,loopback,name=web,romfile=x.rom";
+        let nic = parse_nic(text).unwrap();
+        let expected = HostOnlyConfig {
+            name: "lab".to_owned(),
+            network: [10, 9, 8, 0].into(),
+            dhcp: false,
+            range: (20, 30),
+            loopback: true,
+            proxy: Some("127.0.0.1:1080".parse().unwrap()),
+            forwards: Vec::new(),
+        };
+        assert_eq!(nic.network, NetworkConfig::HostOnly(expected));
+        assert_eq!((nic.name.as_deref(), nic.romfile), (Some("web"), Some("x.rom".into())));
+        assert_eq!(
+            parse_nic("tap=tap0").unwrap().network,
+            NetworkConfig::Tap("tap0".to_owned())
+        );
+        for (text, part) in [
+            ("hostonly=lab,range=7", "such as 101-254"),
+            ("hostonly=lab,mtu=1500", "no option of such"),
+            ("bridged=br0,net=10.0.0.0", "no option of such"),
+            ("nat,proxy=x", "write PORT"),
+            ("nat,tftp=/nonexistent", "no directory"),
         ] {
             let error = parse_nic(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -199,6 +199,9 @@ pub enum BuildError {
     /// A network cannot be set up.
     #[error(transparent)]
     Network(#[from] vnet::nat::NatError),
+    /// There is no way to the host's own network.
+    #[error(transparent)]
+    Host(#[from] vnet::host::HostError),
     /// There is no way to other machines.
     #[error("cannot join a network of other machines")]
     Uplink(#[source] std::io::Error),

@@ -16,9 +16,9 @@ use device_model::StreamHost;
 use device_model::net::Mac;
 use spec::CableLimits;
 use spec::Forward;
+use spec::HostOnlyConfig;
 use spec::MachineSpec;
 use spec::NatConfig;
-use spec::NatNetworkConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::NicModel;
@@ -35,6 +35,8 @@ use vnet::Promiscuous;
 use vnet::Role;
 use vnet::ShapedPort;
 use vnet::Switch;
+use vnet::desk::Wishes;
+use vnet::hub::HostConfig;
 use vnet::hub::HubConfig;
 use vnet::hub::Starter;
 use vnet::hub::Uplink;
@@ -76,6 +78,8 @@ enum Network {
     Idle,
     Nat(Nat),
     Uplink(Uplink),
+    /// Other machines, and what is asked of their network.
+    Shared(Uplink, Wishes),
 }
 
 /// The cables of all cards, by the card's name.
@@ -116,6 +120,9 @@ pub enum CableError {
     /// The card's network has no ports of the host's.
     #[error("the network of `{0}` is no NAT: no port of the host leads there")]
     NoNat(String),
+    /// The network of several machines does not do it.
+    #[error("{0}")]
+    Refused(String),
     /// The port cannot lead there.
     #[error(transparent)]
     Nat(#[from] NatError),
@@ -145,9 +152,10 @@ impl Networks {
     pub(crate) fn plug(&mut self, spec: &MachineSpec, place: &Placement) -> Result<Plugged, BuildError> {
         let usual = NicConfig::new(NetworkConfig::None);
         let config = spec.devices.nics.get(place.index as usize).unwrap_or(&usual);
+        let mac = config.mac.map_or_else(made_up, |mac| mac.0);
         let (port, cable) = match self.given.remove(&place.name) {
             Some(port) => (port, Cable::idle()),
-            None => self.connect(config, &place.name)?,
+            None => self.connect(config, mac, &place.name)?,
         };
         if let Some(port) = &cable.port {
             port.set_capture(self.capture.clone());
@@ -160,12 +168,12 @@ impl Networks {
         self.cables.insert(place.name.clone(), cable);
         Ok(Plugged {
             model: config.model,
-            mac: config.mac.map_or_else(made_up, |mac| mac.0),
+            mac,
             port,
         })
     }
 
-    fn connect(&self, config: &NicConfig, name: &str) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+    fn connect(&self, config: &NicConfig, mac: Mac, name: &str) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
         let plugged = || {
             let port = Switch::new().plug(port_config(config, name));
             let cable = Cable {
@@ -179,32 +187,58 @@ impl Networks {
             // A switch all the same: its link can be changed and its frames captured.
             NetworkConfig::Null => plugged(),
             NetworkConfig::Nat(nat) => connect_nat(nat, port_config(config, name))?,
-            NetworkConfig::NatNetwork(NatNetworkConfig { name: network, nat }) => {
-                let hub = hub(network, Some(nat));
-                self.join(&hub, &config.network, port_config(config, name))?
+            NetworkConfig::NatNetwork(_) | NetworkConfig::Internal(_) | NetworkConfig::HostOnly(_) => {
+                self.join(config, mac, port_config(config, name))?
             }
-            NetworkConfig::Internal(network) => {
-                let hub = hub(network, None);
-                self.join(&hub, &config.network, port_config(config, name))?
+            NetworkConfig::Bridged(interface) => {
+                let switch = Switch::new();
+                let uplink = vnet::host::bridged(&switch, interface)?;
+                uplinked(&switch, uplink, port_config(config, name))
+            }
+            NetworkConfig::Tap(tap) => {
+                let switch = Switch::new();
+                let uplink = vnet::host::tap(&switch, tap)?;
+                uplinked(&switch, uplink, port_config(config, name))
             }
             NetworkConfig::Udp(tunnel) => connect_tunnel(*tunnel, port_config(config, name))?,
         })
     }
 
-    /// Joins a network of several machines.
-    fn join(
-        &self,
-        hub: &HubConfig,
-        network: &NetworkConfig,
-        port: PortConfig,
-    ) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
-        let (start, network) = (Arc::clone(&self.start_switch), network.clone());
+    /// Joins a network of several machines, and asks there for what the guest is to have.
+    fn join(&self, config: &NicConfig, mac: Mac, port: PortConfig) -> Result<(Arc<dyn FramePort>, Cable), BuildError> {
+        let Some(hub) = hub_config(&config.network) else {
+            return Err(BuildError::Uplink(io::ErrorKind::InvalidInput.into()));
+        };
+        let mut network = config.network.clone();
+        // Those are asked for by each machine, for itself.
+        if let Some(forwards) = network.forwards_mut() {
+            forwards.clear();
+        }
+        let start = Arc::clone(&self.start_switch);
         let start: Starter = Arc::new(move || start(&network));
         let failed = BuildError::Uplink;
         let directory = vnet::hub::directory().map_err(failed)?;
+        if let Some(obstacle) = hub.obstacle(&directory) {
+            return Err(obstacle.into());
+        }
+        let wishes = hub.wishes(&directory, mac).map_err(failed)?;
         let switch = Switch::new();
-        let uplink = Uplink::join(&switch, &directory, hub, start).map_err(failed)?;
-        Ok(uplinked(&switch, uplink, port))
+        let uplink = Uplink::join(&switch, &directory, &hub, start).map_err(failed)?;
+        let Some(wishes) = wishes else {
+            return Ok(uplinked(&switch, uplink, port));
+        };
+        if let Some(name) = &config.name {
+            wishes.name(name);
+        }
+        for forward in config.network.forwards() {
+            wishes.forward_later(door(forward));
+        }
+        let port = switch.plug(port);
+        let cable = Cable {
+            port: Some(Arc::clone(&port)),
+            network: Network::Shared(uplink, wishes),
+        };
+        Ok((port, cable))
     }
 
     /// Plugs a card's cable in or out.
@@ -221,35 +255,36 @@ impl Networks {
         Ok(())
     }
 
-    /// The NAT of a card, of the first card with one if none is named.
-    fn nat(&self, name: Option<&str>) -> Result<&Nat, CableError> {
-        let nat = |cable: &'_ Cable| matches!(cable.network, Network::Nat(_));
-        let cable = match name {
-            Some(name) => self
-                .cables
-                .get(name)
-                .ok_or_else(|| CableError::NoCard(name.to_owned()))?,
+    /// The network of a card that ports of the host's lead into, of the first card with one if none is named.
+    fn open_network(&self, name: Option<&str>) -> Result<&Network, CableError> {
+        let is_open = |network: &Network| matches!(network, Network::Nat(_) | Network::Shared(..));
+        let network = match name {
+            Some(name) => {
+                let cable = self.cables.get(name);
+                &cable.ok_or_else(|| CableError::NoCard(name.to_owned()))?.network
+            }
             None => {
-                let found = self.cables.values().find(|cable| nat(cable));
+                let mut all = self.cables.values().map(|cable| &cable.network);
+                let found = all.find(|network| is_open(network));
                 found.ok_or_else(|| CableError::NoNat("all cards".to_owned()))?
             }
         };
-        match &cable.network {
-            Network::Nat(nat) => Ok(nat),
-            Network::Idle | Network::Uplink(_) => Err(CableError::NoNat(name.unwrap_or_default().to_owned())),
+        match is_open(network) {
+            true => Ok(network),
+            false => Err(CableError::NoNat(name.unwrap_or_default().to_owned())),
         }
     }
 
     /// Lets a port of the host's lead to the guest, or ends that.
     ///
     /// # Errors
-    /// [`CableError`] when there is no such card, it is at no NAT, or the port cannot be listened at.
+    /// [`CableError`] when there is no such card, its network has no ports, or the port cannot be listened at.
     pub(crate) fn set_forward(&self, name: Option<&str>, forward: &Forward, on: bool) -> Result<(), CableError> {
-        let nat = self.nat(name)?;
-        if on {
-            nat.forward(door(forward))?;
-        } else {
-            nat.unforward(door(forward))?;
+        match self.open_network(name)? {
+            Network::Nat(nat) if on => nat.forward(door(forward)).map(drop)?,
+            Network::Nat(nat) => nat.unforward(door(forward))?,
+            Network::Shared(_, wishes) => wishes.forward(door(forward), on).map_err(CableError::Refused)?,
+            Network::Idle | Network::Uplink(_) => {}
         }
         Ok(())
     }
@@ -288,24 +323,33 @@ pub fn nat_config(config: &NatConfig) -> vnet::nat::NatConfig {
         dns: config.dns,
         ipv6: config.ipv6,
         mtu: config.mtu,
+        tftp: config.tftp.clone(),
+        boot_file: config.bootfile.clone(),
+        proxy: config.proxy,
         ..vnet::nat::NatConfig::default()
-    }
-}
-
-fn hub(name: &str, nat: Option<&NatConfig>) -> HubConfig {
-    HubConfig {
-        name: name.to_owned(),
-        nat: nat.map(nat_config),
     }
 }
 
 /// The network between processes that a card's network is; none if it is none.
 #[must_use]
 pub fn hub_config(network: &NetworkConfig) -> Option<HubConfig> {
-    match network {
-        NetworkConfig::NatNetwork(config) => Some(hub(&config.name, Some(&config.nat))),
-        NetworkConfig::Internal(name) => Some(hub(name, None)),
-        _ => None,
+    let (name, nat, host) = match network {
+        NetworkConfig::NatNetwork(config) => (&config.name, Some(nat_config(&config.nat)), None),
+        NetworkConfig::Internal(name) => (name, None, None),
+        NetworkConfig::HostOnly(config) => (&config.name, None, Some(host_config(config))),
+        _ => return None,
+    };
+    let name = name.clone();
+    Some(HubConfig { name, nat, host })
+}
+
+fn host_config(config: &HostOnlyConfig) -> HostConfig {
+    HostConfig {
+        network: config.network,
+        dhcp: config.dhcp,
+        range: config.range,
+        loopback: config.loopback,
+        proxy: config.proxy,
     }
 }
 
@@ -366,7 +410,9 @@ impl Inspect for Networks {
             let port = cable.port.as_ref().map_or_else(Node::tree, |port| port.inspect());
             match &cable.network {
                 Network::Idle => tree.with(name, port),
-                Network::Uplink(uplink) => tree.with(name, port.with("uplink", uplink.inspect())),
+                Network::Uplink(uplink) | Network::Shared(uplink, _) => {
+                    tree.with(name, port.with("uplink", uplink.inspect()))
+                }
                 Network::Nat(nat) => tree.with(name, port.with("nat", nat.inspect())),
             }
         })

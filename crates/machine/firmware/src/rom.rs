@@ -27,8 +27,10 @@ const VGA_BIOS: [&str; 2] = [
     "/usr/share/seabios/vgabios-stdvga.bin",
     "/usr/share/qemu/vgabios-stdvga.bin",
 ];
-/// An expansion ROM's length is a byte's count of 512.
-const MAX_EXPANSION: usize = 255 * 512;
+/// Bytes of an expansion ROM at most: what its base address register can ask for. It may hold several images.
+const MAX_EXPANSION: usize = 16 << 20;
+/// Where the package `ipxe-qemu` has what boots by network cards: with images for BIOS and UEFI, or for BIOS only.
+const IPXE: [(&str, &str); 2] = [("/usr/lib/ipxe/qemu", "efi"), ("/usr/lib/ipxe/qemu", "pxe")];
 /// What is seen below 1 MiB: an image has at least that.
 const MIN: usize = 128 << 10;
 /// The interrupt controllers are below.
@@ -45,6 +47,11 @@ pub enum RomError {
     /// No UEFI image was found.
     #[error("there is no UEFI firmware on this host; `apt-get install ovmf` brings it")]
     MissingUefi,
+    /// No image for a network card was found.
+    #[error(
+        "there is no iPXE on this host to boot by the network; `apt-get install ipxe-qemu` brings it, romfile= names another"
+    )]
+    MissingNetwork,
     /// The file of variables is not of the image's size.
     #[error("`{}` holds no variables of this firmware: {} bytes, not {}", .path.display(), .len, .wanted)]
     Variables {
@@ -64,7 +71,7 @@ pub enum RomError {
         len: usize,
     },
     /// The file is no expansion ROM.
-    #[error("`{}` is no expansion ROM: it begins with 55h AAh and has less than 128K", .0.display())]
+    #[error("`{}` is no expansion ROM: it begins with 55h AAh and has 16M at most", .0.display())]
     Expansion(PathBuf),
     /// The host refused memory.
     #[error(transparent)]
@@ -95,6 +102,53 @@ pub fn find_uefi() -> Result<(PathBuf, PathBuf), RomError> {
 #[must_use]
 pub fn find_vga() -> Option<PathBuf> {
     VGA_BIOS.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// The image that boots by a card that iPXE calls `card` (`e1000`, `pcnet`, `virtio`), from the package `ipxe-qemu`.
+///
+/// # Errors
+/// [`RomError::MissingNetwork`] when it is not there.
+pub fn find_network(card: &str) -> Result<PathBuf, RomError> {
+    let mut paths = IPXE
+        .iter()
+        .map(|(dir, kind)| PathBuf::from(format!("{dir}/{kind}-{card}.rom")));
+    paths.find(|path| path.is_file()).ok_or(RomError::MissingNetwork)
+}
+
+/// Says in an expansion ROM that it is for function `vendor`:`device`: firmware passes over those for other functions, and one image
+/// serves several. What is no ROM stays as it is (PCI Firmware Specification 3.0, §5.1).
+pub fn adopt(image: &mut [u8], vendor: u16, device: u16) {
+    let [v0, v1] = vendor.to_le_bytes();
+    let [d0, d1] = device.to_le_bytes();
+    let mut rest = image;
+    while let Some((data, len, last)) = images(rest) {
+        let Some((one, others)) = rest.split_at_mut_checked(len) else {
+            return;
+        };
+        if let Some(id) = one.get_mut(data + 4..data + 8) {
+            id.copy_from_slice(&[v0, v1, d0, d1]);
+        }
+        // Those for a BIOS have a sum of zero, with a byte to make it so.
+        if one.get(data + 20) == Some(&0) {
+            let sum = one.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            if let Some(byte) = one.get_mut(6) {
+                *byte = byte.wrapping_sub(sum);
+            }
+        }
+        if last {
+            return;
+        }
+        rest = others;
+    }
+}
+
+/// The first image of a ROM: where its data structure is, its bytes, whether it is the last.
+fn images(rom: &[u8]) -> Option<(usize, usize, bool)> {
+    let word = |at: usize| Some(usize::from(u16::from_le_bytes(rom.get(at..at + 2)?.try_into().ok()?)));
+    let data = word(0x18)?;
+    let known = rom.starts_with(&[0x55, 0xaa]) && rom.get(data..data + 4)? == b"PCIR";
+    let len = word(data + 16)? * 512;
+    (known && len > 0).then_some((data, len, rom.get(data + 21)? & 0x80 != 0))
 }
 
 /// The expansion ROM that holds `image`, as long as a base address register can tell; `path` is for the message.
@@ -154,8 +208,30 @@ mod tests {
         image[..2].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(expansion(path, &image).unwrap().len(), 65536);
         assert!(expansion(path, &image[1..]).is_err());
-        image.resize(128 << 10, 0);
+        image.resize((16 << 20) + 1, 0);
         assert!(expansion(path, &image).is_err());
+    }
+
+    #[test]
+    fn adopted_rom_is_for_its_card_and_sums_up() {
+        let mut image = vec![3; 2048];
+        for (start, kind, last) in [(0, 0, 0), (1024, 3, 0x80)] {
+            let one = &mut image[start..start + 1024];
+            one[..2].copy_from_slice(&[0x55, 0xaa]);
+            one[0x18..0x1a].copy_from_slice(&[0x40, 0]);
+            one[0x40..0x48].copy_from_slice(&[b'P', b'C', b'I', b'R', 1, 2, 3, 4]);
+            one[0x50..0x52].copy_from_slice(&[2, 0]);
+            (one[0x54], one[0x55]) = (kind, last);
+        }
+        adopt(&mut image, 0x1af4, 0x1000);
+        for start in [0, 1024] {
+            assert_eq!(image[start + 0x44..start + 0x48], [0xf4, 0x1a, 0x00, 0x10]);
+        }
+        assert_eq!(image[..1024].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        // What is none is left alone, wherever it ends.
+        for len in 0..1024 {
+            adopt(&mut image[..len].to_vec(), 1, 2);
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub use machine::OnTripleFault;
 pub use machine::UefiSpec;
 pub use net::CableLimits;
 pub use net::Forward;
+pub use net::HostOnlyConfig;
 pub use net::MacAddress;
 pub use net::NICS;
 pub use net::NatConfig;

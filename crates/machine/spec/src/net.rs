@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -271,6 +272,12 @@ pub struct NatConfig {
     pub ipv6: bool,
     /// Bytes of an IP packet at most, 1280 to 9000.
     pub mtu: u16,
+    /// The directory whose files TFTP serves.
+    pub tftp: Option<PathBuf>,
+    /// What guests boot by their network cards: a file beneath that directory, or an address that they can fetch from.
+    pub bootfile: Option<String>,
+    /// Where the host's programs find a SOCKS5 proxy that leads to guests.
+    pub proxy: Option<SocketAddr>,
     /// Ports of the host that lead into the guest.
     pub forwards: Vec<Forward>,
 }
@@ -284,17 +291,36 @@ impl Default for NatConfig {
             dns: None,
             ipv6: true,
             mtu: 1500,
+            tftp: None,
+            bootfile: None,
+            proxy: None,
             forwards: Vec::new(),
         }
     }
 }
 
+/// Characters of a boot file's name that a DHCP message has room for.
+const BOOT_FILE: usize = 127;
+
+/// What is wrong with a network's address.
+fn check_network(network: Ipv4Addr) -> Option<String> {
+    let [.., last] = network.octets();
+    let wrong = last != 0 || network.is_loopback() || network.is_multicast() || network.is_unspecified();
+    wrong.then(|| format!("`{network}` is no network of 24 bits, such as 10.0.2.0"))
+}
+
 impl NatConfig {
     fn problem(&self) -> Option<String> {
-        let network = self.network;
-        let [.., last] = network.octets();
-        if last != 0 || network.is_loopback() || network.is_multicast() || network.is_unspecified() {
-            return Some(format!("`{network}` is no network of 24 bits, such as 10.0.2.0"));
+        let wrong = check_network(self.network);
+        if wrong.is_some() {
+            return wrong;
+        }
+        if self
+            .bootfile
+            .as_ref()
+            .is_some_and(|name| name.is_empty() || name.len() > BOOT_FILE)
+        {
+            return Some(format!("a bootfile has 1 to {BOOT_FILE} characters"));
         }
         let fits = (1280..=9000).contains(&self.mtu);
         (!fits).then(|| format!("an mtu of {} is not between 1280 and 9000", self.mtu))
@@ -324,6 +350,12 @@ pub enum NetworkConfig {
     NatNetwork(NatNetworkConfig),
     /// Other machines of this user's at the network of this name, and nobody else.
     Internal(String),
+    /// The same, and the host.
+    HostOnly(HostOnlyConfig),
+    /// The network that this interface of the host's is at.
+    Bridged(String),
+    /// A tap of this name, which somebody has made.
+    Tap(String),
     /// Another host, by frames in datagrams.
     Udp(TunnelConfig),
 }
@@ -334,8 +366,57 @@ pub enum NetworkConfig {
 pub struct NatNetworkConfig {
     /// Its name.
     pub name: String,
-    /// What it is like; no ports lead into it.
+    /// What it is like. The ports are those that lead to this machine.
     pub nat: NatConfig,
+}
+
+/// A network of machines and the host. The machine that is there first says what it is like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostOnlyConfig {
+    /// Its name.
+    pub name: String,
+    /// The network; its first address is the host's, its hundredth the DHCP server's.
+    pub network: Ipv4Addr,
+    /// There is a DHCP server.
+    pub dhcp: bool,
+    /// Last bytes of the first and the last address that it gives.
+    pub range: (u8, u8),
+    /// Where the host is at the network by services only, its address reaches its own loop-back.
+    pub loopback: bool,
+    /// Where the host's programs find a SOCKS5 proxy that leads to guests.
+    pub proxy: Option<SocketAddr>,
+    /// Ports of the host that lead into the guest.
+    pub forwards: Vec<Forward>,
+}
+
+impl Default for HostOnlyConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            network: Ipv4Addr::new(192, 168, 56, 0),
+            dhcp: true,
+            range: (101, 254),
+            loopback: false,
+            proxy: None,
+            forwards: Vec::new(),
+        }
+    }
+}
+
+impl HostOnlyConfig {
+    fn problem(&self) -> Option<String> {
+        let (first, last) = self.range;
+        let range = (first < 2 || last < first || last == 255)
+            .then(|| format!("`{first}-{last}` is no range of addresses; write one from 2 to 254, such as 101-254"));
+        check_name(&self.name).or_else(|| check_network(self.network)).or(range)
+    }
+}
+
+/// What is wrong with the name of an interface of the host's.
+fn check_interface(name: &str) -> Option<String> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    (name.is_empty() || name.len() > 15 || !plain).then(|| format!("`{name}` is no interface's name"))
 }
 
 /// Both ends of a tunnel.
@@ -350,14 +431,38 @@ pub struct TunnelConfig {
 
 impl NetworkConfig {
     /// What may be written.
-    pub const NAMES: [&str; 6] = [
+    pub const NAMES: [&str; 9] = [
         "nat",
         "natnetwork=NAME",
         "internal=NAME",
+        "hostonly=NAME",
+        "bridged=INTERFACE",
+        "tap=NAME",
         "udp=LOCAL-REMOTE",
         "null",
         "none",
     ];
+
+    /// The ports of the host that lead into the guest; none where no ports can.
+    pub fn forwards_mut(&mut self) -> Option<&mut Vec<Forward>> {
+        match self {
+            Self::Nat(nat) => Some(&mut nat.forwards),
+            Self::NatNetwork(config) => Some(&mut config.nat.forwards),
+            Self::HostOnly(config) => Some(&mut config.forwards),
+            _ => None,
+        }
+    }
+
+    /// The same.
+    #[must_use]
+    pub fn forwards(&self) -> &[Forward] {
+        match self {
+            Self::Nat(nat) => &nat.forwards,
+            Self::NatNetwork(config) => &config.nat.forwards,
+            Self::HostOnly(config) => &config.forwards,
+            _ => &[],
+        }
+    }
 
     /// What is wrong with it.
     fn problem(&self) -> Option<String> {
@@ -366,6 +471,8 @@ impl NetworkConfig {
             Self::Nat(nat) => nat.problem(),
             Self::NatNetwork(config) => check_name(&config.name).or_else(|| config.nat.problem()),
             Self::Internal(name) => check_name(name),
+            Self::HostOnly(config) => config.problem(),
+            Self::Bridged(name) | Self::Tap(name) => check_interface(name),
             Self::Udp(TunnelConfig { local, remote }) => {
                 let apart = local.is_ipv4() != remote.is_ipv4();
                 apart.then(|| format!("`{local}` and `{remote}` are of different kinds"))
@@ -406,6 +513,12 @@ pub struct NicConfig {
     /// Its address; none: one that is made up.
     #[serde(default)]
     pub mac: Option<MacAddress>,
+    /// Its guest's name in a network of several machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The image of its expansion ROM; none: that of iPXE if the machine is to boot from the network, else it has no ROM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub romfile: Option<PathBuf>,
     /// The cable is unplugged at first.
     #[serde(default)]
     pub unplugged: bool,
@@ -425,6 +538,8 @@ impl NicConfig {
             network,
             model: NicModel::default(),
             mac: None,
+            name: None,
+            romfile: None,
             unplugged: false,
             promiscuous: PromiscuousPolicy::default(),
             limits: CableLimits::default(),
@@ -443,7 +558,12 @@ impl NicConfig {
                 "a cable carries 1000 bits a second at least, within ten seconds, and loses 100 % at most".to_owned(),
             );
         }
-        self.network.problem()
+        let name = self.name.as_deref().and_then(|name| {
+            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+            let fits = (1..=63).contains(&name.len()) && plain && !name.starts_with('-') && !name.ends_with('-');
+            (!fits).then(|| format!("`{name}` is no guest's name: letters, digits and -, 63 at most"))
+        });
+        self.network.problem().or(name)
     }
 }
 
@@ -490,6 +610,29 @@ mod tests {
             "tcp:x:1-:1",
         ] {
             assert!(text.parse::<Forward>().unwrap_err().contains("such as"), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_that_cannot_be_are_told() {
+        let host = |range| {
+            NetworkConfig::HostOnly(HostOnlyConfig {
+                name: "lab".to_owned(),
+                range,
+                ..HostOnlyConfig::default()
+            })
+        };
+        assert_eq!(host((101, 254)).problem(), None);
+        for range in [(1, 9), (9, 8), (200, 255)] {
+            assert!(host(range).problem().unwrap().contains("no range"), "{range:?}");
+        }
+        for name in ["", "a/b", "a-name-that-is-too-long"] {
+            assert!(NetworkConfig::Bridged(name.to_owned()).problem().is_some(), "{name}");
+        }
+        let mut nic = NicConfig::new(NetworkConfig::Null);
+        for (name, fits) in [("web-1", true), ("-web", false), ("we_b", false), ("", false)] {
+            nic.name = Some(name.to_owned());
+            assert_eq!(nic.problem().is_none(), fits, "{name}");
         }
     }
 }

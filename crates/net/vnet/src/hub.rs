@@ -12,6 +12,8 @@ use std::fs;
 use std::fs::DirBuilder;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::MetadataExt;
@@ -28,6 +30,7 @@ use std::time::Instant;
 use device_model::FramePort;
 use device_model::Inspect;
 use device_model::Node;
+use device_model::net::Mac;
 use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::Timespec;
@@ -45,7 +48,13 @@ use crate::PortConfig;
 use crate::Promiscuous;
 use crate::Role;
 use crate::Switch;
+use crate::desk::Desk;
+use crate::desk::Wishes;
+use crate::host;
+use crate::host::HostError;
+use crate::nat::Addresses;
 use crate::nat::NatConfig;
+use crate::uplink::Host as HostWire;
 use crate::uplink::Pump;
 use crate::uplink::Waits;
 use crate::uplink::Wire;
@@ -68,6 +77,72 @@ pub struct HubConfig {
     pub name: String,
     /// The way to the world, if there is one.
     pub nat: Option<NatConfig>,
+    /// How the host is at the network, if it is.
+    pub host: Option<HostConfig>,
+}
+
+/// How the host is at a network of machines and itself: by a tap with an address where it may, else by the network's own services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// The network, of 24 bits. Its first address is the host's, its hundredth the DHCP server's.
+    pub network: Ipv4Addr,
+    /// There is a DHCP server.
+    pub dhcp: bool,
+    /// Last bytes of the first and the last address that it gives.
+    pub range: (u8, u8),
+    /// Where there is no tap, the host's address reaches servers on its loop-back.
+    pub loopback: bool,
+    /// Where the host's programs find a SOCKS5 proxy that leads to guests.
+    pub proxy: Option<SocketAddr>,
+}
+
+/// The last bytes of the host's address, and of the DHCP server's.
+const HOST: u8 = 1;
+const SERVER: u8 = 100;
+
+impl HostConfig {
+    /// The host's address.
+    fn address(&self) -> Ipv4Addr {
+        let [a, b, c, _] = self.network.octets();
+        Ipv4Addr::new(a, b, c, HOST)
+    }
+
+    /// The services of the network, with the host at a tap or without.
+    fn services(&self, has_tap: bool) -> NatConfig {
+        let server = if has_tap { SERVER } else { HOST };
+        let (first, last) = self.range;
+        NatConfig {
+            network: self.network,
+            addresses: Addresses {
+                gateway: server,
+                dns: server,
+                first,
+                last,
+                router: false,
+                dhcp: self.dhcp,
+            },
+            loopback: self.loopback && !has_tap,
+            restricted: true,
+            ipv6: false,
+            proxy: self.proxy,
+            ..NatConfig::default()
+        }
+    }
+
+    /// Sets the network up: its services, and the tap if this user may have one.
+    fn start(&self, switch: &Arc<Switch>, name: &str, leases: PathBuf) -> io::Result<(Nat, Option<Uplink>)> {
+        let tap = match host::host_only(switch, name, self.address()) {
+            Ok(tap) => Some(tap),
+            Err(HostError::Denied(..) | HostError::NoTaps) => None,
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let leases = Some(leases);
+        let config = NatConfig {
+            leases,
+            ..self.services(tap.is_some())
+        };
+        Ok((Nat::start(switch, config).map_err(io::Error::other)?, tap))
+    }
 }
 
 /// Whether `name` may be a network's.
@@ -82,8 +157,38 @@ pub fn is_name(name: &str) -> bool {
 impl HubConfig {
     /// What stands for it in the file system: networks with and without NAT have different names.
     fn stem(&self) -> String {
-        let kind = if self.nat.is_some() { "nat" } else { "internal" };
+        let kind = match (&self.nat, &self.host) {
+            (Some(_), _) => "nat",
+            (None, Some(_)) => "host",
+            (None, None) => "internal",
+        };
         format!("{kind}-{}", self.name)
+    }
+
+    /// What keeps this network from being set up, as far as can be told beforehand. Nothing does if it is there already.
+    #[must_use]
+    pub fn obstacle(&self, directory: &Path) -> Option<HostError> {
+        let address = self.host.as_ref()?.address();
+        let path = directory.join(self.stem()).with_extension("sock");
+        let is_there = || {
+            let socket = socket().ok()?;
+            rustix::net::connect(&socket, &SocketAddrUnix::new(&path).ok()?).ok()
+        };
+        let taken = std::net::UdpSocket::bind((address, 0)).is_ok() && is_there().is_none();
+        taken.then_some(HostError::Taken(address))
+    }
+
+    /// Where guests are given names and ports of the host's, for the guest with this address of Ethernet. None if there is no
+    /// such place.
+    ///
+    /// # Errors
+    /// When the host gives no thread or no descriptor.
+    pub fn wishes(&self, directory: &Path, mac: Mac) -> io::Result<Option<Wishes>> {
+        if self.nat.is_none() && self.host.is_none() {
+            return Ok(None);
+        }
+        let path = directory.join(self.stem()).with_extension("desk");
+        Wishes::new(path, mac).map(Some)
     }
 }
 
@@ -123,13 +228,16 @@ fn socket() -> io::Result<OwnedFd> {
 pub struct Hub {
     listener: OwnedFd,
     path: PathBuf,
-    /// Held as long as this is the network's switch.
-    _lock: File,
     epoll: OwnedFd,
     switch: Arc<Switch>,
     members: Vec<(u64, Pump, Waits)>,
     next: u64,
-    _nat: Option<Nat>,
+    // These end in this order: nobody asks for what is gone.
+    _desk: Option<Desk>,
+    _tap: Option<Uplink>,
+    _nat: Option<Arc<Nat>>,
+    /// Held as long as this is the network's switch.
+    _lock: File,
 }
 
 impl Hub {
@@ -159,19 +267,32 @@ impl Hub {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         let switch = Switch::new();
-        let nat = match &config.nat {
-            Some(nat) => Some(Nat::start(&switch, nat.clone()).map_err(io::Error::other)?),
-            None => None,
+        let leases = path.with_extension("leases");
+        let (nat, tap) = match (&config.nat, &config.host) {
+            (Some(nat), _) => {
+                let leases = Some(leases);
+                let config = NatConfig { leases, ..nat.clone() };
+                (Some(Nat::start(&switch, config).map_err(io::Error::other)?), None)
+            }
+            (None, Some(host)) => {
+                let (nat, tap) = host.start(&switch, &config.name, leases)?;
+                (Some(nat), tap)
+            }
+            (None, None) => (None, None),
         };
+        let nat = nat.map(Arc::new);
+        let desk = nat.as_ref().map(|nat| Desk::open(&path.with_extension("desk"), nat));
         Ok(Some(Self {
             listener,
+            _desk: desk.transpose()?,
+            _tap: tap,
+            _nat: nat,
             path,
             _lock: lock,
             epoll,
             switch,
             members: Vec::new(),
             next: LISTENER + 1,
-            _nat: nat,
         }))
     }
 
@@ -256,6 +377,8 @@ impl Hub {
 impl Drop for Hub {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
+        // Who comes after this was not here before.
+        let _ = fs::remove_file(self.path.with_extension("leases"));
     }
 }
 
@@ -285,7 +408,7 @@ enum Far {
     /// To a switch process.
     Hub { path: PathBuf, start: Starter },
     /// Into a tunnel.
-    Socket(Option<OwnedFd>),
+    Socket(Option<(OwnedFd, Wire)>),
 }
 
 /// A machine's way to other processes, at a port of its own switch. Dropping it ends it.
@@ -318,7 +441,15 @@ impl Uplink {
     /// As [`Self::join`].
     pub fn tunnel(switch: &Arc<Switch>, socket: std::net::UdpSocket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Self::start(switch, Far::Socket(Some(socket.into())))
+        Self::start(switch, Far::Socket(Some((socket.into(), Wire::Plain))))
+    }
+
+    /// Frames to and from the host's own network.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub(crate) fn host(switch: &Arc<Switch>, fd: OwnedFd, host: HostWire) -> io::Result<Self> {
+        Self::start(switch, Far::Socket(Some((fd, Wire::Host(host)))))
     }
 
     fn start(switch: &Arc<Switch>, far: Far) -> io::Result<Self> {
@@ -381,11 +512,11 @@ impl Body {
 
     fn run(&self, mut far: Far) {
         while !self.has_ended() {
-            let (socket, wire) = match &mut far {
-                Far::Hub { path, start } => (self.connect(path, start), Wire::Own),
-                Far::Socket(socket) => (socket.take(), Wire::Plain),
+            let found = match &mut far {
+                Far::Hub { path, start } => self.connect(path, start).map(|socket| (socket, Wire::Own)),
+                Far::Socket(socket) => socket.take(),
             };
-            let Some(socket) = socket else { return };
+            let Some((socket, wire)) = found else { return };
             self.connected.store(true, Ordering::Relaxed);
             if let Err(error) = self.serve(socket, wire) {
                 tracing::debug!(%error, "the network's switch is gone");

@@ -22,8 +22,11 @@
     )
 )]
 
+pub mod desk;
+pub mod host;
 pub mod hub;
 pub mod nat;
+mod netlink;
 mod null;
 pub mod offload;
 mod pcap;

@@ -13,18 +13,23 @@
 //! more than their packets. Segments go to and from the guest as long as the port takes them. Guests reach what the host
 //! reaches, but for its loop-back, which is at the gateway's address where that is asked for.
 //!
-//! Fragmented packets of guests are dropped; traceroute and multicast do not work.
+//! Traceroute and multicast do not work.
 
 mod dhcp;
+mod dhcp6;
 mod echo;
 mod engine;
+mod fragments;
 mod link;
+mod names;
 mod packet;
+mod proxy;
 mod resolver;
 mod services;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tftp;
 mod udp;
 mod wire;
 
@@ -34,6 +39,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +54,7 @@ use device_model::FramePort;
 use device_model::Inspect;
 use device_model::Node;
 use device_model::net::Accepts;
+use device_model::net::Mac;
 use rustix::event::EventfdFlags;
 use rustix::process::Resource;
 use rustix::process::Rlimit;
@@ -56,7 +63,11 @@ use crate::Port;
 use crate::PortConfig;
 use crate::Switch;
 use engine::Engine;
+use proxy::Proxy;
+use proxy::Wanted;
 use udp::Door;
+
+pub use dhcp::Addresses;
 
 /// Where the host's name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -86,8 +97,10 @@ pub struct Forward {
 /// What a NAT network is like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatConfig {
-    /// The network, of 24 bits: its second address is the gateway's, its third the name server's, its fifteenth the first guest's.
+    /// The network, of 24 bits.
     pub network: Ipv4Addr,
+    /// Whose its addresses are.
+    pub addresses: Addresses,
     /// The gateway's address reaches the host's own loop-back.
     pub loopback: bool,
     /// Guests reach nobody: the network's own services and forwarded ports are all there is.
@@ -100,18 +113,31 @@ pub struct NatConfig {
     pub mtu: u16,
     /// The file that names the host's name servers.
     pub resolv_conf: PathBuf,
+    /// What TFTP serves: the files beneath this directory. None: nothing.
+    pub tftp: Option<PathBuf>,
+    /// The file that guests boot by their network cards: a name beneath that directory, or an address that they can fetch.
+    pub boot_file: Option<String>,
+    /// Where addresses that were given to guests are kept, for who goes on with this network.
+    pub leases: Option<PathBuf>,
+    /// Where the host's programs find a SOCKS5 proxy that leads to guests.
+    pub proxy: Option<SocketAddr>,
 }
 
 impl Default for NatConfig {
     fn default() -> Self {
         Self {
             network: Ipv4Addr::new(10, 0, 2, 0),
+            addresses: Addresses::default(),
             loopback: false,
             restricted: false,
             dns: None,
             ipv6: true,
             mtu: 1500,
             resolv_conf: RESOLV_CONF.into(),
+            tftp: None,
+            boot_file: None,
+            leases: None,
+            proxy: None,
         }
     }
 }
@@ -134,6 +160,12 @@ pub enum NatError {
 enum Command {
     Open(Forward, Listener),
     Close(Forward, Sender<bool>),
+    /// A client of the proxy's, and whom it wants.
+    Lead(TcpStream, Wanted, u16),
+    /// The name of the guest with an address of Ethernet; none takes it away.
+    Name(Mac, Option<String>),
+    /// The address that this guest has or will get.
+    Lease(Mac, Sender<Option<Ipv4Addr>>),
     End,
 }
 
@@ -157,6 +189,7 @@ pub struct Nat {
     commands: Sender<Command>,
     wake: Arc<OwnedFd>,
     gauges: Arc<Gauges>,
+    proxy: Option<Proxy>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -205,6 +238,11 @@ impl Nat {
         port.set_waker(Arc::new(move || wake(&waker)));
         let (commands, queue) = mpsc::channel();
         let gauges = Arc::<Gauges>::default();
+        let proxy = config.proxy.map(|at| {
+            let proxy = Proxy::open(at, commands.clone(), Arc::clone(&event));
+            proxy.map_err(|error| NatError::Listen(at, error))
+        });
+        let proxy = proxy.transpose()?;
         let engine = Engine::new(config, port, Arc::clone(&event), queue, Arc::clone(&gauges)).map_err(host)?;
         let thread = thread::Builder::new().name("nat".to_owned());
         let thread = thread.spawn(move || engine.run()).map_err(host)?;
@@ -212,8 +250,29 @@ impl Nat {
             commands,
             wake: event,
             gauges,
+            proxy,
             thread: Some(thread),
         })
+    }
+
+    /// Where the proxy listens, if there is one.
+    #[must_use]
+    pub fn proxy(&self) -> Option<SocketAddr> {
+        self.proxy.as_ref().map(Proxy::at)
+    }
+
+    /// Names the guest with an address of Ethernet on the network, by letters, digits and `-`; no name takes its name away.
+    pub fn name(&self, mac: Mac, name: Option<String>) {
+        let name = name.filter(|name| names::is_label(name));
+        self.command(Command::Name(mac, name));
+    }
+
+    /// The address that the guest with this address of Ethernet has, or will get. None if there is none left.
+    #[must_use]
+    pub fn address_of(&self, mac: Mac) -> Option<Ipv4Addr> {
+        let (reply, replied) = mpsc::channel();
+        self.command(Command::Lease(mac, reply));
+        replied.recv().ok().flatten()
     }
 
     /// Lets a port of the host's lead to a guest. Returns where the host listens.
@@ -298,6 +357,7 @@ impl SteppedNat {
 
 impl Drop for Nat {
     fn drop(&mut self) {
+        self.proxy = None;
         self.command(Command::End);
         if let Some(thread) = self.thread.take() {
             // It does not panic.

@@ -1,7 +1,7 @@
 //! Frames between a port and another process: over a socket that keeps messages apart.
 //!
 //! To a switch process a frame goes with what is left to do on it, in a header of eight bytes; in a UDP tunnel it is the datagram.
-//! What the socket takes no more of waits in the port.
+//! A tap or a packet socket is a file of frames behind virtio-net headers. What the socket takes no more of waits in the port.
 
 use std::io;
 use std::io::IoSlice;
@@ -15,9 +15,11 @@ use device_model::FramePort;
 use device_model::net::Accepts;
 use device_model::net::Checksum;
 use device_model::net::FRAME_MAX;
+use device_model::net::Mac;
 use device_model::net::Offload;
 use device_model::net::SegmentKind;
 use device_model::net::Segmentation;
+use device_model::net::header;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::net::SendAncillaryBuffer;
@@ -29,6 +31,8 @@ const HEADER: usize = 8;
 /// Frames that go in one direction before the other has its turn.
 const BUDGET: usize = 256;
 const ECN: u8 = 0x80;
+/// Stations of our side that are remembered at most.
+const STATIONS: usize = 64;
 
 /// How frames are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +41,20 @@ pub(crate) enum Wire {
     Own,
     /// As they are, finished.
     Plain,
+    /// Behind a virtio-net header; to the host's own network.
+    Host(Host),
 }
 
-fn header(offload: &Offload) -> [u8; HEADER] {
+/// What a tap or a packet socket is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// It takes long datagrams.
+    pub(crate) long_datagrams: bool,
+    /// It hears what is for others: only what is for stations on our side, or for groups, is taken.
+    pub(crate) hears_all: bool,
+}
+
+fn head_of(offload: &Offload) -> [u8; HEADER] {
     let (kind, start, offset) = match offload.checksum {
         Checksum::Present => (0, 0, 0),
         Checksum::Good => (1, 0, 0),
@@ -107,6 +122,8 @@ pub(crate) struct Pump {
     /// What the socket had no room for, and what the port had none for.
     unsent: Option<Frame>,
     undelivered: Option<Frame>,
+    /// Who has sent from our side, where that matters: the one heard last is the last.
+    stations: Vec<Mac>,
     buffer: Vec<u8>,
 }
 
@@ -115,14 +132,19 @@ impl Pump {
         port.set_accepts(match wire {
             Wire::Own => Accepts::ALL,
             Wire::Plain => Accepts::default(),
+            Wire::Host(host) => Accepts {
+                udp: host.long_datagrams,
+                ..Accepts::ALL
+            },
         });
         Self {
             port,
             socket,
             wire,
+            stations: Vec::new(),
             unsent: None,
             undelivered: None,
-            buffer: vec![0; HEADER + FRAME_MAX],
+            buffer: vec![0; HEADER.max(header::LEN) + FRAME_MAX],
         }
     }
 
@@ -167,14 +189,70 @@ impl Pump {
         })
     }
 
+    /// False if there is no room.
+    fn write_host(&self, frame: &Frame) -> io::Result<bool> {
+        let head = header::write(frame);
+        let pieces = [IoSlice::new(&head), IoSlice::new(&frame.bytes)];
+        match rustix::io::writev(&self.socket, &pieces) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(Errno::BADFD | Errno::NXIO | Errno::NODEV) => Err(io::ErrorKind::NotConnected.into()),
+            // It is down or has no room, or the frame is too long for it: lost, as on a wire.
+            Ok(_) | Err(_) => Ok(true),
+        }
+    }
+
+    fn read_host(&mut self, hears_all: bool) -> io::Result<Option<Frame>> {
+        loop {
+            let len = match rustix::io::read(&self.socket, &mut self.buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => len,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR | Errno::NETDOWN) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let message = self.buffer.get(..len).unwrap_or_default();
+            let Some((head, bytes)) = message.split_first_chunk::<{ header::LEN }>() else {
+                continue;
+            };
+            let to: Option<Mac> = bytes.get(..6).and_then(|to| to.try_into().ok());
+            let ours = to.is_some_and(|to| to[0] & 1 != 0 || self.stations.contains(&to));
+            if let Some(offload) = header::read(head)
+                && (ours || !hears_all)
+            {
+                let bytes = bytes.to_vec();
+                return Ok(Some(Frame { bytes, offload }));
+            }
+        }
+    }
+
+    /// Remembers who sends from our side.
+    fn learn(&mut self, frame: &Frame) {
+        let Some(from) = frame.bytes.get(6..12).and_then(|from| Mac::try_from(from).ok()) else {
+            return;
+        };
+        if self.stations.last() != Some(&from) {
+            self.stations.retain(|other| *other != from);
+            if self.stations.len() >= STATIONS {
+                self.stations.remove(0);
+            }
+            self.stations.push(from);
+        }
+    }
+
     /// False if the socket has no room.
-    fn write(&self, frame: &Frame) -> io::Result<bool> {
-        let head = header(&frame.offload);
+    fn write(&mut self, frame: &Frame) -> io::Result<bool> {
+        if let Wire::Host(Host { hears_all, .. }) = self.wire {
+            if hears_all {
+                self.learn(frame);
+            }
+            return self.write_host(frame);
+        }
+        let head = head_of(&frame.offload);
         let own = [IoSlice::new(&head), IoSlice::new(&frame.bytes)];
         let plain = [IoSlice::new(&frame.bytes)];
         let pieces = match self.wire {
             Wire::Own => own.as_slice(),
-            Wire::Plain => plain.as_slice(),
+            Wire::Plain | Wire::Host(_) => plain.as_slice(),
         };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let sent = rustix::net::sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), flags);
@@ -183,13 +261,16 @@ impl Pump {
             (Err(Errno::AGAIN | Errno::NOBUFS), _) => Ok(false),
             (Err(Errno::INTR), _) => Ok(false),
             // A tunnel has nobody at its other end for a while, or is too narrow: the frame is lost, as on a wire.
-            (Err(_), Wire::Plain) => Ok(true),
+            (Err(_), Wire::Plain | Wire::Host(_)) => Ok(true),
             (Err(error), Wire::Own) => Err(error.into()),
         }
     }
 
     /// The next frame; none if there is none now.
     fn read(&mut self) -> io::Result<Option<Frame>> {
+        if let Wire::Host(Host { hears_all, .. }) = self.wire {
+            return self.read_host(hears_all);
+        }
         loop {
             let received = rustix::net::recv(&self.socket, &mut self.buffer, RecvFlags::DONTWAIT);
             let len = match (received, self.wire) {
@@ -197,13 +278,13 @@ impl Pump {
                 (Ok((len, _)), _) => len,
                 (Err(Errno::AGAIN), _) => return Ok(None),
                 // What came back for an earlier frame.
-                (Err(Errno::INTR), _) | (Err(_), Wire::Plain) => continue,
+                (Err(Errno::INTR), _) | (Err(_), Wire::Plain | Wire::Host(_)) => continue,
                 (Err(error), Wire::Own) => return Err(error.into()),
             };
             let message = self.buffer.get(..len).unwrap_or_default();
             let frame = match self.wire {
                 Wire::Own => parse(message),
-                Wire::Plain => Some(Frame::new(message.to_vec())),
+                Wire::Plain | Wire::Host(_) => Some(Frame::new(message.to_vec())),
             };
             if frame.is_some() {
                 return Ok(frame);
@@ -240,7 +321,7 @@ mod tests {
                     bytes: vec![1, 2, 3],
                     offload: Offload { checksum, segmentation },
                 };
-                let message = [&header(&frame.offload)[..], &frame.bytes].concat();
+                let message = [&head_of(&frame.offload)[..], &frame.bytes].concat();
                 assert_eq!(parse(&message), Some(frame));
             }
         }

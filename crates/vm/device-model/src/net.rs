@@ -5,6 +5,7 @@
 //!
 //! Spec: virtio 1.2 §5.1.6 (the same metadata in a virtio-net header); IEEE 802.3-2018 §3.1 (frames, here without FCS).
 
+pub mod header;
 pub mod packet;
 
 use std::sync::Arc;

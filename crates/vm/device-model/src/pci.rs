@@ -66,6 +66,8 @@ pub mod status {
     pub const CAPABILITIES: u16 = 1 << 4;
 }
 
+/// The region of an expansion ROM that the header has itself; devices' own regions have lower numbers.
+pub const ROM_REGION: usize = 0x100;
 /// Where the first capability of a conventional header goes.
 const FIRST_CAPABILITY: u16 = 0x40;
 /// I/O base addresses leave two bits to the kind, memory ones four.
@@ -156,6 +158,7 @@ pub struct PciHeader {
     changing: Box<[u8]>,
     next_capability: u16,
     last_capability: u16,
+    rom: Option<Arc<MemoryRegion>>,
     // State
     bytes: Box<[u8]>,
 }
@@ -178,6 +181,7 @@ impl PciHeader {
             changing: zeros(),
             next_capability: FIRST_CAPABILITY,
             last_capability: 0,
+            rom: None,
             bytes: zeros(),
         }
     }
@@ -222,6 +226,17 @@ impl PciHeader {
             self.allow(bar.at.saturating_add(4), &high);
         }
         self.bars.push(bar);
+    }
+
+    /// Adds an expansion ROM, whose length is a power of two. For the making of a function; its `memory` must be that of the trait.
+    pub fn add_rom(&mut self, rom: Arc<MemoryRegion>) {
+        self.add_bar(Bar {
+            at: reg::ROM,
+            kind: BarKind::Rom,
+            len: rom.len(),
+            region: ROM_REGION,
+        });
+        self.rom = Some(rom);
     }
 
     /// Adds a capability of `len` bytes, its two of identifier and link included, at the end of the list, and returns its
@@ -429,8 +444,7 @@ pub trait PciFunction {
     /// The memory behind a region, if it is memory rather than registers: the bus then maps it, and processors access it
     /// without the device. Such a region need not be among [`crate::Registers::regions`].
     fn memory(&self, region: usize) -> Option<Arc<MemoryRegion>> {
-        let _ = region;
-        None
+        self.header().rom.clone().filter(|_| region == ROM_REGION)
     }
 }
 
@@ -449,6 +463,33 @@ mod tests {
         header.add_bar(bar(0x18, BarKind::Prefetch64, 1 << 20, 2));
         header.add_bar(bar(reg::ROM, BarKind::Rom, 65536, 3));
         header
+    }
+
+    #[test]
+    fn expansion_rom_is_where_its_register_says_while_enabled() {
+        struct Card(PciHeader);
+        impl PciFunction for Card {
+            fn header(&self) -> &PciHeader {
+                &self.0
+            }
+            fn header_mut(&mut self) -> &mut PciHeader {
+                &mut self.0
+            }
+        }
+        let rom = MemoryRegion::new("rom", guest_memory::Kind::Rom, 65536).unwrap();
+        let mut card = Card(PciHeader::new(PciHeader::CONVENTIONAL));
+        card.0.allow(reg::COMMAND, &[7, 4]);
+        card.0.add_rom(Arc::new(rom));
+        card.config_write(reg::ROM, Width::Dword, 0xffff_ffff);
+        assert_eq!(card.config_read(reg::ROM, Width::Dword), 0xffff_0001);
+        card.config_write(reg::COMMAND, Width::Word, command::MEMORY.into());
+        card.config_write(reg::ROM, Width::Dword, 0xfe00_0000);
+        assert!(card.windows().is_empty());
+        card.config_write(reg::ROM, Width::Dword, 0xfe00_0001);
+        let window = card.windows()[0];
+        assert_eq!((window.base, window.len), (0xfe00_0000, 65536));
+        assert_eq!(card.memory(window.region).unwrap().len(), 65536);
+        assert!(card.memory(0).is_none());
     }
 
     #[test]

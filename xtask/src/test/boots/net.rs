@@ -67,7 +67,7 @@ fn name_server() -> anyhow::Result<u16> {
     thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            if let Some(answer) = answer(&buffer[..len]) {
+            if let Some(answer) = answer(&buffer[..len], NAME, GATEWAY) {
                 let _ = socket.send_to(&answer, from);
             }
         }
@@ -75,9 +75,9 @@ fn name_server() -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// The answer to a question (RFC 1035 §4.1).
-fn answer(question: &[u8]) -> Option<Vec<u8>> {
-    let name: Vec<u8> = NAME
+/// The answer of a server that knows one address of one name to a question (RFC 1035 §4.1).
+pub(super) fn answer(question: &[u8], name: &str, address: [u8; 4]) -> Option<Vec<u8>> {
+    let name: Vec<u8> = name
         .split('.')
         .flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat())
         .collect();
@@ -92,7 +92,7 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
     out.extend(asked.get(..end)?);
     if known {
         out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        out.extend(GATEWAY);
+        out.extend(address);
     }
     Some(out)
 }
@@ -182,25 +182,25 @@ pub(super) fn nat_leads_to_the_world_and_back(lab: &Lab) -> anyhow::Result<()> {
 /// How long machines may take to have a switch again.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// The switch process of a network, by its command line.
-fn switch_of(network: &str) -> Option<u32> {
-    let wanted = format!("\"internal\":\"{network}\"");
+/// The switch process of the network whose description holds `wanted`, by its command line.
+pub(super) fn switch_of(wanted: &str) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").ok()?;
     processes.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line);
-        (line.contains("network-switch") && line.contains(&wanted)).then_some(pid)
+        (line.contains("network-switch") && line.contains(wanted)).then_some(pid)
     })
 }
 
 /// Kills the switch of a network, and waits for another.
 fn replace_switch(network: &str) -> anyhow::Result<()> {
-    let old = switch_of(network).context("the network has no switch")?;
+    let wanted = format!("\"internal\":\"{network}\"");
+    let old = switch_of(&wanted).context("the network has no switch")?;
     process::output(Command::new("kill").args(["-9", &old.to_string()]))?;
     let killed = Instant::now();
     loop {
-        if switch_of(network).is_some_and(|new| new != old) {
+        if switch_of(&wanted).is_some_and(|new| new != old) {
             return Ok(());
         }
         ensure!(killed.elapsed() < AGAIN, "nobody starts another switch");
@@ -210,13 +210,13 @@ fn replace_switch(network: &str) -> anyhow::Result<()> {
 
 pub(super) fn two_guests_talk_and_outlive_their_switch(lab: &Lab) -> anyhow::Result<()> {
     let network = format!("test{}", std::process::id());
-    let serves = "insmod /lib/modules/mii.ko; insmod /lib/modules/pcnet32.ko; ifconfig eth0 10.77.0.1 up; \
-                  head -c 8388608 /dev/urandom >/tmp/f; echo @served $(sha256sum </tmp/f); \
+    let serves = "insmod /lib/modules/mii.ko; insmod /lib/modules/pcnet32.ko; \
+                  head -c 8388608 /dev/urandom >/tmp/f; echo @served $(sha256sum </tmp/f); ifconfig eth0 10.77.0.1 up; \
                   (while true; do nc -l -p 9 </tmp/f; done) & nc -l -p 10; echo @done";
     let fetches = "insmod /lib/modules/e1000.ko; ifconfig eth0 10.77.0.2 up; \
                    reach() { until ping -c 1 -W 1 10.77.0.1 >/dev/null; do sleep .2; done; }; \
-                   reach; echo @fetched $(nc 10.77.0.1 9 | sha256sum); echo @before; sleep 4; \
-                   reach; echo @again $(nc 10.77.0.1 9 | sha256sum); echo end | nc 10.77.0.1 10";
+                   fetch() { reach; until nc 10.77.0.1 9 >/tmp/f && test -s /tmp/f; do sleep .2; done; sha256sum </tmp/f; }; \
+                   echo @fetched $(fetch); echo @before; sleep 4; echo @again $(fetch); echo end | nc 10.77.0.1 10";
     let with = |boot: Boot, model: &str| {
         let nic = format!("internal={network},model={model}");
         boot.with(&["--machine", "pc", "--memory", "128M", "--nic", &nic])

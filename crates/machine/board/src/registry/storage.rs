@@ -294,7 +294,7 @@ pub(super) fn boot_paths(spec: &MachineSpec) -> Vec<u8> {
             BootDevice::Floppy => (0..spec.devices.floppies.len())
                 .map(|drive| format!("{}/fdc@03f0/floppy@{drive}", firmware_path(isa, "isa")))
                 .collect(),
-            BootDevice::Network => Vec::new(),
+            BootDevice::Network => super::nic::boot_paths(spec),
         };
         for path in paths {
             // Writing to a string cannot fail.
@@ -310,7 +310,7 @@ pub(super) fn boot_paths(spec: &MachineSpec) -> Vec<u8> {
 }
 
 /// Open Firmware's path of a PCI function that is called `name`.
-fn firmware_path(bdf: Bdf, name: &str) -> String {
+pub(super) fn firmware_path(bdf: Bdf, name: &str) -> String {
     let node = |bdf: Bdf, name: &str| match bdf.function() {
         0 => format!("/{name}@{:x}", bdf.device()),
         function => format!("/{name}@{:x},{function:x}", bdf.device()),

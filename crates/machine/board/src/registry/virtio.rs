@@ -8,6 +8,7 @@ use device_model::NullSerial;
 use device_model::SerialBackend;
 use device_model::SharedDevice;
 use device_model::StreamHost;
+use device_model::pci::PciFunction;
 use spec::ConsoleConfig;
 use spec::MachineSpec;
 use spec::NicModel;
@@ -138,7 +139,14 @@ pub(super) fn build_net(builder: &mut Builder<'_>, place: &Placement) -> Result<
         pairs: u16::try_from(builder.spec.cpus).map_or(PAIRS, |cpus| cpus.min(PAIRS)),
     };
     let waker = waker(builder, place);
-    Ok(build(builder, place, Net::new(nic.port, config, waker)))
+    let device = Net::new(nic.port, config, waker);
+    if place.bdf.is_none() {
+        return Ok(build(builder, place, device));
+    }
+    let wires = (pin(builder, place, 1), builder.fabric.messages());
+    let mut chip = Pci::new(device, wires, &builder.memory);
+    super::nic::add_rom(builder.spec, place, chip.header_mut())?;
+    Ok(builder.slot(place, chip))
 }
 
 pub(super) fn place_rng(spec: &MachineSpec) -> Vec<Placement> {

@@ -26,6 +26,7 @@ fn config() -> HubConfig {
     HubConfig {
         name: "lan".to_owned(),
         nat: None,
+        host: None,
     }
 }
 

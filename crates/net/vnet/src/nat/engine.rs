@@ -35,10 +35,11 @@ use super::NatConfig;
 use super::dhcp::Server;
 use super::echo::Ping;
 use super::echo::Pinger;
+use super::fragments;
+use super::fragments::Assembler;
 use super::link;
 use super::link::Neighbors;
 use super::link::Own;
-use super::link::Own6;
 use super::packet;
 use super::packet::Packet;
 use super::packet::Unreachable;
@@ -47,13 +48,12 @@ use super::tcp;
 use super::tcp::Connection;
 use super::tcp::Ends;
 use super::tcp::Served;
+use super::tftp;
 use super::udp::Mapping;
 use super::wire::Out;
 use super::wire::Wire;
 use crate::Port;
 
-/// The gateway's Ethernet address, which is that of VirtualBox's NAT.
-const MAC: Mac = [0x52, 0x54, 0x00, 0x12, 0x35, 0x02];
 pub(super) const UNKNOWN: Mac = [0xff; 6];
 /// Identifier of the event that wakes the thread.
 const WAKE: u64 = 0;
@@ -96,10 +96,12 @@ pub(super) struct Engine {
     gauges: Arc<Gauges>,
     // Configuration
     loopback: bool,
-    restricted: bool,
+    pub(super) restricted: bool,
     pub(super) own: Own,
     // State
     pub(super) dhcp: Server,
+    fragments: Assembler,
+    pub(super) tftp: Option<tftp::Server>,
     pub(super) resolver: Resolver,
     pub(super) neighbors: Neighbors,
     targets: HashMap<u64, Target>,
@@ -122,23 +124,6 @@ pub(super) struct Engine {
     pub(super) buffer: Vec<u8>,
 }
 
-fn own(config: &NatConfig) -> Own {
-    let [a, b, c, _] = config.network.octets();
-    let v6 = |last: u16| Ipv6Addr::new(0xfd17, 0x625c, 0xf037, 2, 0, 0, 0, last);
-    Own {
-        mac: MAC,
-        gateway: Ipv4Addr::new(a, b, c, 2),
-        dns: Ipv4Addr::new(a, b, c, 3),
-        v6: config.ipv6.then(|| Own6 {
-            prefix: v6(0),
-            link: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
-            gateway: v6(2),
-            dns: v6(3),
-        }),
-        mtu: config.mtu,
-    }
-}
-
 impl Engine {
     pub(super) fn new(
         config: NatConfig,
@@ -149,7 +134,7 @@ impl Engine {
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*event, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let own = own(&config);
+        let own = Own::of(&config);
         let now = Instant::now();
         Ok(Self {
             out: Out::new(Arc::clone(&port), config.mtu.into()),
@@ -160,7 +145,9 @@ impl Engine {
             gauges,
             loopback: config.loopback,
             restricted: config.restricted,
-            dhcp: Server::new(config.network, own.gateway, own.dns, config.mtu),
+            dhcp: Server::of(&config),
+            fragments: Assembler::default(),
+            tftp: config.tftp.map(|directory| tftp::Server::new(directory, config.mtu)),
             own,
             resolver: Resolver::new(config.dns, config.resolv_conf),
             neighbors: Neighbors::default(),
@@ -277,6 +264,12 @@ impl Engine {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::End => return false,
+                Command::Lead(stream, wanted, port) => self.lead_client(stream, &wanted, port),
+                Command::Name(mac, name) => self.dhcp.give_name(mac, name),
+                Command::Lease(mac, reply) => {
+                    // Nobody has to wait for it.
+                    let _ = reply.send(self.dhcp.lease(mac, None));
+                }
                 Command::Open(forward, listener) => {
                     let id = self.new_id();
                     let watched = match &listener {
@@ -325,11 +318,21 @@ impl Engine {
         if frame.bytes.get(12..14) == Some(&link::ARP.to_be_bytes()) {
             if let Some((address, mac, answer)) = link::arp(&frame.bytes, &self.own) {
                 self.neighbors.learn(address, mac, &self.own);
+                if let IpAddr::V4(address) = address {
+                    self.dhcp.note(mac, address);
+                }
                 answer.into_iter().for_each(|answer| self.out.send(answer));
             }
             return;
         }
-        let Some(packet) = Packet::of(&frame.bytes) else { return };
+        let packet = Packet::of(&frame.bytes).filter(|packet| packet.protocol != fragments::FRAGMENT);
+        let Some(packet) = packet else {
+            // What is put together is no fragment.
+            if let Some(whole) = self.fragments.take(&frame.bytes, Instant::now()) {
+                self.take_frame(whole);
+            }
+            return;
+        };
         if packet.to.is_ipv6() && self.own.v6.is_none() {
             return;
         }
@@ -408,10 +411,10 @@ impl Engine {
     /// Where a guest's packets to an address really go. None where they must not go.
     pub(super) fn real(&mut self, called: SocketAddr) -> Option<SocketAddr> {
         let address = called.ip();
-        if self.restricted {
+        if self.restricted && !self.own.is_gateway(address) {
             return None;
         }
-        if self.own.is_dns(address) {
+        if self.own.is_dns(address) && !self.own.is_gateway(address) {
             let server = self.resolver.server()?;
             return (called.port() == 53).then_some(server);
         }
@@ -472,7 +475,7 @@ impl Engine {
             .then_some(SocketAddr::new(address, forward.port))
     }
 
-    fn lead(&mut self, stream: std::net::TcpStream, guest: SocketAddr) -> Option<()> {
+    pub(super) fn lead(&mut self, stream: std::net::TcpStream, guest: SocketAddr) -> Option<()> {
         stream.set_nonblocking(true).ok()?;
         if self.connections.len() >= CONNECTIONS {
             return None;

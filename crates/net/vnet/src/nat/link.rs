@@ -11,12 +11,16 @@ use device_model::Frame;
 use device_model::net::Mac;
 use device_model::net::packet::be16;
 
+use super::NatConfig;
+use super::dhcp;
 use super::packet;
 use super::packet::Packet;
 use super::packet::Way;
 
 /// EtherType of ARP.
 pub(super) const ARP: u16 = 0x0806;
+/// The gateway's Ethernet address, which is that of VirtualBox's NAT.
+const MAC: Mac = [0x52, 0x54, 0x00, 0x12, 0x35, 0x02];
 const BROADCAST: Mac = [0xff; 6];
 /// Hardware and protocol types and lengths of ARP over Ethernet.
 const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
@@ -55,6 +59,23 @@ pub(super) struct Own6 {
 }
 
 impl Own {
+    /// Those of a network that is so configured.
+    pub(super) fn of(config: &NatConfig) -> Self {
+        let v6 = |last: u16| Ipv6Addr::new(0xfd17, 0x625c, 0xf037, 2, 0, 0, 0, last);
+        Self {
+            mac: MAC,
+            gateway: dhcp::at(config.network, config.addresses.gateway),
+            dns: dhcp::at(config.network, config.addresses.dns),
+            v6: config.ipv6.then(|| Own6 {
+                prefix: v6(0),
+                link: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2),
+                gateway: v6(2),
+                dns: v6(3),
+            }),
+            mtu: config.mtu,
+        }
+    }
+
     /// Whether an address is that of the gateway.
     pub(super) fn is_gateway(&self, address: IpAddr) -> bool {
         match address {

@@ -25,8 +25,6 @@ const HOP_LIMIT: u8 = 64;
 /// Protocol numbers.
 pub(super) const ICMP: u8 = 1;
 pub(super) const ICMPV6: u8 = 58;
-/// Flag "more fragments" of IPv4.
-const MORE: u16 = 0x2000;
 
 /// A length that is known to fit 16 bits; the largest number if it does not.
 pub(super) fn len16(len: usize) -> u16 {
@@ -130,18 +128,24 @@ pub(super) enum Unreachable {
     Host,
     /// Nobody has the port.
     Port,
+    /// It is longer than the way carries: so many bytes of a packet.
+    TooLong(u16),
 }
 
 /// The message that a packet, from its IP header on, could not be delivered.
 pub(super) fn unreachable(way: &Way, why: Unreachable, original: &[u8]) -> Option<Frame> {
-    let (kind, code, most) = match (way.from, why) {
-        (IpAddr::V4(_), Unreachable::Host) => (3, 1, 28),
-        (IpAddr::V4(_), Unreachable::Port) => (3, 3, 28),
-        // As much as fits the smallest packet that all links carry.
-        (IpAddr::V6(_), Unreachable::Host) => (1, 3, 1232),
-        (IpAddr::V6(_), Unreachable::Port) => (1, 4, 1232),
+    let (kind, code, mtu) = match (way.from, why) {
+        (IpAddr::V4(_), Unreachable::Host) => (3, 1, 0),
+        (IpAddr::V4(_), Unreachable::Port) => (3, 3, 0),
+        (IpAddr::V4(_), Unreachable::TooLong(mtu)) => (3, 4, mtu),
+        (IpAddr::V6(_), Unreachable::Host) => (1, 3, 0),
+        (IpAddr::V6(_), Unreachable::Port) => (1, 4, 0),
+        (IpAddr::V6(_), Unreachable::TooLong(mtu)) => (2, 0, mtu),
     };
-    let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    // Of IPv6 as much as fits the smallest packet that all links carry.
+    let most = if way.from.is_ipv4() { 28 } else { 1232 };
+    let [high, low] = mtu.to_be_bytes();
+    let mut message = vec![kind, code, 0, 0, 0, 0, high, low];
     message.extend(original.iter().take(most));
     icmp(way, &mut message)
 }
@@ -186,41 +190,6 @@ pub(super) fn reset(packet: &Packet<'_>, own: Mac) -> Option<Frame> {
     Some(frame)
 }
 
-/// Splits an IPv4 packet that is longer than `mtu` into fragments (RFC 791 §3.2). Others stay as they are: where IPv6 does not
-/// fit, only the sender may split, and the network card splits segments.
-pub(super) fn fragments(frame: Frame, mtu: usize) -> Vec<Frame> {
-    let is_ipv4 = frame.bytes.get(12..14) == Some(&IPV4.to_be_bytes());
-    if !is_ipv4 || frame.offload.segmentation.is_some() || frame.bytes.len() <= ETHERNET_HEADER + mtu {
-        return vec![frame];
-    }
-    split(frame, mtu).unwrap_or_default()
-}
-
-fn split(mut frame: Frame, mtu: usize) -> Option<Vec<Frame>> {
-    crate::offload::fill_checksum(&mut frame).ok()?;
-    let start = ETHERNET_HEADER + 20;
-    let header = frame.bytes.get(..start)?;
-    let payload = frame.bytes.get(start..)?;
-    let size = (mtu - 20) & !7;
-    let id = fold(sum(payload));
-    let mut out = Vec::new();
-    for (index, piece) in payload.chunks(size).enumerate() {
-        let at = index * size;
-        let more = at + piece.len() < payload.len();
-        let mut bytes = header.to_vec();
-        bytes.extend_from_slice(piece);
-        let place = len16(at / 8) | if more { MORE } else { 0 };
-        put(&mut bytes, ETHERNET_HEADER + 2, &len16(20 + piece.len()).to_be_bytes())?;
-        put(&mut bytes, ETHERNET_HEADER + 4, &id.to_be_bytes())?;
-        put(&mut bytes, ETHERNET_HEADER + 6, &place.to_be_bytes())?;
-        put(&mut bytes, ETHERNET_HEADER + 10, &[0, 0])?;
-        let sum = checksum(sum(bytes.get(ETHERNET_HEADER..start)?));
-        put(&mut bytes, ETHERNET_HEADER + 10, &sum.to_be_bytes())?;
-        out.push(Frame::new(bytes));
-    }
-    Some(out)
-}
-
 /// An IP packet of a guest's, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packet<'a> {
@@ -263,6 +232,11 @@ impl<'a> Packet<'a> {
         Some((SocketAddr::new(self.from, port(0)?), SocketAddr::new(self.to, port(2)?)))
     }
 
+    /// Whether its sender wants to hear if it is too long, rather than have it split. All packets of IPv6 are so.
+    pub(super) fn is_to_stay_whole(&self) -> bool {
+        self.to.is_ipv6() || self.whole.get(6).is_some_and(|flags| flags & 0x40 != 0)
+    }
+
     /// The way back to its sender, from `own`.
     pub(super) fn back(&self, own: Mac) -> Way {
         Way {
@@ -285,25 +259,6 @@ mod tests {
             from: "10.0.2.2".parse().unwrap(),
             to: "10.0.2.15".parse().unwrap(),
         }
-    }
-
-    #[test]
-    fn long_datagram_becomes_fragments_that_carry_it() {
-        let payload: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
-        let frame = datagram(&way(), 53, 1000, &payload).unwrap();
-        let out = fragments(frame, 1500);
-        assert_eq!(out.len(), 3);
-        let mut carried = Vec::new();
-        for fragment in &out {
-            let bytes = &fragment.bytes;
-            assert!(bytes.len() <= 1514);
-            assert_eq!(checksum(sum(&bytes[14..34])), 0);
-            let place = u16::from_be_bytes([bytes[20], bytes[21]]);
-            assert_eq!(usize::from(place & 0x1fff) * 8, carried.len());
-            assert_eq!(place & MORE != 0, carried.len() + bytes.len() - 34 < 4008);
-            carried.extend_from_slice(&bytes[34..]);
-        }
-        assert_eq!(carried[8..], payload);
     }
 
     #[test]

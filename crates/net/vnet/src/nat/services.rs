@@ -1,31 +1,49 @@
 //! Datagrams and messages of a NAT network: DHCP, names, UDP of guests and of forwarded ports, pings.
 
+use std::io;
 use std::io::ErrorKind;
+use std::io::Write;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::net::TcpStream;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::Forward;
 use super::Listener;
 use super::dhcp;
+use super::dhcp6;
 use super::echo;
 use super::echo::Ping;
 use super::engine::Engine;
 use super::engine::UNKNOWN;
 use super::link;
+use super::names;
 use super::packet;
 use super::packet::Packet;
 use super::packet::Unreachable;
 use super::packet::Way;
+use super::proxy;
+use super::proxy::Wanted;
+use super::udp;
 
 /// Bytes of a UDP header.
 const HEADER: usize = 8;
 /// Datagrams that are taken from one socket before others have their turn.
 const BUDGET: usize = 128;
+/// Port of name servers.
+const NAMES: u16 = 53;
 /// A name server that has not answered for so long is passed over.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)
+}
+
+fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error())
+}
 
 impl Engine {
     pub(super) fn take_datagram(&mut self, packet: &Packet<'_>) {
@@ -36,7 +54,17 @@ impl Engine {
             self.take_dhcp(packet, payload);
             return;
         }
-        if self.own.is_gateway(other.ip()) && self.answer_client(guest, other.port(), payload) {
+        if other.port() == dhcp6::SERVER && guest.port() == dhcp6::CLIENT {
+            self.take_dhcp6(packet, payload);
+            return;
+        }
+        if self.own.is_gateway(other.ip())
+            && (self.answer_client(guest, other.port(), payload)
+                || self.take_tftp(packet, guest, other.port(), payload))
+        {
+            return;
+        }
+        if self.own.is_dns(other.ip()) && other.port() == NAMES && self.answer_question(packet, guest, payload) {
             return;
         }
         let Some(to) = self.real(other) else {
@@ -62,10 +90,80 @@ impl Engine {
         if asks && (ignored || mapping.asked.is_none()) {
             mapping.asked = Some(Instant::now());
         }
-        if let Err(error) = mapping.send(payload, to, other)
-            && matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)
+        // A packet of IPv6 that is longer than our link's was put together from fragments.
+        let whole = packet.is_to_stay_whole() && packet.whole.len() <= self.out.mtu();
+        match mapping.send(payload, to, other, whole) {
+            Err(error) if is_unreachable(&error) => self.refuse(packet, Unreachable::Host),
+            Err(error) if whole && is_too_long(&error) => {
+                if let Some(mtu) = udp::path_mtu(to) {
+                    self.refuse(packet, Unreachable::TooLong(mtu));
+                }
+            }
+            // Other datagrams are lost, as datagrams are.
+            _ => {}
+        }
+    }
+
+    /// A datagram for the TFTP server. False if it is for somebody else.
+    fn take_tftp(&mut self, packet: &Packet<'_>, guest: SocketAddr, port: u16, payload: &[u8]) -> bool {
+        let Some(tftp) = self.tftp.as_mut().filter(|tftp| tftp.has(guest, port)) else {
+            return false;
+        };
+        if let Some((port, answer)) = tftp.take(guest, port, payload, Instant::now()) {
+            let frame = packet::datagram(&packet.back(self.own.mac), port, guest.port(), &answer);
+            frame.into_iter().for_each(|frame| self.out.send_packet(frame));
+        }
+        true
+    }
+
+    /// Answers a question for a name of the network. False if the name is not of the network, and others can be asked.
+    fn answer_question(&mut self, packet: &Packet<'_>, guest: SocketAddr, question: &[u8]) -> bool {
+        let answer = names::answer(question, &self.dhcp);
+        let answer = answer.or_else(|| self.restricted.then(|| names::refusal(question)).flatten());
+        let Some(answer) = answer else { return false };
+        let frame = packet::datagram(&packet.back(self.own.mac), NAMES, guest.port(), &answer);
+        frame.into_iter().for_each(|frame| self.out.send_packet(frame));
+        true
+    }
+
+    fn take_dhcp6(&mut self, packet: &Packet<'_>, payload: &[u8]) {
+        let (IpAddr::V6(to), Some(v6)) = (packet.to, self.own.v6) else {
+            return;
+        };
+        if to != dhcp6::GROUP && !self.own.is_gateway(packet.to) {
+            return;
+        }
+        let way = Way {
+            from: v6.link.into(),
+            ..packet.back(self.own.mac)
+        };
+        let answer = dhcp6::answer(payload, packet.mac, &self.own);
+        let frame = answer.and_then(|answer| packet::datagram(&way, dhcp6::SERVER, dhcp6::CLIENT, &answer));
+        frame.into_iter().for_each(|frame| self.out.send(frame));
+    }
+
+    /// Leads a client of the proxy's to whom it wants.
+    pub(super) fn lead_client(&mut self, mut stream: TcpStream, wanted: &Wanted, port: u16) {
+        let address = match wanted {
+            Wanted::Address(address) => Some(*address),
+            Wanted::Name(name) => {
+                let label = name.strip_suffix(".oxbow.internal").unwrap_or(name);
+                self.dhcp.address_of(label).map(IpAddr::V4)
+            }
+        };
+        let ours = |address: &IpAddr| self.own.is_gateway(*address) || self.own.is_dns(*address);
+        let guest = address.filter(|address| self.own.is_on_link(*address) && !ours(address));
+        let code = if guest.is_some() {
+            proxy::DONE
+        } else {
+            proxy::UNREACHABLE
+        };
+        // A few bytes, which any socket has room for that has sent nothing.
+        if stream.write_all(&proxy::answer(code)).is_ok()
+            && let Some(guest) = guest
         {
-            self.refuse(packet, Unreachable::Host);
+            // Without a place for it, the client sees its connection end.
+            let _ = self.lead(stream, SocketAddr::new(guest, port));
         }
     }
 
@@ -225,7 +323,7 @@ impl Engine {
             .get_mut(&id)
             .map(|pinger| pinger.send(packet.payload, to.ip()));
         if let Some(Err(error)) = sent
-            && matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable)
+            && is_unreachable(&error)
         {
             self.refuse(packet, Unreachable::Host);
         }

@@ -1,5 +1,7 @@
 //! Tests of the NAT network, with a guest that has a TCP/IP of its own and servers on this host's loop-back.
 
+mod services;
+
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;

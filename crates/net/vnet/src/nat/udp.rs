@@ -13,6 +13,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use device_model::net::Mac;
+use rustix::net::sockopt;
+use rustix::net::sockopt::Ipv4PathMtuDiscovery;
+use rustix::net::sockopt::Ipv6PathMtuDiscovery;
 
 /// How long a mapping lasts that nobody uses; shorter where it was only used to ask for names.
 const IDLE: Duration = Duration::from_secs(180);
@@ -33,8 +36,36 @@ pub(super) struct Mapping {
     pub(super) names: bool,
     /// A name server was asked at this time, and has not answered.
     pub(super) asked: Option<Instant>,
+    /// Whether the socket splits datagrams that are too long, if that has been said.
+    whole: Option<bool>,
     /// What the host calls it, and what the guest calls it.
     aliases: Vec<(SocketAddr, SocketAddr)>,
+}
+
+/// Whether a socket rather fails than splits a datagram that is too long for the way.
+fn keep_whole(socket: &UdpSocket, to: SocketAddr, whole: bool) -> io::Result<()> {
+    match (to, whole) {
+        (SocketAddr::V4(_), true) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO)?,
+        (SocketAddr::V4(_), false) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::WANT)?,
+        (SocketAddr::V6(_), true) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO)?,
+        (SocketAddr::V6(_), false) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::WANT)?,
+    }
+    Ok(())
+}
+
+/// Bytes of a packet that the way to `to` carries, as far as the host knows.
+pub(super) fn path_mtu(to: SocketAddr) -> Option<u16> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(to).ok()?;
+    let mtu = match to {
+        SocketAddr::V4(_) => sockopt::ip_mtu(&socket),
+        SocketAddr::V6(_) => sockopt::ipv6_mtu(&socket),
+    };
+    u16::try_from(mtu.ok()?).ok()
 }
 
 impl Mapping {
@@ -53,12 +84,17 @@ impl Mapping {
             used: Instant::now(),
             names: true,
             asked: None,
+            whole: None,
             aliases: Vec::new(),
         })
     }
 
-    /// Sends what the guest sends to `called`, to `to`.
-    pub(super) fn send(&mut self, payload: &[u8], to: SocketAddr, called: SocketAddr) -> io::Result<()> {
+    /// Sends what the guest sends to `called`, to `to`. Fails if it is too long for the way and is to stay `whole`.
+    pub(super) fn send(&mut self, payload: &[u8], to: SocketAddr, called: SocketAddr, whole: bool) -> io::Result<()> {
+        if self.whole != Some(whole) {
+            keep_whole(&self.socket, to, whole)?;
+            self.whole = Some(whole);
+        }
         self.used = Instant::now();
         self.names &= to.port() == 53;
         if to != called {
@@ -173,7 +209,7 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let real = server.local_addr().unwrap();
         let called = "10.0.2.3:53".parse().unwrap();
-        mapping.send(b"x", real, called).unwrap();
+        mapping.send(b"x", real, called, false).unwrap();
         assert_eq!(mapping.called(real), called);
         assert_eq!(mapping.called(guest), guest);
     }

@@ -26,6 +26,7 @@ use smoltcp::phy::SegmentationCapabilities;
 use smoltcp::phy::TxToken;
 use smoltcp::time::Instant;
 
+use super::fragments;
 use super::packet;
 use crate::Port;
 
@@ -74,7 +75,7 @@ impl Out {
 
     /// Sends a packet that may have to be fragmented.
     pub(super) fn send_packet(&mut self, frame: Frame) {
-        for fragment in packet::fragments(frame, self.mtu) {
+        for fragment in fragments::split(frame, self.mtu) {
             self.send(fragment);
         }
     }
