@@ -24,9 +24,11 @@ use guest_memory::GuestMemory;
 use guest_memory::Kind;
 use guest_memory::MemoryRegion;
 use storage::Executor;
+use storage::Identity;
 use storage::Inline;
 use storage::MemoryMedium;
 use storage::Waker;
+use storage::scsi::LogicalUnit;
 use test_kit::IrqProbe;
 use test_kit::virtio::Link;
 use test_kit::virtio::Ring;
@@ -41,6 +43,7 @@ use virtio::console::Port;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::rng::Rng;
+use virtio::scsi::Scsi;
 use virtio::vsock::Vsock;
 
 use crate::input::Input;
@@ -93,13 +96,14 @@ fn memory() -> Arc<GuestMemory> {
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 6 % 3)];
-        let (device, sizes) = match kind % 6 {
+        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 7 % 3)];
+        let (device, sizes) = match kind % 7 {
             0 => behind(link, &memory, blk(&memory)),
             1 => behind(link, &memory, console()),
             2 => behind(link, &memory, Balloon::new()),
             3 => behind(link, &memory, net()),
             4 => behind(link, &memory, vsock()),
+            5 => behind(link, &memory, scsi(&memory)),
             _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
         };
         Self {
@@ -212,6 +216,21 @@ fn blk(memory: &Arc<GuestMemory>) -> Blk {
         &executor,
         &waker,
     )
+}
+
+fn scsi(memory: &Arc<GuestMemory>) -> Scsi {
+    let identity = || Identity {
+        model: "FUZZ DISK".to_owned(),
+        serial: "FUZZ".to_owned(),
+        firmware: "1".to_owned(),
+    };
+    let medium = || Arc::new(MemoryMedium::new(vec![1; 1 << 16]));
+    let units = vec![
+        LogicalUnit::disk(medium(), identity()),
+        LogicalUnit::optical(Some(medium()), identity()),
+    ];
+    let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
+    Scsi::new(units, 2, memory, &executor, &waker)
 }
 
 /// A far end that always has something to say, and takes two bytes of three.

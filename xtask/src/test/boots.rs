@@ -9,6 +9,7 @@ mod installer;
 mod net;
 mod picture;
 mod plug;
+mod scsi;
 mod virtio;
 mod vsock;
 
@@ -72,6 +73,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&grub::CASES)
         .chain(&installer::CASES)
         .chain(&vsock::CASES)
+        .chain(&scsi::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -25,6 +25,7 @@ use spec::PciPlace;
 use spec::RngConfig;
 use spec::SerialConfig;
 use spec::Size;
+use spec::StorageBus;
 use spec::TestdevConfig;
 use spec::UefiSpec;
 use spec::VsockConfig;
@@ -66,9 +67,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio][,cache=MODE][,serial=S][,ro]
+    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio|scsi][,cache=MODE][,serial=S][,ro]
     ///
-    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio only.
+    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio and scsi only, which is a virtio
+    /// SCSI host with a target for each drive.
     /// The format is found by the file's contents if it is not given.
     /// Cache modes: `writeback`; `writethrough` makes each write safe at once; `none` and `directsync` are the same two past the
     /// host's page cache; `unsafe` lets the guest's flushes do nothing.
@@ -79,7 +81,7 @@ pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) rng: bool,
 
-    /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
+    /// CD or DVD drive: FILE[,bus=ide|ahci|scsi], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
@@ -201,6 +203,11 @@ impl MachineArgs {
             bail!("--serial is given {} times; there are four ports", targets.len());
         };
         let usual = self.machine_kind().usual_bus();
+        // A microvm's are on SCSI: virtio has no others.
+        let usual_of_cds = match usual {
+            StorageBus::Virtio => StorageBus::Scsi,
+            other => other,
+        };
         let testdev = self.testdev || self.debug_exit.is_some();
         Ok(MachineSpec {
             machine: self.machine_kind(),
@@ -228,7 +235,7 @@ impl MachineArgs {
                 testdev: testdev.then(TestdevConfig::default),
                 floppies: self.floppy.clone(),
                 disks: self.disk.iter().map(|disk| disk.on(usual)).collect(),
-                cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual)).collect(),
+                cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual_of_cds)).collect(),
                 rng: self.rng.then(RngConfig::default),
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),

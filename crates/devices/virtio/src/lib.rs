@@ -30,6 +30,7 @@ pub mod net;
 mod pci;
 mod queue;
 pub mod rng;
+pub mod scsi;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

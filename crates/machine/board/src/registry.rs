@@ -92,6 +92,7 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "virtio_console", place: virtio::place_console,      build: virtio::build_console },
     Entry { chip: "virtio_balloon", place: virtio::place_balloon,      build: virtio::build_balloon },
     Entry { chip: "virtio_vsock",  place: virtio::place_vsock,         build: virtio::build_vsock },
+    Entry { chip: "virtio_scsi",   place: virtio::place_scsi,          build: virtio::build_scsi },
     Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
     Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },

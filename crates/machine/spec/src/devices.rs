@@ -124,10 +124,12 @@ pub enum StorageBus {
     Nvme,
     /// virtio: each disk is a device of its own. No CD drives.
     Virtio,
+    /// SCSI: each drive is a target of one virtio host.
+    Scsi,
 }
 
 impl StorageBus {
-    const ALL: [Self; 4] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio];
+    const ALL: [Self; 5] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio, Self::Scsi];
 
     /// What is written for it.
     #[must_use]
@@ -137,6 +139,7 @@ impl StorageBus {
             Self::Ahci => "ahci",
             Self::Nvme => "nvme",
             Self::Virtio => "virtio",
+            Self::Scsi => "scsi",
         }
     }
 }

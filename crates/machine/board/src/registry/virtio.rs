@@ -8,6 +8,7 @@ use device_model::NullSerial;
 use device_model::SerialBackend;
 use device_model::SharedDevice;
 use device_model::StreamHost;
+use pci::Bdf;
 use spec::ConsoleConfig;
 use spec::MachineSpec;
 use spec::NicModel;
@@ -27,6 +28,7 @@ use virtio::net::NetConfig;
 use virtio::net::PAIRS;
 use virtio::rng::Entropy;
 use virtio::rng::Rng;
+use virtio::scsi::Scsi;
 use virtio::vsock::Vsock;
 use vsock_host::VsockHost;
 
@@ -68,6 +70,8 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
     let vsock = spec.devices.vsock.iter();
     all.extend(vsock.map(|_| ("vsock".to_owned(), "virtio_vsock", 0)));
+    let scsi = storage::wants_scsi(spec).then(|| ("scsi".to_owned(), "virtio_scsi", 0));
+    all.extend(scsi);
     // Cards come last: on a machine with PCI they have slots of their own.
     let nics = (0u32..).zip(&spec.devices.nics);
     let nics = nics.filter(|(_, nic)| nic.model == NicModel::Virtio);
@@ -93,6 +97,12 @@ fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
         place.window(Window::mmio("virtio", base, MMIO_LEN)).irq(pin)
     })
     .collect()
+}
+
+/// Where the device called `name` is, on a machine with PCI.
+pub(super) fn bdf_of(spec: &MachineSpec, name: &str) -> Bdf {
+    let number = all(spec).iter().position(|(other, ..)| other == name);
+    bdf::virtio(spec, number.unwrap_or(usize::MAX))
 }
 
 /// `device` with the transport of its place.
@@ -187,6 +197,29 @@ pub(super) fn build_vsock(builder: &mut Builder<'_>, place: &Placement) -> Resul
         None => Arc::new(NoStreams),
     };
     Ok(build(builder, place, Vsock::new(cid, host, waker)))
+}
+
+pub(super) fn place_scsi(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_scsi")
+}
+
+pub(super) fn build_scsi(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let units = storage::scsi_units(builder)?;
+    let queues = u16::try_from(builder.spec.cpus).unwrap_or(u16::MAX);
+    let (executor, waker) = (storage::executor(builder), waker(builder, place));
+    let (device, memory) = (
+        Scsi::new(units, queues, &builder.memory, &executor, &waker),
+        &builder.memory,
+    );
+    if place.bdf.is_some() {
+        let wires = (pin(builder, place, 1), builder.fabric.messages());
+        let slot = builder.slot(place, Pci::new(device, wires, memory));
+        storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+        return Ok(slot);
+    }
+    let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
+    storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+    Ok(slot)
 }
 
 pub(super) fn place_balloon(spec: &MachineSpec) -> Vec<Placement> {

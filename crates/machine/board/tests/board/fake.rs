@@ -167,6 +167,10 @@ pub(crate) fn everything() -> MachineSpec {
     nic.model = spec::NicModel::Virtio;
     spec.devices.nics = vec![nic];
     spec.devices.balloon = Some(spec::BalloonConfig {});
+    spec.devices.cdroms = vec![spec::CdromConfig {
+        image: None,
+        bus: spec::StorageBus::Scsi,
+    }];
     spec.devices.vsock = Some(spec::VsockConfig { cid: 3, socket: None });
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
