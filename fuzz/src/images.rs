@@ -70,7 +70,9 @@ pub fn run(data: &[u8]) {
         format: (flags & 4 == 0).then_some(template.format),
         share: false,
     };
-    let Some(image) = checked(disk_image::open_in(&files, Path::new("image"), &options)) else { return };
+    let Some(image) = checked(disk_image::open_in(&files, Path::new("image"), &options)) else {
+        return;
+    };
     walk(&*image);
     while !input.is_empty() {
         let (kind, at, len) = (input.byte(), number(&mut input, 4), number(&mut input, 2));
@@ -104,8 +106,13 @@ fn walk(image: &dyn Image) {
         if at >= size {
             return;
         }
-        let Some(extent) = checked(image.extent(at)) else { return };
-        assert!(extent.len > 0 && at + extent.len <= size, "{extent:?} at {at:#x} of {size:#x}");
+        let Some(extent) = checked(image.extent(at)) else {
+            return;
+        };
+        assert!(
+            extent.len > 0 && at + extent.len <= size,
+            "{extent:?} at {at:#x} of {size:#x}"
+        );
         let len = extent.len.min(PIECE);
         checked(image.read_at(at, &mut buf[..len as usize]));
         at += extent.len;
@@ -131,7 +138,9 @@ fn operate(image: &dyn Image, kind: u8, at: u64, len: u64) {
 /// Checksums of a VHD, so that damage gets past them.
 fn make_right(bytes: &mut [u8]) {
     for (from, len, at) in [(0, 512, 64), (512, 1024, 36)] {
-        let Some(part) = bytes.get_mut(from..from + len) else { return };
+        let Some(part) = bytes.get_mut(from..from + len) else {
+            return;
+        };
         part[at..at + 4].fill(0);
         let sum: u32 = part.iter().fold(0, |sum, &byte| sum.wrapping_add(byte.into()));
         part[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
@@ -145,17 +154,38 @@ fn put_parent(memory: &MemoryFiles) {
 
 fn templates() -> Vec<Template> {
     let new = |format| CreateOptions::new(format, SIZE);
-    let block = |format, block| CreateOptions { block_size: Some(block), ..new(format) };
-    let parent = Some(ParentReference { path: "base".into(), format: Some(Format::Raw) });
+    let block = |format, block| CreateOptions {
+        block_size: Some(block),
+        ..new(format)
+    };
+    let parent = Some(ParentReference {
+        path: "base".into(),
+        format: Some(Format::Raw),
+    });
     let plain = [
         block(Format::Qcow2, 4096),
-        CreateOptions { variant: Variant::V2, ..block(Format::Qcow2, 512) },
-        CreateOptions { subclusters: true, ..block(Format::Qcow2, 16384) },
-        CreateOptions { compression: Compression::Zstd, ..block(Format::Qcow2, 4096) },
+        CreateOptions {
+            variant: Variant::V2,
+            ..block(Format::Qcow2, 512)
+        },
+        CreateOptions {
+            subclusters: true,
+            ..block(Format::Qcow2, 16384)
+        },
+        CreateOptions {
+            compression: Compression::Zstd,
+            ..block(Format::Qcow2, 4096)
+        },
         block(Format::Vdi, 8192),
         block(Format::Vmdk, 8192),
-        CreateOptions { variant: Variant::MonolithicFlat, ..new(Format::Vmdk) },
-        CreateOptions { variant: Variant::StreamOptimized, ..new(Format::Vmdk) },
+        CreateOptions {
+            variant: Variant::MonolithicFlat,
+            ..new(Format::Vmdk)
+        },
+        CreateOptions {
+            variant: Variant::StreamOptimized,
+            ..new(Format::Vmdk)
+        },
         block(Format::Vhd, 16384),
     ];
     let mut all: Vec<Template> = Vec::new();
@@ -163,11 +193,17 @@ fn templates() -> Vec<Template> {
         let flat = [Variant::MonolithicFlat, Variant::StreamOptimized].contains(&kind.variant);
         all.push(template(&kind));
         if !flat {
-            all.push(template(&CreateOptions { parent: parent.clone(), ..kind }));
+            all.push(template(&CreateOptions {
+                parent: parent.clone(),
+                ..kind
+            }));
         }
     }
     for format in [Format::Vhdx, Format::Qcow2, Format::Vdi, Format::Vmdk, Format::Vhd] {
-        all.push(Template { format, bytes: Vec::new() });
+        all.push(Template {
+            format,
+            bytes: Vec::new(),
+        });
     }
     all
 }
@@ -178,16 +214,24 @@ fn template(kind: &CreateOptions) -> Template {
     put_parent(&memory);
     let files: Arc<dyn Files> = Arc::new(memory.clone());
     let open = |name, write| {
-        let options = OpenOptions { write, format: None, share: false };
+        let options = OpenOptions {
+            write,
+            format: None,
+            share: false,
+        };
         disk_image::open_in(&files, Path::new(name), &options).expect("the template is sound")
     };
-    let source = CreateOptions { size: Some(SIZE), ..CreateOptions::new(Format::Raw, SIZE) };
+    let source = CreateOptions {
+        size: Some(SIZE),
+        ..CreateOptions::new(Format::Raw, SIZE)
+    };
     disk_image::create(&files, Path::new("source"), &source).expect("memory takes a file");
     let source = open("source", true);
     source.write_at(0, &[1; 5000]).expect("memory takes data");
     source.write_at(SIZE / 2, &[2; 30_000]).expect("memory takes data");
     let compress = kind.compression == Compression::Zstd || kind.variant == Variant::V2;
-    disk_image::copy(&files, &*source, Path::new("image"), kind, compress, &mut |_| Ok(())).expect("the kind is possible");
+    disk_image::copy(&files, &*source, Path::new("image"), kind, compress, &mut |_| Ok(()))
+        .expect("the kind is possible");
     Template {
         format: kind.format,
         bytes: memory.bytes("image"),

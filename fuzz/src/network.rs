@@ -59,7 +59,28 @@ fn frame(input: &mut Input<'_>) -> Frame {
             let mut head = [GATEWAY, GUEST].concat();
             head.extend(if kind & 1 == 0 { [8, 0] } else { [0x86, 0xdd] });
             if kind == 4 {
-                head.extend([0x45, 0, 0, len.saturating_add(20), 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 2, 15, 10, 0, 2, 2]);
+                head.extend([
+                    0x45,
+                    0,
+                    0,
+                    len.saturating_add(20),
+                    0,
+                    0,
+                    0,
+                    0,
+                    64,
+                    6,
+                    0,
+                    0,
+                    10,
+                    0,
+                    2,
+                    15,
+                    10,
+                    0,
+                    2,
+                    2,
+                ]);
             }
             head
         }

@@ -40,6 +40,8 @@ use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
 use virtio::console::Console;
 use virtio::console::Port;
+use virtio::input::Input as InputDevice;
+use virtio::input::InputKind;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::rng::Rng;
@@ -96,14 +98,15 @@ fn memory() -> Arc<GuestMemory> {
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 7 % 3)];
-        let (device, sizes) = match kind % 7 {
+        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 8 % 3)];
+        let (device, sizes) = match kind % 8 {
             0 => behind(link, &memory, blk(&memory)),
             1 => behind(link, &memory, console()),
             2 => behind(link, &memory, Balloon::new()),
             3 => behind(link, &memory, net()),
             4 => behind(link, &memory, vsock()),
             5 => behind(link, &memory, scsi(&memory)),
+            6 => behind(link, &memory, InputDevice::new(InputKind::Tablet)),
             _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
         };
         Self {
@@ -327,8 +330,13 @@ impl StreamHost for Mirror {
     }
 
     fn changed(&self) -> Option<Flow> {
-        self.with(|flows| flows.iter().find(|(_, one)| one.said.len() % 2 == 1).map(|(flow, _)| *flow))
-            .inspect(|flow| self.send(*flow, b"!"))
+        self.with(|flows| {
+            flows
+                .iter()
+                .find(|(_, one)| one.said.len() % 2 == 1)
+                .map(|(flow, _)| *flow)
+        })
+        .inspect(|flow| self.send(*flow, b"!"))
     }
 
     fn status(&self, flow: Flow) -> Option<FlowStatus> {

@@ -5,6 +5,7 @@ mod control;
 mod ctl;
 mod disks;
 mod grub;
+mod input;
 mod installer;
 mod net;
 mod picture;
@@ -74,6 +75,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&installer::CASES)
         .chain(&vsock::CASES)
         .chain(&scsi::CASES)
+        .chain(&input::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -15,6 +15,7 @@ use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
 use spec::Forward;
+use spec::InputConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::NatConfig;
@@ -167,6 +168,13 @@ pub(crate) struct MachineArgs {
     #[arg(long)]
     pub(crate) balloon: bool,
 
+    /// Add a virtio input device: keyboard, tablet or mouse. Once for each
+    ///
+    /// What the user does at the screen goes there while the guest has a driver for it, else to the PS/2 keyboard and mouse. A
+    /// tablet knows where the pointer is.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) input: Vec<InputConfig>,
+
     /// Add a virtio socket device: cid=N[,socket=PATH], where N is 3 or more
     ///
     /// Programs of the host connect to PATH and write `CONNECT PORT`; those that the guest connects to at CID 2 listen at PATH_PORT.
@@ -239,6 +247,7 @@ impl MachineArgs {
                 rng: self.rng.then(RngConfig::default),
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),
+                inputs: self.input.clone(),
                 vsock: self.vsock.clone(),
                 nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),

@@ -25,6 +25,7 @@ pub mod blk;
 pub mod console;
 mod core;
 mod device;
+pub mod input;
 mod mmio;
 pub mod net;
 mod pci;

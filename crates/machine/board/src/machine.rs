@@ -709,7 +709,7 @@ fn assemble(
         printer: backends.printer,
         floppy_dma: None,
         vga: None,
-        keyboard: None,
+        input: UserInput::default(),
         balloon: None,
         buttons: None,
         sockets: Sockets::default(),
@@ -745,13 +745,13 @@ fn assemble(
         serial_ends,
         poll_requests,
         vga,
-        keyboard,
+        input,
         workers,
         media,
         networks,
         ..
     } = builder;
-    let (screen, input) = (vga.map(Screen::new), keyboard.map(UserInput::new));
+    let (screen, input) = (vga.map(Screen::new), input.if_any());
     let watched = watched(&devices, poll_requests);
     Ok(Parts {
         bays,

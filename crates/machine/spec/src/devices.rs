@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::InputConfig;
 use crate::NicConfig;
 use crate::PciPlace;
 use crate::Size;
@@ -295,6 +296,8 @@ pub struct DevicesSpec {
     pub consoles: Vec<ConsoleConfig>,
     /// Memory balloon, where wanted.
     pub balloon: Option<BalloonConfig>,
+    /// Virtio input devices, one of a kind at most. What the user does goes to them while the guest has drivers for them.
+    pub inputs: Vec<InputConfig>,
     /// Socket device, where wanted.
     pub vsock: Option<VsockConfig>,
     /// Network cards of a PC, `nic0` first.
@@ -319,6 +322,7 @@ impl Default for DevicesSpec {
             rng: None,
             consoles: Vec::new(),
             balloon: None,
+            inputs: Vec::new(),
             vsock: None,
             nics: Vec::new(),
             places: BTreeMap::new(),

@@ -5,6 +5,7 @@
 
 mod attach;
 mod devices;
+mod input;
 mod machine;
 mod net;
 mod place;
@@ -31,6 +32,7 @@ pub use devices::SerialConfig;
 pub use devices::StorageBus;
 pub use devices::TestdevConfig;
 pub use devices::VgaConfig;
+pub use input::InputConfig;
 pub use machine::BootDevice;
 pub use machine::BootSpec;
 pub use machine::EngineKind;

@@ -145,6 +145,12 @@ impl MachineSpec {
         self.check_storage(problems);
         self.check_consoles(problems);
         self.check_nics(problems);
+        let inputs = &self.devices.inputs;
+        for (index, input) in inputs.iter().enumerate() {
+            if inputs.iter().take(index).any(|other| other == input) {
+                problems.add("devices.inputs", format!("there is more than one {}", input.name()));
+            }
+        }
         if let Some(what) = self.devices.vsock.as_ref().and_then(VsockConfig::problem) {
             problems.add("devices.vsock", what);
         }

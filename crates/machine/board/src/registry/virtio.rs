@@ -10,6 +10,7 @@ use device_model::SharedDevice;
 use device_model::StreamHost;
 use pci::Bdf;
 use spec::ConsoleConfig;
+use spec::InputConfig;
 use spec::MachineSpec;
 use spec::NicModel;
 use spec::StorageBus;
@@ -23,6 +24,8 @@ use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
 use virtio::console::Console;
 use virtio::console::Port;
+use virtio::input::Input;
+use virtio::input::InputKind;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::net::PAIRS;
@@ -70,6 +73,8 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     all.extend(balloon.map(|_| ("balloon".to_owned(), "virtio_balloon", 0)));
     let vsock = spec.devices.vsock.iter();
     all.extend(vsock.map(|_| ("vsock".to_owned(), "virtio_vsock", 0)));
+    let inputs = (0u32..).zip(&spec.devices.inputs);
+    all.extend(inputs.map(|(index, input)| (input.name().to_owned(), "virtio_input", index)));
     let scsi = storage::wants_scsi(spec).then(|| ("scsi".to_owned(), "virtio_scsi", 0));
     all.extend(scsi);
     // Cards come last: on a machine with PCI they have slots of their own.
@@ -219,6 +224,29 @@ pub(super) fn build_scsi(builder: &mut Builder<'_>, place: &Placement) -> Result
     }
     let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
     storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+    Ok(slot)
+}
+
+pub(super) fn place_input(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_input")
+}
+
+pub(super) fn build_input(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let config = builder.spec.devices.inputs.get(place.index as usize);
+    let device = Input::new(match config {
+        Some(InputConfig::Tablet) => InputKind::Tablet,
+        Some(InputConfig::Mouse) => InputKind::Mouse,
+        Some(InputConfig::Keyboard) | None => InputKind::Keyboard,
+    });
+    let memory = &builder.memory;
+    if place.bdf.is_some() {
+        let wires = (pin(builder, place, 1), builder.fabric.messages());
+        let slot = builder.slot(place, Pci::new(device, wires, memory));
+        builder.input.add(Arc::clone(&slot) as _);
+        return Ok(slot);
+    }
+    let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
+    builder.input.add(Arc::clone(&slot) as _);
     Ok(slot)
 }
 

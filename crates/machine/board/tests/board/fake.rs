@@ -171,6 +171,11 @@ pub(crate) fn everything() -> MachineSpec {
         image: None,
         bus: spec::StorageBus::Scsi,
     }];
+    spec.devices.inputs = vec![
+        spec::InputConfig::Keyboard,
+        spec::InputConfig::Tablet,
+        spec::InputConfig::Mouse,
+    ];
     spec.devices.vsock = Some(spec::VsockConfig { cid: 3, socket: None });
     spec.devices.rtc.base = Some(1_000_000_000);
     spec
