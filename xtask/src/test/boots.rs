@@ -8,6 +8,7 @@ mod grub;
 mod input;
 mod installer;
 mod net;
+mod paravirt;
 mod picture;
 mod plug;
 mod scsi;
@@ -76,6 +77,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&vsock::CASES)
         .chain(&scsi::CASES)
         .chain(&input::CASES)
+        .chain(&paravirt::CASES)
         .chain(&CASES)
         .filter(wanted)
         .collect();

@@ -22,6 +22,7 @@ use spec::NatConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::OnReset;
+use spec::Paravirt;
 use spec::PciPlace;
 use spec::RngConfig;
 use spec::SerialConfig;
@@ -152,6 +153,12 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: EngineKind,
 
+    /// What the guest is told of the hypervisor: none, minimal or kvm
+    ///
+    /// `minimal` is that there is one and the frequencies of its clocks, `kvm` also KVM's interface: the paravirtual clock.
+    #[arg(long, value_name = "INTERFACE", default_value = "kvm")]
+    pub(crate) paravirt: Paravirt,
+
     /// Where a serial port leads: stdio, file:PATH, pty or none. Once for each of COM1 to COM4
     ///
     /// The first leads to stdio if none is given, unless a console does.
@@ -223,6 +230,7 @@ impl MachineArgs {
             cpus: self.cpus,
             cpu: self.cpu.clone(),
             engine: self.engine,
+            paravirt: self.paravirt,
             boot: BootSpec {
                 kernel: self.kernel.clone(),
                 initrd: self.initrd.clone(),

@@ -40,6 +40,7 @@ pub use machine::MachineKind;
 pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;
+pub use machine::Paravirt;
 pub use machine::UefiSpec;
 pub use net::CableLimits;
 pub use net::Forward;
