@@ -34,7 +34,9 @@ fn interface_is_what_was_asked_for(lab: &Lab) -> anyhow::Result<()> {
                 has("Hypervisor detected: KVM") == detected,
                 "{interface}: what was detected"
             );
-            let found = log.lines().any(|line| line.contains("@clock kvm-clock"));
+            let found = log
+                .lines()
+                .any(|line| line.contains("@clock ") && line.contains("kvm-clock"));
             ensure!(found == clock, "{interface}: the paravirtual clock");
             says(seen, if flag { "@flags 1" } else { "@flags 0" })?;
             Ok(())
