@@ -27,9 +27,11 @@ use shared_folder::fuse::FuseConfig;
 use shared_folder::fuse::FuseServer;
 use shared_folder::nine_p::NinePServer;
 use storage::Executor;
+use storage::Identity;
 use storage::Inline;
 use storage::MemoryMedium;
 use storage::Waker;
+use storage::scsi::LogicalUnit;
 use test_kit::IrqProbe;
 use test_kit::virtio::Link;
 use test_kit::virtio::Ring;
@@ -43,10 +45,13 @@ use virtio::console::Console;
 use virtio::console::Port;
 use virtio::fs::Fs;
 use virtio::fs::FsConfig;
+use virtio::input::Input as InputDevice;
+use virtio::input::InputKind;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::nine_p::NineP;
 use virtio::rng::Rng;
+use virtio::scsi::Scsi;
 use virtio::vsock::Vsock;
 
 use crate::input::Input;
@@ -99,8 +104,8 @@ fn memory() -> Arc<GuestMemory> {
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 6 % 3)];
-        let (device, sizes) = match kind % 6 {
+        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 8 % 3)];
+        let (device, sizes) = match kind % 8 {
             // Modern only.
             _ if kind >= 0xf8 => behind(Link::Mmio, &memory, fs(&memory)),
             _ if kind >= 0xf0 => behind(link, &memory, nine_p(&memory)),
@@ -109,6 +114,8 @@ impl Driver {
             2 => behind(link, &memory, Balloon::new()),
             3 => behind(link, &memory, net()),
             4 => behind(link, &memory, vsock()),
+            5 => behind(link, &memory, scsi(&memory)),
+            6 => behind(link, &memory, InputDevice::new(InputKind::Tablet)),
             _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
         };
         let link = if kind >= 0xf8 { Link::Mmio } else { link };
@@ -240,6 +247,21 @@ fn nine_p(memory: &Arc<GuestMemory>) -> NineP<NinePServer> {
     NineP::new(server, "fuzz", memory, &executor, &waker)
 }
 
+fn scsi(memory: &Arc<GuestMemory>) -> Scsi {
+    let identity = || Identity {
+        model: "FUZZ DISK".to_owned(),
+        serial: "FUZZ".to_owned(),
+        firmware: "1".to_owned(),
+    };
+    let medium = || Arc::new(MemoryMedium::new(vec![1; 1 << 16]));
+    let units = vec![
+        LogicalUnit::disk(medium(), identity()),
+        LogicalUnit::optical(Some(medium()), identity()),
+    ];
+    let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
+    Scsi::new(units, 2, memory, &executor, &waker)
+}
+
 /// A far end that always has something to say, and takes two bytes of three.
 struct Chatter(u8);
 
@@ -334,8 +356,13 @@ impl StreamHost for Mirror {
     }
 
     fn changed(&self) -> Option<Flow> {
-        self.with(|flows| flows.iter().find(|(_, one)| one.said.len() % 2 == 1).map(|(flow, _)| *flow))
-            .inspect(|flow| self.send(*flow, b"!"))
+        self.with(|flows| {
+            flows
+                .iter()
+                .find(|(_, one)| one.said.len() % 2 == 1)
+                .map(|(flow, _)| *flow)
+        })
+        .inspect(|flow| self.send(*flow, b"!"))
     }
 
     fn status(&self, flow: Flow) -> Option<FlowStatus> {

@@ -10,6 +10,7 @@ ahci
 nvme
 virtio_pci
 virtio_blk
+virtio_scsi
 sd_mod
 sr_mod
 ext4

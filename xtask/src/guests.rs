@@ -73,6 +73,7 @@ pub(crate) const DRIVERS: &[&str] = &[
 const TOOLS_MODULES: &[&str] = &[
     "virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio",
     "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport",
+    "scsi_common", "scsi_mod", "sd_mod", "cdrom", "sr_mod", "virtio_scsi", "evdev", "virtio_input",
 ];
 
 /// `socat` with its libraries.

@@ -6,11 +6,14 @@ mod control;
 mod ctl;
 mod disks;
 mod grub;
+mod input;
 mod installer;
 mod net;
 pub(super) mod networks;
+mod paravirt;
 mod picture;
 mod plug;
+mod scsi;
 mod shares;
 mod virtio;
 mod vsock;
@@ -75,8 +78,11 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&grub::CASES)
         .chain(&installer::CASES)
         .chain(&vsock::CASES)
-        .chain(CASES)
         .chain(&networks::CASES)
+        .chain(&scsi::CASES)
+        .chain(&input::CASES)
+        .chain(&paravirt::CASES)
+        .chain(CASES)
         .filter(wanted)
         .collect();
     let guests = Guests::default();

@@ -15,17 +15,20 @@ use spec::DiskConfig;
 use spec::EngineKind;
 use spec::FloppyConfig;
 use spec::Forward;
+use spec::InputConfig;
 use spec::MachineKind;
 use spec::MachineSpec;
 use spec::NatConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
 use spec::OnReset;
+use spec::Paravirt;
 use spec::PciPlace;
 use spec::RngConfig;
 use spec::SerialConfig;
 use spec::ShareConfig;
 use spec::Size;
+use spec::StorageBus;
 use spec::TestdevConfig;
 use spec::UefiSpec;
 use spec::VsockConfig;
@@ -68,9 +71,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", value_parser = parse_floppy)]
     pub(crate) floppy: Vec<FloppyConfig>,
 
-    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio][,cache=MODE][,serial=S][,ro]
+    /// Hard disk: FILE[,format=F][,bus=ide|ahci|nvme|virtio|scsi][,cache=MODE][,serial=S][,ro]
     ///
-    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio only.
+    /// A q35 has no IDE; its drives are on AHCI if no bus is given. A microvm has virtio and scsi only, which is a virtio
+    /// SCSI host with a target for each drive.
     /// The format is found by the file's contents if it is not given.
     /// Cache modes: `writeback`; `writethrough` makes each write safe at once; `none` and `directsync` are the same two past the
     /// host's page cache; `unsafe` lets the guest's flushes do nothing.
@@ -89,7 +93,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "TAG=PATH", value_parser = shares::parse_share)]
     pub(crate) share: Vec<ShareConfig>,
 
-    /// CD or DVD drive of a pc: FILE[,bus=ide|ahci], or `none` for an empty one
+    /// CD or DVD drive: FILE[,bus=ide|ahci|scsi], or `none` for an empty one
     #[arg(long, value_name = "FILE", value_parser = drives::parse_cdrom)]
     pub(crate) cdrom: Vec<DriveArg<CdromConfig>>,
 
@@ -165,6 +169,12 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: EngineKind,
 
+    /// What the guest is told of the hypervisor: none, minimal or kvm
+    ///
+    /// `minimal` is that there is one and the frequencies of its clocks, `kvm` also KVM's interface: the paravirtual clock.
+    #[arg(long, value_name = "INTERFACE", default_value = "kvm")]
+    pub(crate) paravirt: Paravirt,
+
     /// Where a serial port leads: stdio, file:PATH, pty or none. Once for each of COM1 to COM4
     ///
     /// The first leads to stdio if none is given, unless a console does.
@@ -180,6 +190,13 @@ pub(crate) struct MachineArgs {
     /// Add a virtio memory balloon: `oxbow ctl SOCKET balloon` sets its size, and memory that the guest frees goes back to the host
     #[arg(long)]
     pub(crate) balloon: bool,
+
+    /// Add a virtio input device: keyboard, tablet or mouse. Once for each
+    ///
+    /// What the user does at the screen goes there while the guest has a driver for it, else to the PS/2 keyboard and mouse. A
+    /// tablet knows where the pointer is.
+    #[arg(long, value_name = "KIND")]
+    pub(crate) input: Vec<InputConfig>,
 
     /// Add a virtio socket device: cid=N[,socket=PATH], where N is 3 or more
     ///
@@ -217,6 +234,11 @@ impl MachineArgs {
             bail!("--serial is given {} times; there are four ports", targets.len());
         };
         let usual = self.machine_kind().usual_bus();
+        // A microvm's are on SCSI: virtio has no others.
+        let usual_of_cds = match usual {
+            StorageBus::Virtio => StorageBus::Scsi,
+            other => other,
+        };
         let testdev = self.testdev || self.debug_exit.is_some();
         Ok(MachineSpec {
             machine: self.machine_kind(),
@@ -224,6 +246,7 @@ impl MachineArgs {
             cpus: self.cpus,
             cpu: self.cpu.clone(),
             engine: self.engine,
+            paravirt: self.paravirt,
             boot: BootSpec {
                 kernel: self.kernel.clone(),
                 initrd: self.initrd.clone(),
@@ -244,11 +267,12 @@ impl MachineArgs {
                 testdev: testdev.then(TestdevConfig::default),
                 floppies: self.floppy.clone(),
                 disks: self.disk.iter().map(|disk| disk.on(usual)).collect(),
-                cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual)).collect(),
+                cdroms: self.cdrom.iter().map(|cdrom| cdrom.on(usual_of_cds)).collect(),
                 rng: self.rng.then(RngConfig::default),
                 consoles: self.console.iter().map(|console| console.config.clone()).collect(),
                 balloon: self.balloon.then(BalloonConfig::default),
                 shares: self.share.clone(),
+                inputs: self.input.clone(),
                 vsock: self.vsock.clone(),
                 nics: self.nics()?,
                 places: self.place.iter().cloned().collect(),

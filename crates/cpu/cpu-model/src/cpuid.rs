@@ -105,6 +105,17 @@ impl FromStr for Model {
     }
 }
 
+/// What a guest is told of the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paravirt {
+    /// Nothing, not even that there is one.
+    None,
+    /// That there is one, and the frequencies of its clocks.
+    Minimal,
+    /// What there is of KVM's interface, too.
+    Kvm,
+}
+
 /// Why there is no such CPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
@@ -168,6 +179,19 @@ impl CpuPolicy {
         } else {
             self.features.without(ht)
         };
+        self.words = self.features.words();
+        self
+    }
+
+    /// The policy of a machine whose guests are told so much of the hypervisor.
+    #[must_use]
+    pub fn with_paravirt(mut self, paravirt: Paravirt) -> Self {
+        let gone = match paravirt {
+            Paravirt::None => KVM.union(FeatureSet::of(&[Feature::Hypervisor])),
+            Paravirt::Minimal => KVM,
+            Paravirt::Kvm => return self,
+        };
+        self.features = self.features.without(gone).closed();
         self.words = self.features.words();
         self
     }
@@ -330,6 +354,12 @@ const BASELINE: FeatureSet = {
         X2apic, TscDeadline, Hypervisor, TscAdjust, ArchCapabilities, Prefetchw, Syscall, Nx, Lm, InvariantTsc,
         KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
     ])
+};
+
+/// What there is of KVM's interface.
+const KVM: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable])
 };
 
 /// What operating systems want beside the psABI's level, the same in levels 2 and 3; user programs do not ask for it.

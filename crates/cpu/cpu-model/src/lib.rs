@@ -23,6 +23,7 @@ pub use cpuid::CpuPolicy;
 pub use cpuid::CpuidContext;
 pub use cpuid::Feature;
 pub use cpuid::Model;
+pub use cpuid::Paravirt;
 pub use cpuid::PolicyError;
 pub use cpuid::XSAVE_COMPONENTS;
 pub use cpuid::XsaveComponent;

@@ -28,7 +28,9 @@ pub(crate) use disk::Disk;
 pub(crate) use disk::DiskState;
 pub(crate) use optical::Optical;
 pub(crate) use optical::OpticalState;
+pub(crate) use optical::Sense;
 pub use optical::Tray;
+pub(crate) use optical::sense;
 
 /// Bytes of a disk's sector.
 pub(crate) const SECTOR: u64 = 512;
@@ -229,6 +231,14 @@ impl Drive {
         match self {
             Self::Disk(disk) => disk.fault(fault),
             Self::Optical(optical) => optical.fault(fault),
+        }
+    }
+
+    /// Why the last packet failed; it is told once.
+    pub(crate) fn take_sense(&mut self) -> Sense {
+        match self {
+            Self::Disk(_) => sense::NONE,
+            Self::Optical(optical) => std::mem::replace(&mut optical.state.sense, sense::NONE),
         }
     }
 

@@ -28,6 +28,7 @@ mod bytes;
 pub mod ide;
 mod medium;
 pub mod nvme;
+pub mod scsi;
 mod work;
 
 pub use ata::Drive;

@@ -35,6 +35,8 @@ pub mod id {
     pub const ENTROPY: u16 = 4;
     /// Traditional memory balloon.
     pub const BALLOON: u16 = 5;
+    /// SCSI host.
+    pub const SCSI: u16 = 8;
     /// 9P transport.
     pub const NINE_P: u16 = 9;
     /// Input device.

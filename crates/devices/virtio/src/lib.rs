@@ -26,6 +26,7 @@ pub mod console;
 mod core;
 mod device;
 pub mod fs;
+pub mod input;
 mod mmio;
 pub mod net;
 pub mod nine_p;
@@ -33,6 +34,7 @@ mod pci;
 mod post;
 mod queue;
 pub mod rng;
+pub mod scsi;
 #[cfg(test)]
 mod testing;
 pub mod vsock;

@@ -120,6 +120,7 @@ fn identity(id: u16) -> (Option<u16>, Class) {
         id::BALLOON => (Some(0x1002), Class(0xff, 0x00, 0)),
         id::CONSOLE => (Some(0x1003), Class(0x07, 0x80, 0)),
         id::ENTROPY => (Some(0x1005), Class(0xff, 0x00, 0)),
+        id::SCSI => (Some(0x1004), Class(0x01, 0x00, 0)),
         id::NINE_P => (Some(0x1009), Class(0x00, 0x02, 0)),
         id::INPUT => (None, Class(0x09, 0x80, 0)),
         id::VSOCK => (None, Class(0x07, 0x80, 0)),

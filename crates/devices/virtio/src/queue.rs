@@ -139,6 +139,30 @@ impl Chain {
         Ok(index(len))
     }
 
+    /// Takes the first `len` bytes that the device writes out of the chain, as a chain of their own.
+    ///
+    /// # Errors
+    /// [`RingError::Shape`], and nothing is taken, when there are fewer.
+    pub fn split(&mut self, len: u64) -> Result<Self, RingError> {
+        Ok(Self {
+            head: self.head,
+            readable: Vec::new(),
+            writable: cut(&mut self.writable, len).ok_or(RingError::Shape)?,
+        })
+    }
+
+    /// As [`Self::split`], for what the device reads.
+    ///
+    /// # Errors
+    /// As [`Self::split`].
+    pub fn split_readable(&mut self, len: u64) -> Result<Self, RingError> {
+        Ok(Self {
+            head: self.head,
+            readable: cut(&mut self.readable, len).ok_or(RingError::Shape)?,
+            writable: Vec::new(),
+        })
+    }
+
     /// Takes the last byte that the device writes out of the chain: where it is.
     pub fn take_last(&mut self) -> Option<u64> {
         let last = self.writable.last_mut()?;

@@ -34,6 +34,7 @@ use storage::Medium;
 use storage::Tray;
 use storage::ahci;
 use storage::ahci::Ahci;
+use storage::scsi::LogicalUnit;
 
 use crate::BuildError;
 use crate::control::StateError;
@@ -250,12 +251,14 @@ impl Bays {
                 place("drives of IDE channels stay as long as the machine runs; use bus=ahci or bus=nvme".to_owned())
             }
             (StorageBus::Nvme | StorageBus::Virtio, DriveConfig::Cdrom(_), ..) => {
-                place("there are no NVMe or virtio CD drives; use bus=ahci".to_owned())
+                place("there are no NVMe or virtio CD drives; use bus=ahci or bus=scsi".to_owned())
             }
-            (bus @ (StorageBus::Nvme | StorageBus::Virtio), _, Some(Bay::Sata(number)), _) => place(format!(
-                "sata{number} takes no {} disks; leave the place away, or use bus=ahci",
-                bus.name()
-            )),
+            (bus @ (StorageBus::Nvme | StorageBus::Virtio | StorageBus::Scsi), _, Some(Bay::Sata(number)), _) => {
+                place(format!(
+                    "sata{number} takes no {} drives; leave the place away, or use bus=ahci",
+                    bus.name()
+                ))
+            }
             (StorageBus::Ahci, _, None, Some(ahci)) => {
                 let chip = ahci.lock();
                 let free = (0u8..)
@@ -557,6 +560,16 @@ pub(crate) fn identity(drive: &DriveConfig, number: u32) -> Identity {
         model: model.to_owned(),
         serial: serial.unwrap_or_else(|| format!("OX{kind}{:05}", u64::from(number) + 1)),
         firmware: "1.0".to_owned(),
+    }
+}
+
+/// The SCSI unit of a drive.
+pub(crate) fn unit(drive: &DriveConfig, number: u32, medium: Option<Arc<ImageMedium>>) -> LogicalUnit {
+    let identity = identity(drive, number);
+    let medium = medium.map(|medium| medium as Arc<dyn Medium>);
+    match (drive, medium) {
+        (DriveConfig::Disk(_), Some(medium)) => LogicalUnit::disk(medium, identity),
+        (_, medium) => LogicalUnit::optical(medium, identity),
     }
 }
 

@@ -21,6 +21,7 @@ use cpu_model::CpuState;
 use cpu_model::Engine;
 use cpu_model::EngineError;
 use cpu_model::Model;
+use cpu_model::Paravirt;
 use cpu_model::PolicyError;
 use cpu_model::Signal;
 use device_model::BusConflict;
@@ -668,6 +669,18 @@ fn make_memory(plan: &Plan, rom: Option<&Arc<MemoryRegion>>) -> Result<Arc<Guest
     Ok(Arc::new(memory))
 }
 
+/// What the guest is to be told of its processors.
+fn policy(spec: &MachineSpec, cpus: u32) -> Result<CpuPolicy, BuildError> {
+    let unknown = |error| PlanError(vec![format!("cpu: {error}")]);
+    let model: Model = spec.cpu.parse().map_err(unknown)?;
+    let paravirt = match spec.paravirt {
+        spec::Paravirt::None => Paravirt::None,
+        spec::Paravirt::Minimal => Paravirt::Minimal,
+        spec::Paravirt::Kvm => Paravirt::Kvm,
+    };
+    Ok(CpuPolicy::new(model)?.with_cpus(cpus).with_paravirt(paravirt))
+}
+
 fn assemble(
     spec: &MachineSpec,
     plan: Plan,
@@ -675,11 +688,7 @@ fn assemble(
     engine: &EngineFactory<'_>,
     requests: &Sender<Request>,
 ) -> Result<Parts, BuildError> {
-    let model: Model = spec
-        .cpu
-        .parse()
-        .map_err(|error| PlanError(vec![format!("cpu: {error}")]))?;
-    let policy = Arc::new(CpuPolicy::new(model)?.with_cpus(plan.cpus));
+    let policy = Arc::new(policy(spec, plan.cpus)?);
     let boot = BootSource::new(spec);
     let (rom, variables) = (boot.rom()?, boot.variables()?);
     let memory = make_memory(&plan, rom.as_ref())?;
@@ -715,7 +724,7 @@ fn assemble(
         printer: backends.printer,
         floppy_dma: None,
         vga: None,
-        keyboard: None,
+        input: UserInput::default(),
         balloon: None,
         buttons: None,
         sockets: Sockets::default(),
@@ -751,13 +760,13 @@ fn assemble(
         serial_ends,
         poll_requests,
         vga,
-        keyboard,
+        input,
         workers,
         media,
         networks,
         ..
     } = builder;
-    let (screen, input) = (vga.map(Screen::new), keyboard.map(UserInput::new));
+    let (screen, input) = (vga.map(Screen::new), input.if_any());
     let watched = watched(&devices, poll_requests);
     Ok(Parts {
         bays,

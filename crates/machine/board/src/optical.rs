@@ -9,6 +9,9 @@ use device_model::Slot;
 use storage::Tray;
 use storage::ahci::Ahci;
 use storage::ide::Ide;
+use virtio::Mmio;
+use virtio::Pci;
+use virtio::scsi::Scsi;
 
 use crate::drives::DriveError;
 use crate::drives::DriveKind;
@@ -31,6 +34,18 @@ impl Trays for Slot<Ide> {
 impl Trays for Slot<Ahci> {
     fn tray(&self, place: usize, f: &mut dyn FnMut(&mut dyn Tray)) {
         self.with(|chip| chip.tray(place).map(f));
+    }
+}
+
+impl Trays for Slot<Pci<Scsi>> {
+    fn tray(&self, place: usize, f: &mut dyn FnMut(&mut dyn Tray)) {
+        self.with(|chip| chip.device_mut().tray(place).map(f));
+    }
+}
+
+impl Trays for Slot<Mmio<Scsi>> {
+    fn tray(&self, place: usize, f: &mut dyn FnMut(&mut dyn Tray)) {
+        self.with(|chip| chip.device_mut().tray(place).map(f));
     }
 }
 

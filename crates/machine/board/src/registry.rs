@@ -25,7 +25,6 @@ use chipset::acpi_pm::AlarmLatch;
 use chipset::cmos_rtc::CmosRtc;
 use chipset::dma8237::DmaChannel;
 use chipset::hpet::LegacyGate;
-use chipset::i8042::I8042;
 use chipset::reset_control::PowerControl;
 use cpu_model::CpuPolicy;
 use cpu_model::Signals;
@@ -56,6 +55,7 @@ use crate::events::PollRequest;
 use crate::fabric::Fabric;
 use crate::hotplug::Sockets;
 use crate::network::Networks;
+use crate::screen::UserInput;
 use crate::serial::SerialEnd;
 use crate::storage::ImageMedium;
 use crate::storage::Workers;
@@ -95,6 +95,8 @@ pub(crate) const REGISTRY: &[Entry] = &[
     Entry { chip: "virtio_fs",     place: shares::place_fs,            build: shares::build_fs },
     Entry { chip: "virtio_9p",     place: shares::place_9p,            build: shares::build_9p },
     Entry { chip: "virtio_vsock",  place: virtio::place_vsock,         build: virtio::build_vsock },
+    Entry { chip: "virtio_scsi",   place: virtio::place_scsi,          build: virtio::build_scsi },
+    Entry { chip: "virtio_input",  place: virtio::place_input,         build: virtio::build_input },
     Entry { chip: "e1000",         place: nic::place_e1000,            build: nic::build_e1000 },
     Entry { chip: "pcnet",         place: nic::place_pcnet,            build: nic::build_pcnet },
     Entry { chip: "piix4_pm",      place: pc::place_piix4_pm,          build: pc::build_piix4_pm },
@@ -234,8 +236,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) floppy_dma: Option<DmaChannel>,
     /// The display adapter, once it is built.
     pub(crate) vga: Option<Arc<Slot<Vga>>>,
-    /// The keyboard controller, once it is built.
-    pub(crate) keyboard: Option<Arc<Slot<I8042>>>,
+    /// Keyboards and pointers that are built.
+    pub(crate) input: UserInput,
     /// The memory balloon, once it is built.
     pub(crate) balloon: Option<Balloon>,
     /// The machine's buttons, once there is a chip behind them.

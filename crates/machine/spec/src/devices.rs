@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::InputConfig;
 use crate::NicConfig;
 use crate::PciPlace;
 use crate::ShareConfig;
@@ -125,10 +126,12 @@ pub enum StorageBus {
     Nvme,
     /// virtio: each disk is a device of its own. No CD drives.
     Virtio,
+    /// SCSI: each drive is a target of one virtio host.
+    Scsi,
 }
 
 impl StorageBus {
-    const ALL: [Self; 4] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio];
+    const ALL: [Self; 5] = [Self::Ide, Self::Ahci, Self::Nvme, Self::Virtio, Self::Scsi];
 
     /// What is written for it.
     #[must_use]
@@ -138,6 +141,7 @@ impl StorageBus {
             Self::Ahci => "ahci",
             Self::Nvme => "nvme",
             Self::Virtio => "virtio",
+            Self::Scsi => "scsi",
         }
     }
 }
@@ -295,6 +299,8 @@ pub struct DevicesSpec {
     pub balloon: Option<BalloonConfig>,
     /// Folders of the host that the guest mounts, `share0` first.
     pub shares: Vec<ShareConfig>,
+    /// Virtio input devices, one of a kind at most. What the user does goes to them while the guest has drivers for them.
+    pub inputs: Vec<InputConfig>,
     /// Socket device, where wanted.
     pub vsock: Option<VsockConfig>,
     /// Network cards of a PC, `nic0` first.
@@ -320,6 +326,7 @@ impl Default for DevicesSpec {
             consoles: Vec::new(),
             balloon: None,
             shares: Vec::new(),
+            inputs: Vec::new(),
             vsock: None,
             nics: Vec::new(),
             places: BTreeMap::new(),

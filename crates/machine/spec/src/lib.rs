@@ -5,6 +5,7 @@
 
 mod attach;
 mod devices;
+mod input;
 mod machine;
 mod net;
 mod place;
@@ -32,6 +33,7 @@ pub use devices::SerialConfig;
 pub use devices::StorageBus;
 pub use devices::TestdevConfig;
 pub use devices::VgaConfig;
+pub use input::InputConfig;
 pub use machine::BootDevice;
 pub use machine::BootSpec;
 pub use machine::EngineKind;
@@ -39,6 +41,7 @@ pub use machine::MachineKind;
 pub use machine::MachineSpec;
 pub use machine::OnReset;
 pub use machine::OnTripleFault;
+pub use machine::Paravirt;
 pub use machine::UefiSpec;
 pub use net::CableLimits;
 pub use net::Forward;

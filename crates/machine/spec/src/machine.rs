@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::DevicesSpec;
 use crate::Size;
 use crate::StorageBus;
+use crate::devices::named;
 
 /// Which engine runs the guest's instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,41 @@ impl fmt::Display for EngineKind {
             Self::Kvm => "kvm",
             Self::Lockstep => "lockstep",
         })
+    }
+}
+
+/// What a guest is told of the hypervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paravirt {
+    /// Nothing, not even that there is one.
+    None,
+    /// That there is one, and the frequencies of its clocks.
+    Minimal,
+    /// KVM's interface, too.
+    #[default]
+    Kvm,
+}
+
+impl Paravirt {
+    const ALL: [Self; 3] = [Self::None, Self::Minimal, Self::Kvm];
+
+    /// What is written for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+impl FromStr for Paravirt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        named(text, Self::ALL, Self::name, "paravirtual interface")
     }
 }
 
@@ -220,6 +256,8 @@ pub struct MachineSpec {
     pub cpu: String,
     /// Engine.
     pub engine: EngineKind,
+    /// What the guest is told of the hypervisor.
+    pub paravirt: Paravirt,
     /// What to boot.
     pub boot: BootSpec,
     /// After a reset.
@@ -238,6 +276,7 @@ impl Default for MachineSpec {
             cpus: 1,
             cpu: "host".to_owned(),
             engine: EngineKind::Auto,
+            paravirt: Paravirt::default(),
             boot: BootSpec::default(),
             on_reset: OnReset::Restart,
             on_triple_fault: OnTripleFault::Stop,

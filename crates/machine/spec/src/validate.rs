@@ -23,11 +23,12 @@ const VIDEO_MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
 /// Drives of the floppy controller.
 const FLOPPIES: usize = 2;
 /// Drives of each bus.
-const BUSES: [(StorageBus, &str, usize); 4] = [
+const BUSES: [(StorageBus, &str, usize); 5] = [
     (StorageBus::Ide, "ide", 4),
     (StorageBus::Ahci, "ahci", 6),
     (StorageBus::Nvme, "nvme", 16),
     (StorageBus::Virtio, "virtio", 16),
+    (StorageBus::Scsi, "scsi", 64),
 ];
 /// PCI devices that may be elsewhere than usual.
 const MOVABLE: [&str; 4] = ["vga", "ahci", "nvme", "nic0 to nic7"];
@@ -146,6 +147,12 @@ impl MachineSpec {
         self.check_consoles(problems);
         self.check_nics(problems);
         self.check_shares(problems);
+        let inputs = &self.devices.inputs;
+        for (index, input) in inputs.iter().enumerate() {
+            if inputs.iter().take(index).any(|other| other == input) {
+                problems.add("devices.inputs", format!("there is more than one {}", input.name()));
+            }
+        }
         if let Some(what) = self.devices.vsock.as_ref().and_then(VsockConfig::problem) {
             problems.add("devices.vsock", what);
         }
@@ -265,12 +272,14 @@ impl MachineSpec {
 
     fn check_storage(&self, problems: &mut Problems) {
         let (disks, cdroms) = (&self.devices.disks, &self.devices.cdroms);
-        let other = disks.iter().any(|disk| disk.bus != StorageBus::Virtio);
-        if !self.machine.has_pci() && (other || !cdroms.is_empty()) {
+        let other = |bus| !matches!(bus, StorageBus::Virtio | StorageBus::Scsi);
+        let cdrom = cdroms.iter().any(|cdrom| other(cdrom.bus));
+        let other = disks.iter().any(|disk| other(disk.bus));
+        if !self.machine.has_pci() && (other || cdrom) {
             let (field, what) = if other {
-                ("disks", "disks only on virtio")
+                ("disks", "disks only on virtio and scsi")
             } else {
-                ("cdroms", "no CD drives")
+                ("cdroms", "CD drives only on scsi")
             };
             let what = format!("a {} has {what}; the machines pc and q35 have others", self.machine);
             problems.add(&format!("devices.{field}"), what);

@@ -29,7 +29,7 @@ use crate::workspace;
 const SCREEN: &str = "900";
 const PATIENCE: Duration = Duration::from_secs(900);
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 19] = [
     debian("debian_boots_from_nvme_qcow2"),
     debian("debian_boots_from_ide_raw"),
     debian("debian_boots_from_ide_vdi"),
@@ -42,6 +42,7 @@ pub(super) const CASES: [Case; 17] = [
     debian("debian_boots_from_nvme_raw"),
     debian("debian_boots_from_nvme_vdi"),
     debian("debian_boots_from_nvme_vmdk"),
+    debian("debian_boots_from_scsi_raw"),
     Case {
         name: "debian_boots_by_uefi_from_ahci_raw",
         check: debian_boots_by_uefi,
@@ -54,6 +55,11 @@ pub(super) const CASES: [Case; 17] = [
     },
     Case {
         name: "discards_in_debian_shrink_ide_qcow2",
+        check: discards_shrink_the_image,
+        extra: true,
+    },
+    Case {
+        name: "discards_in_debian_shrink_scsi_qcow2",
         check: discards_shrink_the_image,
         extra: true,
     },

@@ -155,7 +155,8 @@ const USE_DISCS: &str = "echo @ready; until [ $(head -c 5 /dev/sr0 2>/dev/null |
                          echo @first; while head -c 1 /dev/sr0 >/dev/null 2>&1; do sleep .5; done; echo @empty; \
                          until [ $(head -c 5 /dev/sr0 2>/dev/null || echo none) = other ]; do sleep .5; done; echo @other";
 
-fn discs(lab: &Lab, machine: &str, bus: &str) -> anyhow::Result<()> {
+/// Changes the discs of a drive of a guest that loads its drivers so.
+pub(super) fn discs(lab: &Lab, machine: &str, bus: &str, (guest, load): (&str, &str)) -> anyhow::Result<()> {
     let work = |user: &mut User| {
         let (first, other) = (user.image("first.iso", "first")?, user.image("other.iso", "other")?);
         user.hears("@ready")?;
@@ -168,15 +169,15 @@ fn discs(lab: &Lab, machine: &str, bus: &str) -> anyhow::Result<()> {
     };
     let drive = format!("none,bus={bus}");
     let options = ["--machine", machine, "--cdrom", &drive];
-    work_on(lab, ("full", &format!("{LOAD}; {USE_DISCS}")), &options, work, |seen| {
+    work_on(lab, (guest, &format!("{load}; {USE_DISCS}")), &options, work, |seen| {
         says(seen, "sr0")
     })
 }
 
 pub(super) fn discs_of_an_ide_drive_are_changed(lab: &Lab) -> anyhow::Result<()> {
-    discs(lab, "pc", "ide")
+    discs(lab, "pc", "ide", ("full", LOAD))
 }
 
 pub(super) fn discs_of_a_sata_drive_are_changed(lab: &Lab) -> anyhow::Result<()> {
-    discs(lab, "q35", "ahci")
+    discs(lab, "q35", "ahci", ("full", LOAD))
 }

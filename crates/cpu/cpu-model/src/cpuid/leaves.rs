@@ -2,7 +2,7 @@
 //!
 //! All basic leaves up to 1Fh, extended leaves up to 80000008h, and two groups of hypervisor leaves. KVM's come first,
 //! with what we have of its interface, since some guests look for its signature nowhere else; our own signature is at
-//! 40000100h. Without KVM's ours is the first. TSC and bus frequencies are at 40000010h where guests of several
+//! 40000100h. Without KVM's ours is the first, and without the hypervisor's bit in leaf 1 there are none. TSC and bus frequencies are at 40000010h where guests of several
 //! hypervisors look for them. Leaves of
 //! features that the CPU does not have (performance monitoring, SGX, processor trace, …) read as zero.
 //!
@@ -75,7 +75,7 @@ impl CpuPolicy {
     pub fn cpuid(&self, leaf: u32, subleaf: u32, ctx: &CpuidContext) -> [u32; 4] {
         match leaf {
             0..=MAX_BASIC => self.basic(leaf, subleaf, ctx),
-            HYPERVISOR..=MAX_HYPERVISOR => self.hypervisor(leaf),
+            HYPERVISOR..=MAX_HYPERVISOR if self.has(Feature::Hypervisor) => self.hypervisor(leaf),
             SECOND_HYPERVISOR if self.has_kvm() => signature(SECOND_HYPERVISOR, HYPERVISOR_VENDOR),
             EXTENDED..=MAX_EXTENDED => self.extended(leaf),
             // Beyond either range an Intel processor returns the data of the highest basic leaf.

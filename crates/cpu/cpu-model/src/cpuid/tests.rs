@@ -309,9 +309,28 @@ fn kvm_leaves_go_with_their_last_feature() {
     let none = [KvmClockOld, KvmNoIoDelay, KvmClock]
         .into_iter()
         .fold(v3.clone(), CpuPolicy::without);
-    for policy in [none, v3.without(Hypervisor)] {
-        assert_eq!(base_of(&policy, b"KVMKVMKVM\0\0\0"), None);
-        assert_eq!(base_of(&policy, b"OxbowOxbowOx"), Some(0x4000_0000));
+    assert_eq!(base_of(&none, b"KVMKVMKVM\0\0\0"), None);
+    assert_eq!(base_of(&none, b"OxbowOxbowOx"), Some(0x4000_0000));
+}
+
+#[test]
+fn hypervisor_tells_as_much_as_it_is_to() {
+    for model in [Model::Host, Model::V1, Model::V3] {
+        let told = |paravirt| policy(model).with_paravirt(paravirt);
+        assert_eq!(told(Paravirt::Kvm), policy(model));
+        let minimal = told(Paravirt::Minimal);
+        assert_eq!(base_of(&minimal, b"KVMKVMKVM\0\0\0"), None);
+        assert_eq!(base_of(&minimal, b"OxbowOxbowOx"), Some(0x4000_0000));
+        assert_eq!(minimal.cpuid(0x4000_0001, 0, &RESET)[0], 0);
+        assert_eq!(minimal.cpuid(0x4000_0010, 0, &RESET)[..2], [2_000_000, 1_000_000]);
+        assert_eq!(minimal.cpuid(1, 0, &RESET)[2] >> 31, 1);
+        let none = told(Paravirt::None);
+        assert_eq!(none.cpuid(1, 0, &RESET)[2] >> 31, 0);
+        for leaf in [0x4000_0000, 0x4000_0001, 0x4000_0010, 0x4000_0100] {
+            // As on a processor that runs under nobody.
+            assert_eq!(none.cpuid(leaf, 0, &RESET), none.cpuid(0x1f, 0, &RESET));
+        }
+        assert!(!none.has(Feature::KvmClock));
     }
 }
 

@@ -25,9 +25,9 @@ pub(super) const BLOCK: u64 = 2048;
 
 /// Key, code and qualifier (SPC-4 §4.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sense(pub(super) u8, pub(super) u8, pub(super) u8);
+pub(crate) struct Sense(pub(crate) u8, pub(crate) u8, pub(crate) u8);
 
-pub(super) mod sense {
+pub(crate) mod sense {
     use super::Sense;
 
     pub(crate) const NONE: Sense = Sense(0, 0, 0);

@@ -24,9 +24,11 @@ use storage::nvme::NvmeIdentity;
 use virtio::Pci;
 use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
+use virtio::scsi::Scsi;
 
 use super::identity;
 use super::make_drive;
+use super::unit;
 use crate::Plan;
 use crate::events::Events;
 use crate::events::PollRequest;
@@ -101,6 +103,14 @@ impl Kit {
                 );
                 let disk = Blk::new(medium, config, memory, &executor, &waker);
                 (self.slot(id, Pci::new(disk, wires, memory)) as SharedDevice, None)
+            }
+            StorageBus::Scsi => {
+                let unit = unit(&attachment.drive, attachment.number, medium);
+                let queues = u16::try_from(self.plan.cpus).unwrap_or(u16::MAX);
+                let host = Scsi::new(vec![unit], queues, memory, &executor, &waker);
+                let chip = self.slot(id, Pci::new(host, wires, memory));
+                let trays = Arc::clone(&chip) as Arc<dyn Trays>;
+                (chip as SharedDevice, Some(trays))
             }
             StorageBus::Ahci | StorageBus::Ide => {
                 let drive = make_drive(attachment, medium);

@@ -31,7 +31,7 @@ pub(super) fn build_i8042(builder: &mut Builder<'_>, place: &Placement) -> Resul
     let (keyboard, mouse) = (irq(builder, place, 0), irq(builder, place, 1));
     let chip = I8042::new(builder.clock.clone(), keyboard, mouse, builder.power.clone());
     let slot = builder.slot(place, chip.with_a20(builder.a20.clone()));
-    builder.keyboard = Some(Arc::clone(&slot));
+    builder.input.set_controller(Arc::clone(&slot));
     Ok(slot)
 }
 

@@ -23,6 +23,7 @@ use storage::ide;
 use storage::ide::Ide;
 use storage::nvme::Nvme;
 use storage::nvme::NvmeIdentity;
+use storage::scsi::LogicalUnit;
 
 use super::Builder;
 use super::DEFAULT_ORDER;
@@ -234,6 +235,41 @@ pub(super) fn disks_on(spec: &MachineSpec, bus: StorageBus) -> Vec<usize> {
     ours.map(|(index, _)| index).collect()
 }
 
+/// The drives on SCSI, target 0 first: disks, then CD drives.
+fn targets(spec: &MachineSpec) -> Vec<Wish> {
+    let disks = disks_on(spec, StorageBus::Scsi).into_iter().map(Wish::Disk);
+    let cdroms = spec.devices.cdroms.iter().enumerate();
+    let cdroms = cdroms.filter(|(_, cdrom)| cdrom.bus == StorageBus::Scsi);
+    disks.chain(cdroms.map(|(index, _)| Wish::Cdrom(index))).collect()
+}
+
+/// Whether there are drives on SCSI.
+pub(super) fn wants_scsi(spec: &MachineSpec) -> bool {
+    !targets(spec).is_empty()
+}
+
+/// The units of SCSI targets.
+pub(super) fn scsi_units(builder: &mut Builder<'_>) -> Result<Vec<LogicalUnit>, BuildError> {
+    let mut units = Vec::new();
+    for wish in targets(builder.spec) {
+        let (config, number) = config(builder.spec, wish);
+        let image = hotplug::open(&config)?;
+        units.push(hotplug::unit(&config, number, image.clone()));
+        builder.media.extend(image.filter(|_| matches!(wish, Wish::Disk(_))));
+        builder
+            .sockets
+            .fixed
+            .push((name(wish), "a target of the machine's own SCSI host"));
+    }
+    Ok(units)
+}
+
+/// Lets users change the discs of SCSI drives.
+pub(super) fn add_scsi_trays(builder: &mut Builder<'_>, host: &Arc<dyn Trays>) {
+    let wishes: Vec<_> = targets(builder.spec).into_iter().map(Some).collect();
+    add_trays(builder, host, &wishes);
+}
+
 /// The disks that are namespaces.
 fn namespaces(spec: &MachineSpec) -> Vec<usize> {
     disks_on(spec, StorageBus::Nvme)
@@ -356,6 +392,12 @@ fn drive_paths(spec: &MachineSpec, wanted: impl Fn(&Wish) -> bool) -> Vec<String
                 &wish,
                 format!("{}/disk@0,0", firmware_path(bdf::virtio(spec, number), "scsi")),
             );
+        }
+    }
+    for (target, wish) in targets(spec).into_iter().enumerate() {
+        if wanted(&wish) && spec.machine.has_pci() {
+            let host = firmware_path(super::virtio::bdf_of(spec, "scsi"), "scsi");
+            add(&wish, format!("{host}/channel@0/disk@{target:x},0"));
         }
     }
     found.sort();

@@ -9,7 +9,9 @@ use device_model::SerialBackend;
 use device_model::SharedDevice;
 use device_model::StreamHost;
 use device_model::pci::PciFunction;
+use pci::Bdf;
 use spec::ConsoleConfig;
+use spec::InputConfig;
 use spec::MachineSpec;
 use spec::NicModel;
 use spec::StorageBus;
@@ -23,11 +25,14 @@ use virtio::blk::Blk;
 use virtio::blk::BlkConfig;
 use virtio::console::Console;
 use virtio::console::Port;
+use virtio::input::Input;
+use virtio::input::InputKind;
 use virtio::net::Net;
 use virtio::net::NetConfig;
 use virtio::net::PAIRS;
 use virtio::rng::Entropy;
 use virtio::rng::Rng;
+use virtio::scsi::Scsi;
 use virtio::vsock::Vsock;
 use vsock_host::VsockHost;
 
@@ -71,6 +76,10 @@ fn all(spec: &MachineSpec) -> Vec<(String, &'static str, u32)> {
     all.extend(shares::all(spec));
     let vsock = spec.devices.vsock.iter();
     all.extend(vsock.map(|_| ("vsock".to_owned(), "virtio_vsock", 0)));
+    let inputs = (0u32..).zip(&spec.devices.inputs);
+    all.extend(inputs.map(|(index, input)| (input.name().to_owned(), "virtio_input", index)));
+    let scsi = storage::wants_scsi(spec).then(|| ("scsi".to_owned(), "virtio_scsi", 0));
+    all.extend(scsi);
     // Cards come last: on a machine with PCI they have slots of their own.
     let nics = (0u32..).zip(&spec.devices.nics);
     let nics = nics.filter(|(_, nic)| nic.model == NicModel::Virtio);
@@ -96,6 +105,12 @@ pub(super) fn place(spec: &MachineSpec, chip: &str) -> Vec<Placement> {
         place.window(Window::mmio("virtio", base, MMIO_LEN)).irq(pin)
     })
     .collect()
+}
+
+/// Where the device called `name` is, on a machine with PCI.
+pub(super) fn bdf_of(spec: &MachineSpec, name: &str) -> Bdf {
+    let number = all(spec).iter().position(|(other, ..)| other == name);
+    bdf::virtio(spec, number.unwrap_or(usize::MAX))
 }
 
 /// `device` with the transport of its place.
@@ -197,6 +212,52 @@ pub(super) fn build_vsock(builder: &mut Builder<'_>, place: &Placement) -> Resul
         None => Arc::new(NoStreams),
     };
     Ok(build(builder, place, Vsock::new(cid, host, waker)))
+}
+
+pub(super) fn place_scsi(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_scsi")
+}
+
+pub(super) fn build_scsi(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let units = storage::scsi_units(builder)?;
+    let queues = u16::try_from(builder.spec.cpus).unwrap_or(u16::MAX);
+    let (executor, waker) = (storage::executor(builder), waker(builder, place));
+    let (device, memory) = (
+        Scsi::new(units, queues, &builder.memory, &executor, &waker),
+        &builder.memory,
+    );
+    if place.bdf.is_some() {
+        let wires = (pin(builder, place, 1), builder.fabric.messages());
+        let slot = builder.slot(place, Pci::new(device, wires, memory));
+        storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+        return Ok(slot);
+    }
+    let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
+    storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+    Ok(slot)
+}
+
+pub(super) fn place_input(spec: &MachineSpec) -> Vec<Placement> {
+    place(spec, "virtio_input")
+}
+
+pub(super) fn build_input(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
+    let config = builder.spec.devices.inputs.get(place.index as usize);
+    let device = Input::new(match config {
+        Some(InputConfig::Tablet) => InputKind::Tablet,
+        Some(InputConfig::Mouse) => InputKind::Mouse,
+        Some(InputConfig::Keyboard) | None => InputKind::Keyboard,
+    });
+    let memory = &builder.memory;
+    if place.bdf.is_some() {
+        let wires = (pin(builder, place, 1), builder.fabric.messages());
+        let slot = builder.slot(place, Pci::new(device, wires, memory));
+        builder.input.add(Arc::clone(&slot) as _);
+        return Ok(slot);
+    }
+    let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
+    builder.input.add(Arc::clone(&slot) as _);
+    Ok(slot)
 }
 
 pub(super) fn place_balloon(spec: &MachineSpec) -> Vec<Placement> {

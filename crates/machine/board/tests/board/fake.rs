@@ -179,6 +179,15 @@ pub(crate) fn everything() -> MachineSpec {
         share("more", spec::ShareProtocol::NineP),
     ];
     spec.devices.balloon = Some(spec::BalloonConfig {});
+    spec.devices.cdroms = vec![spec::CdromConfig {
+        image: None,
+        bus: spec::StorageBus::Scsi,
+    }];
+    spec.devices.inputs = vec![
+        spec::InputConfig::Keyboard,
+        spec::InputConfig::Tablet,
+        spec::InputConfig::Mouse,
+    ];
     spec.devices.vsock = Some(spec::VsockConfig { cid: 3, socket: None });
     spec.devices.rtc.base = Some(1_000_000_000);
     spec

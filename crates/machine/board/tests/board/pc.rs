@@ -112,8 +112,9 @@ pub(crate) fn everything(dir: &TempDir) -> MachineSpec {
     };
     let buses = [StorageBus::Ide, StorageBus::Ahci, StorageBus::Nvme, StorageBus::Virtio];
     spec.devices.disks = buses.map(drive).into();
+    spec.devices.disks.push(drive(StorageBus::Scsi));
     let cdrom = |bus| CdromConfig { image: None, bus };
-    spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci)];
+    spec.devices.cdroms = vec![cdrom(StorageBus::Ide), cdrom(StorageBus::Ahci), cdrom(StorageBus::Scsi)];
     let nic = |model, last| NicConfig {
         model,
         mac: Some(MacAddress([8, 0, 0x27, 0, 0, last])),

@@ -1,0 +1,100 @@
+//! Disks and CD drives on a SCSI host, by the stock drivers.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::ensure;
+
+use super::Case;
+use super::Lab;
+use super::cases::no_complaints;
+use super::cases::says;
+use super::plug;
+use crate::workspace;
+
+/// Bytes of the disk; the guest writes the first half and then gives that back.
+const DISK: u64 = 32 << 20;
+/// Loads what disks and discs need.
+const LOAD: &str = "for m in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_mmio scsi_common \
+                    scsi_mod sd_mod cdrom sr_mod virtio_scsi; do insmod /lib/modules/$m.ko; done; sleep 1";
+/// Writes and reads back past the cache, looks at names and limits, gives space back, which reads as zeros then, and is
+/// refused to write to a protected disk. The kernel's command line has room for no double quotes.
+const SCRIPT: &str = "h=/sys/bus/scsi/devices/0:0; d=$(echo $h:0:0/block/*); a=/dev/${d##*/}; b=$(echo $h:1:0/block/*); \
+                      b=/dev/${b##*/}; echo @size $(cat $d/size) @name $(cat $d/device/wwid); \
+                      echo @serial $(tail -c 8 $d/device/vpd_pg80); echo @queues $(ls $d/mq | wc -l); \
+                      echo @unmap $(cat $d/device/scsi_disk/*/provisioning_mode); \
+                      dd if=/dev/urandom of=/tmp/x bs=1M count=16; dd if=/tmp/x of=$a bs=256k; sync; \
+                      echo 3 >/proc/sys/vm/drop_caches; dd if=$a of=/tmp/y bs=64k count=256; \
+                      cmp /tmp/x /tmp/y && echo @same; sleep 1; blkdiscard -l 16M $a && echo @discarded; \
+                      echo 3 >/proc/sys/vm/drop_caches; dd if=$a of=/tmp/y bs=64k count=256; \
+                      [ $(tr -d '\\0' </tmp/y | wc -c) = 0 ] && echo @zeros; \
+                      dd if=$b of=/dev/null count=1 && dd if=/tmp/x of=$b count=1 conv=fsync || echo @protected; \
+                      head -c 6 /dev/sr0; echo; ls -d /sys/bus/virtio/drivers/virtio_scsi/virtio*";
+
+pub(super) const CASES: [Case; 3] = [
+    Case {
+        name: "virtio_scsi_disks_work_on_the_microvm",
+        check: on_the_microvm,
+        extra: false,
+    },
+    Case {
+        name: "virtio_scsi_disks_work_on_the_pc",
+        check: on_the_pc,
+        extra: false,
+    },
+    Case {
+        name: "virtio_scsi_discs_are_changed",
+        check: discs_are_changed,
+        extra: false,
+    },
+];
+
+fn on_the_microvm(lab: &Lab) -> anyhow::Result<()> {
+    disks_work(lab, "microvm")
+}
+
+fn on_the_pc(lab: &Lab) -> anyhow::Result<()> {
+    disks_work(lab, "pc")
+}
+
+fn discs_are_changed(lab: &Lab) -> anyhow::Result<()> {
+    plug::discs(lab, "microvm", "scsi", ("tools", LOAD))
+}
+
+fn disks_work(lab: &Lab, machine: &str) -> anyhow::Result<()> {
+    let dir = workspace::guests_dir().join("scsi").join(machine);
+    fs::create_dir_all(&dir)?;
+    let (disk, protected, disc) = (dir.join("disk.raw"), dir.join("protected.raw"), dir.join("disc.iso"));
+    for image in [&disk, &protected] {
+        fs::File::create(image)?.set_len(DISK)?;
+    }
+    fs::write(&disc, [b"@disc ".to_vec(), vec![0; 64 << 10]].concat())?;
+    let drive = format!("{},bus=scsi,format=raw,serial=SCSI0001", disk.display());
+    let other = format!("{},bus=scsi,format=raw,ro", protected.display());
+    let cdrom = format!("{},bus=scsi", disc.display());
+    let boot = lab.commands("tools", &format!("{LOAD}; {SCRIPT}"))?;
+    let boot = boot.with(&["--machine", machine, "--cpus", "2", "--disk", &drive, "--disk", &other]);
+    let boot = boot.with(&["--cdrom", &cdrom]);
+    lab.watch(&boot, |seen| {
+        ensure!(seen.status == Some(0), "the machine did not power off");
+        for part in [
+            "@size 65536 @name t10.OXBOW",
+            "SCSI0001",
+            "@queues 2",
+            "@unmap unmap",
+            "@same",
+            "@discarded",
+            "@zeros",
+            "@protected",
+            "@disc",
+            "/virtio_scsi/virtio",
+        ] {
+            says(seen, part)?;
+        }
+        no_complaints(seen)
+    })?;
+    let used = fs::metadata(&disk)?.blocks() * 512;
+    ensure!(used < DISK / 8, "{used} bytes are still used");
+    fs::remove_dir_all(dir)?;
+    Ok(())
+}
