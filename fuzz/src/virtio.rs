@@ -104,7 +104,13 @@ fn memory() -> Arc<GuestMemory> {
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        let link = [Link::Mmio, Link::Pci, Link::Legacy][usize::from(kind / 8 % 3)];
+        // Sockets and input devices are no transitional devices.
+        let last = if matches!(kind % 8, 4 | 6) {
+            Link::Pci
+        } else {
+            Link::Legacy
+        };
+        let link = [Link::Mmio, Link::Pci, last][usize::from(kind / 8 % 3)];
         let (device, sizes) = match kind % 8 {
             // Modern only.
             _ if kind >= 0xf8 => behind(Link::Mmio, &memory, fs(&memory)),

@@ -140,7 +140,7 @@ mod tests {
     fn what_makes_no_sense_is_told_with_what_does() {
         for (text, part) in [
             ("", "name"),
-            ("x,bus=scsi", "ide, ahci, nvme, virtio"),
+            ("x,bus=usb", "ide, ahci, nvme, virtio, scsi"),
             ("x,cache=off", "writeback, writethrough, none, directsync, unsafe"),
             ("x,format=cow", "qcow2"),
             ("x,readonly", "ro"),

@@ -255,7 +255,7 @@ impl Bays {
             }
             (bus @ (StorageBus::Nvme | StorageBus::Virtio | StorageBus::Scsi), _, Some(Bay::Sata(number)), _) => {
                 place(format!(
-                    "sata{number} takes no {} drives; leave the place away, or use bus=ahci",
+                    "sata{number} takes no {} disks; leave the place away, or use bus=ahci",
                     bus.name()
                 ))
             }
