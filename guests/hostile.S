@@ -151,7 +151,7 @@ next_device:
     cmp edi, CANARY_END
     jb 1b
     CHECK(dword ptr [worked], 1)
-    cmp dword ptr [found], 5
+    cmp dword ptr [found], 12
     jae 1f
     FAIL(__LINE__)
 1:  DONE("hostile ok\n")
@@ -371,5 +371,5 @@ busy: .long 0
 seed: .long 0x9e3779b9
 /* Type and queue. */
 busy_queues:
-    .long 0x101, 0x200, 0x301, 0x400, 0x500
+    .long 0x101, 0x200, 0x301, 0x400, 0x500, 0x802, 0x900, 0x1201, 0x1301, 0x1a01
 busy_queues_end:

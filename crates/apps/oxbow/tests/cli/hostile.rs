@@ -11,6 +11,9 @@ use crate::guest::oxbow;
 /// Bytes of the disk, which the guest may not change.
 const DISK: usize = 64 << 10;
 
+/// The disk, the shared folder, and the guest in two forms.
+const FILES: usize = 4;
+
 fn breaks_every_device(engine: &str) {
     let dir = TempDir::new().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../guests/hostile.S");
@@ -20,7 +23,18 @@ fn breaks_every_device(engine: &str) {
     let mut command = oxbow(&["run", "--machine", "microvm", "--memory", "64M", "--engine", engine]);
     command.args(["--debug-exit", "0xf4", "--timeout", "600"]);
     command.arg("--disk").arg(format!("{},format=raw,ro", disk.display()));
+    command
+        .arg("--disk")
+        .arg(format!("{},format=raw,ro,bus=scsi", disk.display()));
     command.args(["--nic", "nat,model=virtio", "--rng", "--balloon", "--console", "none"]);
+    command.args(["--input", "keyboard", "--input", "tablet", "--input", "mouse"]);
+    command.args(["--vsock", "cid=3"]);
+    let folder = dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    for protocol in ["virtiofs", "9p"] {
+        let share = format!("{protocol}={},proto={protocol}", folder.display());
+        command.args(["--share", &share]);
+    }
     command
         .arg("--kernel")
         .arg(build::build(&source, dir.path(), "hostile"));
@@ -28,6 +42,8 @@ fn breaks_every_device(engine: &str) {
     check(&output, 1, "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hostile ok\n");
     assert_eq!(std::fs::read(&disk).unwrap(), bytes, "the disk has changed");
+    let names = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(names, FILES, "files beside the shared folder");
 }
 
 #[test]
