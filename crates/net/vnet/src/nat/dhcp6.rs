@@ -175,25 +175,10 @@ fn granted(association: &[u8], given: Ipv6Addr) -> Option<Vec<u8>> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::link::Own6;
+    use super::super::link::tests::own;
     use super::*;
 
     const MAC: Mac = [8, 0, 0x27, 0, 0, 1];
-
-    fn own() -> Own {
-        Own {
-            mac: [0x52, 0x54, 0, 0x12, 0x35, 2],
-            gateway: [10, 0, 2, 2].into(),
-            dns: [10, 0, 2, 3].into(),
-            v6: Some(Own6 {
-                prefix: "fd17:625c:f037:2::".parse().unwrap(),
-                link: "fe80::2".parse().unwrap(),
-                gateway: "fd17:625c:f037:2::2".parse().unwrap(),
-                dns: "fd17:625c:f037:2::3".parse().unwrap(),
-            }),
-            mtu: 1500,
-        }
-    }
 
     fn message(kind: u8, parts: &[(u16, &[u8])]) -> Vec<u8> {
         let mut out = vec![kind, 1, 2, 3];

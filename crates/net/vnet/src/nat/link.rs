@@ -264,7 +264,7 @@ pub(super) fn advertisement(asked: Option<&Packet<'_>>, own: &Own) -> Option<Fra
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(in super::super) fn own() -> Own {
