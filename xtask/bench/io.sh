@@ -43,13 +43,17 @@ line() { # name, field of fio's terse output (fio HOWTO, "Terse output"), option
     end $name $(cut -d ';' -f $field /tmp/fio)
 }
 
-call() { # name, host, port, options
+call() { # name, host, port, options; the server may not be there yet
     name=$1 host=$2 port=$3
     shift 3
-    for i in $(seq 300); do nc -z -w 1 $host $port 2>/dev/null && break; sleep .1; done
-    begin $name
-    iperf3 -c $host -p $port -t $seconds -f m "$@" >/tmp/iperf 2>&1 || echo "@@fail $(tail -n 1 /tmp/iperf)"
-    end $name $(sed -n 's/.* \([0-9.]*\) Mbits.*receiver/\1/p' /tmp/iperf)
+    for i in $(seq 100); do
+        begin $name
+        iperf3 -c $host -p $port -t $seconds -f m "$@" >/tmp/iperf 2>&1 && break
+        sleep .2
+    done
+    figure=$(sed -n 's/.* \([0-9.]*\) Mbits.*receiver/\1/p' /tmp/iperf)
+    [ -n "$figure" ] || echo "@@fail $(tail -n 1 /tmp/iperf)"
+    end $name $figure
 }
 
 if [ -n "$address" ]; then
@@ -70,7 +74,6 @@ nat)
     call upload 10.0.2.2 $server
     ;;
 serve)
-    # The first connection is the client's knocking.
     iperf3 -s -p 5201 >/tmp/iperf &
     echo "@@serving"
     sleep 100000
