@@ -193,12 +193,12 @@ impl Networks {
             NetworkConfig::Bridged(interface) => {
                 let switch = Switch::new();
                 let uplink = vnet::host::bridged(&switch, interface)?;
-                uplinked(&switch, uplink, port_config(config, name))
+                plug_in(&switch, Network::Uplink(uplink), port_config(config, name))
             }
             NetworkConfig::Tap(tap) => {
                 let switch = Switch::new();
                 let uplink = vnet::host::tap(&switch, tap)?;
-                uplinked(&switch, uplink, port_config(config, name))
+                plug_in(&switch, Network::Uplink(uplink), port_config(config, name))
             }
             NetworkConfig::Udp(tunnel) => connect_tunnel(*tunnel, port_config(config, name))?,
         })
@@ -225,7 +225,7 @@ impl Networks {
         let switch = Switch::new();
         let uplink = Uplink::join(&switch, &directory, &hub, start).map_err(failed)?;
         let Some(wishes) = wishes else {
-            return Ok(uplinked(&switch, uplink, port));
+            return Ok(plug_in(&switch, Network::Uplink(uplink), port));
         };
         if let Some(name) = &config.name {
             wishes.name(name);
@@ -233,12 +233,7 @@ impl Networks {
         for forward in config.network.forwards() {
             wishes.forward_later(door(forward));
         }
-        let port = switch.plug(port);
-        let cable = Cable {
-            port: Some(Arc::clone(&port)),
-            network: Network::Shared(uplink, wishes),
-        };
-        Ok((port, cable))
+        Ok(plug_in(&switch, Network::Shared(uplink, wishes), port))
     }
 
     /// Plugs a card's cable in or out.
@@ -361,14 +356,15 @@ fn connect_tunnel(tunnel: TunnelConfig, port: PortConfig) -> Result<(Arc<dyn Fra
     let socket = socket.map_err(|error| BuildError::Network(NatError::Listen(tunnel.local, error)))?;
     let switch = Switch::new();
     let uplink = Uplink::tunnel(&switch, socket).map_err(BuildError::Uplink)?;
-    Ok(uplinked(&switch, uplink, port))
+    Ok(plug_in(&switch, Network::Uplink(uplink), port))
 }
 
-fn uplinked(switch: &Arc<Switch>, uplink: Uplink, port: PortConfig) -> (Arc<dyn FramePort>, Cable) {
+/// A port of `switch`, which `network` is at.
+fn plug_in(switch: &Arc<Switch>, network: Network, port: PortConfig) -> (Arc<dyn FramePort>, Cable) {
     let port = switch.plug(port);
     let cable = Cable {
         port: Some(Arc::clone(&port)),
-        network: Network::Uplink(uplink),
+        network,
     };
     (port, cable)
 }

@@ -147,12 +147,7 @@ impl MachineSpec {
         self.check_consoles(problems);
         self.check_nics(problems);
         self.check_shares(problems);
-        let inputs = &self.devices.inputs;
-        for (index, input) in inputs.iter().enumerate() {
-            if inputs.iter().take(index).any(|other| other == input) {
-                problems.add("devices.inputs", format!("there is more than one {}", input.name()));
-            }
-        }
+        self.check_inputs(problems);
         if let Some(what) = self.devices.vsock.as_ref().and_then(VsockConfig::problem) {
             problems.add("devices.vsock", what);
         }
@@ -244,6 +239,15 @@ impl MachineSpec {
                     &format!("devices.nics[{index}]"),
                     "another card has this address".to_owned(),
                 );
+            }
+        }
+    }
+
+    fn check_inputs(&self, problems: &mut Problems) {
+        let inputs = &self.devices.inputs;
+        for (index, input) in inputs.iter().enumerate() {
+            if inputs.iter().take(index).any(|other| other == input) {
+                problems.add("devices.inputs", format!("there is more than one {}", input.name()));
             }
         }
     }
