@@ -186,9 +186,10 @@ impl CpuPolicy {
     /// The policy of a machine whose guests are told so much of the hypervisor.
     #[must_use]
     pub fn with_paravirt(mut self, paravirt: Paravirt) -> Self {
+        let all = KVM.union(KVM_MORE);
         let gone = match paravirt {
-            Paravirt::None => KVM.union(FeatureSet::of(&[Feature::Hypervisor])),
-            Paravirt::Minimal => KVM,
+            Paravirt::None => all.union(FeatureSet::of(&[Feature::Hypervisor])),
+            Paravirt::Minimal => all,
             Paravirt::Kvm => return self,
         };
         self.features = self.features.without(gone).closed();
@@ -241,6 +242,12 @@ impl CpuPolicy {
         self.features.iter()
     }
 
+    /// Whether hypercalls are answered: some of KVM's interface is there.
+    #[must_use]
+    pub const fn has_hypercalls(&self) -> bool {
+        self.words[Word::KvmEax as usize] != 0
+    }
+
     /// Frequency of the TSC. The same for every model and host, so that a snapshot goes on anywhere.
     #[must_use]
     pub const fn tsc_hz(&self) -> u64 {
@@ -279,8 +286,8 @@ impl CpuPolicy {
         let features = match model {
             Model::Host => FeatureSet::all().without(host::UNITS.without(units)).closed(),
             Model::V1 => BASELINE,
-            Model::V2 => BASELINE.union(SYSTEM).union(LEVEL_2),
-            Model::V3 => BASELINE.union(SYSTEM).union(LEVEL_2).union(LEVEL_3),
+            Model::V2 => BASELINE.union(SYSTEM).union(KVM_MORE).union(LEVEL_2),
+            Model::V3 => BASELINE.union(SYSTEM).union(KVM_MORE).union(LEVEL_2).union(LEVEL_3),
         };
         let missing = features.intersection(host::UNITS).without(units);
         if !missing.is_empty() {
@@ -352,14 +359,20 @@ const BASELINE: FeatureSet = {
     FeatureSet::of(&[
         Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
         X2apic, TscDeadline, Hypervisor, TscAdjust, ArchCapabilities, Prefetchw, Syscall, Nx, Lm, InvariantTsc,
-        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
+        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable, KvmPvEoi,
     ])
 };
 
-/// What there is of KVM's interface.
+/// What there is of KVM's interface that every engine provides by itself.
 const KVM: FeatureSet = {
     use Feature::*;
-    FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable])
+    FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable, KvmPvEoi])
+};
+
+/// What there is of it that takes the host's kernel under its own engine.
+const KVM_MORE: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[KvmStealTime, KvmPvUnhalt, KvmPvTlbFlush, KvmPvSendIpi, KvmPvSchedYield])
 };
 
 /// What operating systems want beside the psABI's level, the same in levels 2 and 3; user programs do not ask for it.

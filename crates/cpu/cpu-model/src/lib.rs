@@ -14,6 +14,7 @@
 mod board;
 mod cpuid;
 mod engine;
+mod hypercall;
 mod signals;
 mod state;
 
@@ -32,6 +33,7 @@ pub use engine::EngineCaps;
 pub use engine::EngineError;
 pub use engine::Stop;
 pub use engine::Vcpu;
+pub use hypercall::Hypercall;
 pub use signals::Signal;
 pub use signals::Signals;
 pub use signals::Waker;

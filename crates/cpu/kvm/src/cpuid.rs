@@ -15,12 +15,17 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 
 use crate::engine::host_error;
+use crate::hypercall;
 
 const XSAVE_LEAF: u32 = 0xd;
 /// Leaves with the frequency of the TSC: crystal and ratio, MHz, kHz.
 const TSC_LEAF: u32 = 0x15;
 const MHZ_LEAF: u32 = 0x16;
 const KHZ_LEAF: u32 = 0x4000_0010;
+/// KVM's features, and the bits of those that the kernel provides under this engine.
+const KVM_LEAF: u32 = 0x4000_0001;
+const STEAL_TIME: u32 = 5;
+const TLB_FLUSH: u32 = 9;
 
 /// Leaves and the number of their subleaves.
 #[rustfmt::skip]
@@ -40,18 +45,28 @@ const LEAVES: [(std::ops::RangeInclusive<u32>, u32); 12] = [
 ];
 
 /// What the kernel says that it can give to guests.
-pub(crate) struct Supported(CpuId);
+pub(crate) struct Supported {
+    entries: CpuId,
+    /// Hypercalls can be left to us.
+    hypercalls: bool,
+}
 
 impl Supported {
     pub(crate) fn ask(kvm: &Kvm) -> Result<Self, EngineError> {
         let entries = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        entries
-            .map(Self)
-            .map_err(|error| host_error(format!("no CPUID: {error}")))
+        let entries = entries.map_err(|error| host_error(format!("no CPUID: {error}")))?;
+        Ok(Self {
+            entries,
+            hypercalls: hypercall::can_intercept(kvm),
+        })
+    }
+
+    pub(crate) fn hypercalls(&self) -> bool {
+        self.hypercalls
     }
 
     pub(crate) fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let mut entries = self.0.as_slice().iter();
+        let mut entries = self.entries.as_slice().iter();
         let entry = entries.find(|e| e.function == leaf && e.index == subleaf);
         entry.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
     }
@@ -65,7 +80,19 @@ impl Supported {
             narrowed.has(c.feature) && (size, offset) != (c.size, c.offset)
         });
         let moved: Vec<Feature> = elsewhere.map(|c| c.feature).collect();
-        moved.into_iter().fold(narrowed, CpuPolicy::without)
+        let narrowed = moved.into_iter().fold(narrowed, CpuPolicy::without);
+        let [kernels, ..] = self.cpuid(KVM_LEAF, 0);
+        let lacks = |bit: u32| kernels >> bit & 1 == 0;
+        let gone = [
+            (lacks(STEAL_TIME), &[Feature::KvmStealTime][..]),
+            (lacks(TLB_FLUSH), &[Feature::KvmPvTlbFlush]),
+            (!self.hypercalls, &hypercall::FEATURES),
+        ];
+        let gone = gone
+            .iter()
+            .filter(|(gone, _)| *gone)
+            .flat_map(|(_, features)| *features);
+        gone.copied().fold(narrowed, CpuPolicy::without)
     }
 
     /// Offset of an XSAVE component in the kernel's form of the state, if guests may have it.

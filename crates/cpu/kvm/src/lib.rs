@@ -23,6 +23,7 @@ mod clock;
 mod cpuid;
 mod engine;
 mod exits;
+mod hypercall;
 mod kick;
 mod memory;
 mod msr;

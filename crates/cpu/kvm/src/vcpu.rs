@@ -18,11 +18,13 @@ use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::Inspect;
 use device_model::Node;
+use kvm_bindings::KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
 use kvm_bindings::KVM_GUESTDBG_ENABLE;
 use kvm_bindings::KVM_GUESTDBG_SINGLESTEP;
 use kvm_bindings::KVM_VCPU_TSC_CTRL;
 use kvm_bindings::KVM_VCPU_TSC_OFFSET;
 use kvm_bindings::kvm_device_attr;
+use kvm_bindings::kvm_enable_cap;
 use kvm_bindings::kvm_guest_debug;
 use kvm_bindings::kvm_interrupt;
 use kvm_bindings::kvm_run;
@@ -69,6 +71,8 @@ pub(crate) struct KvmVcpu {
     pub(crate) activity: Activity,
     /// An NMI has come that the halted processor cannot take.
     pub(crate) nmi: bool,
+    /// Another vCPU has ended its HLT, which may be to come.
+    pub(crate) unhalted: bool,
     /// MSRs that we answer, and those that the host does not have.
     pub(crate) kept: Msrs,
     pub(crate) tsc: TscState,
@@ -94,6 +98,7 @@ pub(crate) struct Counters {
     pub(crate) pio: u64,
     pub(crate) mmio: u64,
     pub(crate) msrs: u64,
+    pub(crate) hypercalls: u64,
     pub(crate) windows: u64,
     pub(crate) halts: u64,
     pub(crate) interrupts: u64,
@@ -105,6 +110,12 @@ impl KvmVcpu {
         let (hz, policy_hz) = (shared.time.tsc_hz, shared.policy.tsc_hz());
         let entries = cpuid::entries(&shared.policy, id, hz)?;
         fd.set_cpuid2(&entries).map_err(failed("CPUID"))?;
+        // Of KVM's interface guests have what they are told of. Kernels that cannot do that give more.
+        let _ = fd.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        });
         if hz == policy_hz {
             fd.set_tsc_khz((hz / 1000) as u32)
                 .map_err(failed("the TSC's frequency"))?;
@@ -117,6 +128,7 @@ impl KvmVcpu {
             kicker,
             activity: Activity::Active,
             nmi: false,
+            unhalted: false,
             kept: Msrs::default(),
             tsc: TscState::Loaded(0),
             pointers: Pointers::default(),
@@ -175,7 +187,7 @@ impl KvmVcpu {
             Activity::WaitSipi => return Ok(Some(Stop::Halted)),
             Activity::Shutdown => return Ok(Some(Stop::TripleFault)),
             Activity::Halted => {
-                if !(self.wake_by_nmi()? || self.wake_by_interrupt(board)?) {
+                if !(std::mem::take(&mut self.unhalted) || self.wake_by_nmi()? || self.wake_by_interrupt(board)?) {
                     self.counters.halts += 1;
                     return Ok(Some(Stop::Halted));
                 }
@@ -207,6 +219,9 @@ impl KvmVcpu {
         }
         if on(Signal::Nmi) && self.signals.take(Signal::Nmi) {
             self.nmi = true;
+        }
+        if on(Signal::Unhalt) && self.signals.take(Signal::Unhalt) {
+            self.unhalted = true;
         }
         if on(Signal::Init) && self.signals.take(Signal::Init) {
             self.complete(board)?;
@@ -242,6 +257,7 @@ impl KvmVcpu {
         state.msrs = old.msrs;
         state.msrs.efer = 0;
         state.msrs.kvm_system_time = 0;
+        state.msrs.kvm_steal_time = 0;
         state.pending = PendingEvent::default();
         self.load_here(&state)?;
         self.interrupt = false;
@@ -480,6 +496,9 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&mut self) -> CpuState {
+        // A signal that has arrived but was not looked at belongs to the state.
+        self.nmi |= self.signals.take(Signal::Nmi);
+        self.unhalted |= self.signals.take(Signal::Unhalt);
         // The kernel gives what it has to whoever holds the descriptor.
         match self.save() {
             Ok(state) => state,
@@ -515,6 +534,7 @@ impl Inspect for KvmVcpu {
             .with("pio", c.pio)
             .with("mmio", c.mmio)
             .with("msrs", c.msrs)
+            .with("hypercalls", c.hypercalls)
             .with("interrupt_windows", c.windows)
             .with("interrupts", c.interrupts)
             .with("halts", c.halts);

@@ -189,7 +189,7 @@ impl Lapic {
         if index == LVT_LINT0 { lint0 } else { lint1 }
     }
 
-    fn end_of_interrupt(&mut self) {
+    pub(super) fn end_of_interrupt(&mut self) {
         let Some(vector) = self.isr.highest() else {
             return;
         };
@@ -247,12 +247,14 @@ impl Lapic {
         }
     }
 
-    /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
+    /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE, MSR_KVM_PV_EOI_EN or an x2APIC register.
     ///
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode.
     pub fn read_msr(&mut self, msr: u32) -> Result<u64, MsrFault> {
+        self.settle_eoi();
         match msr {
+            msr::KVM_PV_EOI => Ok(self.read_pv_eoi()),
             msr::APIC_BASE => Ok(self.base.into_bits()),
             msr::TSC_DEADLINE => {
                 let now = self.instant();
@@ -268,12 +270,14 @@ impl Lapic {
         }
     }
 
-    /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
+    /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE, MSR_KVM_PV_EOI_EN or an x2APIC register.
     ///
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode, is read-only, or a reserved bit is set.
     pub fn write_msr(&mut self, msr: u32, value: u64) -> Result<(), MsrFault> {
+        self.settle_eoi();
         match msr {
+            msr::KVM_PV_EOI => self.write_pv_eoi(value),
             msr::APIC_BASE => self.write_base(ApicBase::from_bits(value)),
             msr::TSC_DEADLINE => {
                 if self.timer_mode() == Mode::TscDeadline {
