@@ -37,9 +37,9 @@ const MICROCODE: u64 = 0x2b00_0000 << 32;
 const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0089;
 const MISC_ENABLE_ONES: u64 = 0x1800;
 
-/// First number, how many, and whether reading is ours, too. The TSC is the kernel's to read.
+/// First number, how many, and whether reading is ours, too. The TSC and steal time are the kernel's.
 #[rustfmt::skip]
-const OURS: [(u32, u32, bool); 11] = [
+const OURS: [(u32, u32, bool); 12] = [
     (n::TSC,                 1,             false),
     (n::KVM_WALL_CLOCK_OLD,  2,             true),
     (n::APIC_BASE,           1,             true),
@@ -50,6 +50,7 @@ const OURS: [(u32, u32, bool); 11] = [
     (n::TSC_DEADLINE,        1,             true),
     (XEN_PAGE,               1,             true),
     (n::KVM_WALL_CLOCK,      2,             true),
+    (n::KVM_STEAL_TIME,      1,             false),
     (n::KVM_PV_EOI,          1,             true),
 ];
 
@@ -192,6 +193,10 @@ impl KvmVcpu {
                 self.clock_msr(number)?;
                 self.kept.kvm_system_time = value;
                 self.attend_clock(board);
+            }
+            n::KVM_STEAL_TIME => {
+                allow(self.has(Feature::KvmStealTime) && self.put_msr(number, value))?;
+                self.kept.kvm_steal_time = value;
             }
             n::MCG_STATUS => self.kept.mcg_status = value,
             n::MISC_ENABLE => self.kept.misc_enable = value & MISC_ENABLE_WRITABLE,

@@ -352,6 +352,23 @@ impl KvmVcpu {
         }
     }
 
+    /// Tells the guest that this vCPU does not run: it sleeps here, of which the kernel does not know. The kernel takes it back,
+    /// and flushes the TLB if another vCPU has left word, when the guest is entered again. Spec: KVM msr.rst
+    /// (MSR_KVM_STEAL_TIME, `preempted`).
+    fn tell_sleep(&self) {
+        const ENABLE: u64 = 1;
+        const WAS_PREEMPTED: u64 = 16;
+        const PREEMPTED: u8 = 1;
+        let place = self.kept.kvm_steal_time;
+        if place & ENABLE != 0 {
+            // The kernel has taken the place; where it is gone, nobody reads there.
+            let _ = self
+                .shared
+                .memory()
+                .swap_u8((place & !ENABLE) + WAS_PREEMPTED, PREEMPTED);
+        }
+    }
+
     pub(crate) fn is_stepping(&self) -> bool {
         self.stepping
     }
@@ -492,6 +509,9 @@ impl Vcpu for KvmVcpu {
         let stop = result?;
         self.complete(board)?;
         self.shared.time.look(Moment::now(board));
+        if stop == Stop::Halted {
+            self.tell_sleep();
+        }
         Ok(stop)
     }
 

@@ -94,6 +94,7 @@ impl Lapic {
     }
 
     pub(super) fn write_pv_eoi(&mut self, value: u64) -> Result<(), MsrFault> {
+        self.settle_eoi();
         let address = value & !(ENABLE | RESERVED);
         if value & RESERVED != 0 || value & ENABLE != 0 && !self.pv_eoi.memory.holds(address, 1) {
             return Err(MsrFault);

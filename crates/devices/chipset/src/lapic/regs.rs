@@ -252,7 +252,6 @@ impl Lapic {
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode.
     pub fn read_msr(&mut self, msr: u32) -> Result<u64, MsrFault> {
-        self.settle_eoi();
         match msr {
             msr::KVM_PV_EOI => Ok(self.read_pv_eoi()),
             msr::APIC_BASE => Ok(self.base.into_bits()),
@@ -261,7 +260,7 @@ impl Lapic {
                 self.run_timer(now);
                 Ok(self.timer.deadline())
             }
-            _ => match self.x2apic_offset(msr)? {
+            _ => match self.x2apic_register(msr)? {
                 reg::ID => Ok(self.config.id.into()),
                 reg::LDR => Ok(self.x2apic_ldr().into()),
                 reg::ICR => Ok(self.icr),
@@ -275,7 +274,6 @@ impl Lapic {
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode, is read-only, or a reserved bit is set.
     pub fn write_msr(&mut self, msr: u32, value: u64) -> Result<(), MsrFault> {
-        self.settle_eoi();
         match msr {
             msr::KVM_PV_EOI => self.write_pv_eoi(value),
             msr::APIC_BASE => self.write_base(ApicBase::from_bits(value)),
@@ -287,11 +285,16 @@ impl Lapic {
                 }
                 Ok(())
             }
-            _ => self.write_x2apic(self.x2apic_offset(msr)?, value),
+            _ => {
+                let offset = self.x2apic_register(msr)?;
+                self.write_x2apic(offset, value)
+            }
         }
     }
 
-    fn x2apic_offset(&self, msr: u32) -> Result<u16, MsrFault> {
+    /// The offset of an x2APIC register. What it says may depend on what is in service.
+    fn x2apic_register(&mut self, msr: u32) -> Result<u16, MsrFault> {
+        self.settle_eoi();
         if !(self.base.en() && self.base.extd()) {
             return Err(MsrFault);
         }
