@@ -8,6 +8,7 @@
 //! Spec: SDM vol. 2A "CPUID"; SDM vol. 4 table 2-2 (IA32_ARCH_CAPABILITIES); x86-64 psABI 1.0 §3.1.1
 //! "Processor Architecture" (the levels).
 
+mod choice;
 mod feature;
 mod host;
 mod leaves;
@@ -15,6 +16,7 @@ mod leaves;
 use std::fmt;
 use std::str::FromStr;
 
+pub use choice::CpuChoice;
 pub use feature::Feature;
 use feature::FeatureSet;
 use feature::Word;
@@ -124,6 +126,12 @@ pub enum PolicyError {
     UnknownModel {
         /// The name that was asked for.
         name: String,
+    },
+    /// What follows a model is no feature to take away.
+    #[error("`{part}` is no CPU feature to take away: write `-` and a name as in /proc/cpuinfo, or one of KVM's")]
+    UnknownFeature {
+        /// What was written.
+        part: String,
     },
     /// The model's arithmetic needs units that the host does not have.
     #[error("this host cannot run CPU model `{model}`: its processor lacks {missing}")]

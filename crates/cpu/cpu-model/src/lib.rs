@@ -20,6 +20,7 @@ mod state;
 
 pub use board::CpuBoard;
 pub use board::MsrFault;
+pub use cpuid::CpuChoice;
 pub use cpuid::CpuPolicy;
 pub use cpuid::CpuidContext;
 pub use cpuid::Feature;
