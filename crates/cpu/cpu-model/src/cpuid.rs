@@ -194,7 +194,7 @@ impl CpuPolicy {
     /// The policy of a machine whose guests are told so much of the hypervisor.
     #[must_use]
     pub fn with_paravirt(mut self, paravirt: Paravirt) -> Self {
-        let all = KVM.union(KVM_MORE);
+        let all = KVM.union(KVM_KERNEL).union(KVM_CALLS);
         let gone = match paravirt {
             Paravirt::None => all.union(FeatureSet::of(&[Feature::Hypervisor])),
             Paravirt::Minimal => all,
@@ -294,8 +294,8 @@ impl CpuPolicy {
         let features = match model {
             Model::Host => FeatureSet::all().without(host::UNITS.without(units)).closed(),
             Model::V1 => BASELINE,
-            Model::V2 => BASELINE.union(SYSTEM).union(KVM_MORE).union(LEVEL_2),
-            Model::V3 => BASELINE.union(SYSTEM).union(KVM_MORE).union(LEVEL_2).union(LEVEL_3),
+            Model::V2 => BASELINE.union(SYSTEM).union(KVM_KERNEL).union(LEVEL_2),
+            Model::V3 => BASELINE.union(SYSTEM).union(KVM_KERNEL).union(LEVEL_2).union(LEVEL_3),
         };
         let missing = features.intersection(host::UNITS).without(units);
         if !missing.is_empty() {
@@ -377,10 +377,14 @@ const KVM: FeatureSet = {
     FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable, KvmPvEoi])
 };
 
-/// What there is of it that takes the host's kernel under its own engine.
-const KVM_MORE: FeatureSet = {
+/// What the host's kernel provides under its own engine, where it does.
+const KVM_KERNEL: FeatureSet = FeatureSet::of(&[Feature::KvmStealTime, Feature::KvmPvTlbFlush]);
+
+/// Hypercalls: not under the kernel's engine, whose own reach local APICs of its own only. A model with them is not the same on
+/// every engine.
+const KVM_CALLS: FeatureSet = {
     use Feature::*;
-    FeatureSet::of(&[KvmStealTime, KvmPvUnhalt, KvmPvTlbFlush, KvmPvSendIpi, KvmPvSchedYield])
+    FeatureSet::of(&[KvmPvUnhalt, KvmPvSendIpi, KvmPvSchedYield])
 };
 
 /// What operating systems want beside the psABI's level, the same in levels 2 and 3; user programs do not ask for it.

@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn policy() -> CpuPolicy {
-        CpuPolicy::new(Model::V2).unwrap().with_cpus(4)
+        CpuPolicy::new(Model::Host).unwrap().with_cpus(4)
     }
 
     fn call(

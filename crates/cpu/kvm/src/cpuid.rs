@@ -15,7 +15,6 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 
 use crate::engine::host_error;
-use crate::hypercall;
 
 const XSAVE_LEAF: u32 = 0xd;
 /// Leaves with the frequency of the TSC: crystal and ratio, MHz, kHz.
@@ -26,6 +25,8 @@ const KHZ_LEAF: u32 = 0x4000_0010;
 const KVM_LEAF: u32 = 0x4000_0001;
 const STEAL_TIME: u32 = 5;
 const TLB_FLUSH: u32 = 9;
+/// The kernel answers hypercalls itself, and reaches only local APICs that it keeps: these would be lost.
+const HYPERCALLS: [Feature; 3] = [Feature::KvmPvUnhalt, Feature::KvmPvSendIpi, Feature::KvmPvSchedYield];
 
 /// Leaves and the number of their subleaves.
 #[rustfmt::skip]
@@ -45,28 +46,18 @@ const LEAVES: [(std::ops::RangeInclusive<u32>, u32); 12] = [
 ];
 
 /// What the kernel says that it can give to guests.
-pub(crate) struct Supported {
-    entries: CpuId,
-    /// Hypercalls can be left to us.
-    hypercalls: bool,
-}
+pub(crate) struct Supported(CpuId);
 
 impl Supported {
     pub(crate) fn ask(kvm: &Kvm) -> Result<Self, EngineError> {
         let entries = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        let entries = entries.map_err(|error| host_error(format!("no CPUID: {error}")))?;
-        Ok(Self {
-            entries,
-            hypercalls: hypercall::can_intercept(kvm),
-        })
-    }
-
-    pub(crate) fn hypercalls(&self) -> bool {
-        self.hypercalls
+        entries
+            .map(Self)
+            .map_err(|error| host_error(format!("no CPUID: {error}")))
     }
 
     pub(crate) fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let mut entries = self.entries.as_slice().iter();
+        let mut entries = self.0.as_slice().iter();
         let entry = entries.find(|e| e.function == leaf && e.index == subleaf);
         entry.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
     }
@@ -86,7 +77,7 @@ impl Supported {
         let gone = [
             (lacks(STEAL_TIME), &[Feature::KvmStealTime][..]),
             (lacks(TLB_FLUSH), &[Feature::KvmPvTlbFlush]),
-            (!self.hypercalls, &hypercall::FEATURES),
+            (true, &HYPERCALLS),
         ];
         let gone = gone
             .iter()

@@ -29,7 +29,6 @@ use x86_interp::InterpEngine;
 
 use crate::availability;
 use crate::cpuid::Supported;
-use crate::hypercall;
 use crate::memory::Slots;
 use crate::msr;
 use crate::time::Timeline;
@@ -142,9 +141,6 @@ impl KvmEngine {
         };
         vm.enable_cap(&cap).map_err(failed("MSRs"))?;
         msr::filter(&vm)?;
-        if supported.hypercalls() {
-            hypercall::intercept(&vm)?;
-        }
         // Where the kernel cannot do that, it ends programs of the guest with #UD by itself.
         let _ = vm.enable_cap(&kvm_enable_cap {
             cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE,

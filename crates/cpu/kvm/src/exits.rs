@@ -1,4 +1,4 @@
-//! What the guest comes out for: ports, memory without a slot, MSRs, hypercalls, HLT, shutdown.
+//! What the guest comes out for: ports, memory without a slot, MSRs, HLT, shutdown.
 //!
 //! What is answered here takes effect with the next entry, at whose beginning the kernel ends the instruction.
 
@@ -19,7 +19,6 @@ use kvm_bindings::KVM_EXIT_SET_TPR;
 use kvm_bindings::KVM_EXIT_SHUTDOWN;
 use kvm_bindings::KVM_EXIT_X86_RDMSR;
 use kvm_bindings::KVM_EXIT_X86_WRMSR;
-use kvm_bindings::KVM_EXIT_XEN;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 
 use crate::engine::host_error;
@@ -53,7 +52,6 @@ impl KvmVcpu {
             KVM_EXIT_IO => self.port(board),
             KVM_EXIT_MMIO => self.memory(board),
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => self.msr(board)?,
-            KVM_EXIT_XEN => self.hypercall(board)?,
             KVM_EXIT_IRQ_WINDOW_OPEN => self.counters.windows += 1,
             KVM_EXIT_SET_TPR | KVM_EXIT_INTR => {}
             KVM_EXIT_DEBUG => return Ok(Exit::Step),

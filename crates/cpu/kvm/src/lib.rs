@@ -23,7 +23,6 @@ mod clock;
 mod cpuid;
 mod engine;
 mod exits;
-mod hypercall;
 mod kick;
 mod memory;
 mod msr;

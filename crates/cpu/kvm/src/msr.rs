@@ -16,7 +16,6 @@ use kvm_ioctls::VmFd;
 use x86_isa::msr as n;
 
 use crate::engine::failed;
-use crate::hypercall::XEN_PAGE;
 use crate::time::host_counter;
 use crate::vcpu::KvmVcpu;
 
@@ -39,7 +38,7 @@ const MISC_ENABLE_ONES: u64 = 0x1800;
 
 /// First number, how many, and whether reading is ours, too. The TSC and steal time are the kernel's.
 #[rustfmt::skip]
-const OURS: [(u32, u32, bool); 12] = [
+const OURS: [(u32, u32, bool); 11] = [
     (n::TSC,                 1,             false),
     (n::KVM_WALL_CLOCK_OLD,  2,             true),
     (n::APIC_BASE,           1,             true),
@@ -48,7 +47,6 @@ const OURS: [(u32, u32, bool); 12] = [
     (n::MISC_ENABLE,         1,             true),
     (n::MC0_CTL,             MC_BANKS * 4,  true),
     (n::TSC_DEADLINE,        1,             true),
-    (XEN_PAGE,               1,             true),
     (n::KVM_WALL_CLOCK,      2,             true),
     (n::KVM_STEAL_TIME,      1,             false),
     (n::KVM_PV_EOI,          1,             true),

@@ -98,7 +98,6 @@ pub(crate) struct Counters {
     pub(crate) pio: u64,
     pub(crate) mmio: u64,
     pub(crate) msrs: u64,
-    pub(crate) hypercalls: u64,
     pub(crate) windows: u64,
     pub(crate) halts: u64,
     pub(crate) interrupts: u64,
@@ -554,7 +553,6 @@ impl Inspect for KvmVcpu {
             .with("pio", c.pio)
             .with("mmio", c.mmio)
             .with("msrs", c.msrs)
-            .with("hypercalls", c.hypercalls)
             .with("interrupt_windows", c.windows)
             .with("interrupts", c.interrupts)
             .with("halts", c.halts);

@@ -160,6 +160,11 @@ fn init_ends_steal_time() {
     assert_eq!(m.state().msrs.kvm_steal_time, 0);
 }
 
+/// The models that are the same under every engine have none.
+fn with_hypercalls() -> Machine {
+    Machine::with_policy(Mode::Long, CpuPolicy::new(Model::Host).unwrap())
+}
+
 /// Makes a hypercall by either instruction; the vector that follows and RAX.
 fn hypercall(m: &mut Machine, number: u64, amd: bool) -> (u64, u64) {
     m.code(|a| {
@@ -182,7 +187,7 @@ fn hypercall(m: &mut Machine, number: u64, amd: bool) -> (u64, u64) {
 #[test]
 fn hypercalls_reach_the_board_by_either_instruction() {
     for amd in [false, true] {
-        let mut m = Machine::new(Mode::Long);
+        let mut m = with_hypercalls();
         assert_eq!(hypercall(&mut m, 10, amd), (0x40, 2));
         assert_eq!(*m.board.ipis.lock().unwrap(), [(2, 0b101, 0xfd)]);
         assert_eq!(hypercall(&mut m, 5, amd), (0x40, 0));
@@ -193,7 +198,7 @@ fn hypercalls_reach_the_board_by_either_instruction() {
 
 #[test]
 fn hypercalls_of_user_programs_are_refused() {
-    let mut m = Machine::new(Mode::Long);
+    let mut m = with_hypercalls();
     m.gate(0x40, CODE64, 0xee, 0);
     m.user();
     assert_eq!(hypercall(&mut m, 10, false), (0x40, u64::MAX));
