@@ -159,7 +159,7 @@ pub(crate) struct MachineArgs {
     /// Processor model: host, x86-64, x86-64-v2 or x86-64-v3
     ///
     /// `x86-64` is the one that every engine has, KVM on any host among them: a machine with it can change its engine
-    /// while it runs.
+    /// while it runs. `MODEL,-FEATURE` is without a feature, named as in /proc/cpuinfo: `host,-avx2`.
     #[arg(long, value_name = "MODEL", default_value = "host")]
     pub(crate) cpu: String,
 
