@@ -21,6 +21,7 @@ use crate::ata::Identity;
 use crate::ata::Sense;
 use crate::ata::Step;
 use crate::ata::Tray;
+use crate::ata::sense;
 use crate::bytes;
 use crate::medium::Medium;
 use crate::work::Fault;
@@ -30,6 +31,8 @@ use disk::DiskState;
 
 /// Bytes of sense data.
 pub const SENSE: usize = 18;
+/// Sense code and qualifier of a unit whose medium is another one.
+pub const MEDIUM_CHANGED: (u8, u8) = (sense::CHANGED.1, sense::CHANGED.2);
 /// Command codes that are not a unit's own business alone.
 const INQUIRY: u8 = 0x12;
 const REPORT_LUNS: u8 = 0xA0;

@@ -135,6 +135,13 @@ impl Rings<'_> {
         }
     }
 
+    /// Whether this poll has taken so many buffers that the next one is to go on, or the driver has broken a ring: a queue that
+    /// seems empty need not be.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.broken.is_some() || self.budget == 0
+    }
+
     /// Gives buffers back, `len` bytes of which were written. The driver is interrupted after the poll, if it wants to be.
     pub fn push(&mut self, queue: usize, head: u16, len: u32) {
         self.push_all(queue, &[(head, len)]);

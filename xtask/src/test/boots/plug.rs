@@ -1,4 +1,5 @@
-//! Drives that are attached to a running guest, used by it, and detached: on a SATA port, in a PCI Express port, in a PCI slot.
+//! Drives that are attached to a running guest, used by it, and detached: on a SATA port, at a SCSI host, in a PCI Express port,
+//! in a PCI slot.
 //! And discs that are changed.
 
 use std::thread;
@@ -147,6 +148,31 @@ pub(super) fn nvme_card_is_plugged_into_a_slot_and_ejected(lab: &Lab) -> anyhow:
     let script = use_disk("nvme0n1", 2);
     work_on(lab, ("demo", &script), &["--machine", "pc"], work, |seen| {
         says(seen, "acpiphp: Slot [3] registered")
+    })
+}
+
+/// Plugs a disk into the SCSI host of a guest that loads its drivers so, out and in again. The host is there for a CD drive.
+pub(super) fn scsi_target(lab: &Lab, machine: &str, (guest, load): (&str, &str)) -> anyhow::Result<()> {
+    let work = |user: &mut User| {
+        plug(user, ",bus=scsi", &[], "scsi1")?;
+        // Where there is nothing but SCSI it need not be said.
+        let bus = if machine == "microvm" { "" } else { ",bus=scsi" };
+        plug(user, bus, &[], "scsi1")?;
+        let image = user.image("more.img", "more")?;
+        let told = user.ctl(&["attach", "disk", &format!("{image},bus=scsi"), "--at", "scsi63"])?;
+        ensure!(told.trim() == "disk0 in scsi63", "attached: {told}");
+        user.hears("@more").map(drop)
+    };
+    let script = format!(
+        "{load}; {}; until [ -b /dev/sda ]; do sleep .2; done; \
+         ls -d /sys/bus/scsi/devices/*:63:0; head -c 4 /dev/sda; echo; echo @more",
+        use_disk("sda", 2)
+    );
+    let options = ["--machine", machine, "--cdrom", "none,bus=scsi"];
+    work_on(lab, (guest, &script), &options, work, |seen| {
+        says(seen, "[sda] Attached SCSI disk")?;
+        says(seen, ":0:63:0")?;
+        says(seen, "more")
     })
 }
 

@@ -31,7 +31,7 @@ const SCRIPT: &str = "h=/sys/bus/scsi/devices/0:0; d=$(echo $h:0:0/block/*); a=/
                       dd if=$b of=/dev/null count=1 && dd if=/tmp/x of=$b count=1 conv=fsync || echo @protected; \
                       head -c 6 /dev/sr0; echo; ls -d /sys/bus/virtio/drivers/virtio_scsi/virtio*";
 
-pub(super) const CASES: [Case; 3] = [
+pub(super) const CASES: [Case; 5] = [
     Case {
         name: "virtio_scsi_disks_work_on_the_microvm",
         check: on_the_microvm,
@@ -47,6 +47,16 @@ pub(super) const CASES: [Case; 3] = [
         check: discs_are_changed,
         extra: false,
     },
+    Case {
+        name: "virtio_scsi_disks_are_plugged_in_and_pulled_out_on_the_microvm",
+        check: plugged_on_the_microvm,
+        extra: false,
+    },
+    Case {
+        name: "virtio_scsi_disks_are_plugged_in_and_pulled_out_on_the_q35",
+        check: plugged_on_the_q35,
+        extra: false,
+    },
 ];
 
 fn on_the_microvm(lab: &Lab) -> anyhow::Result<()> {
@@ -59,6 +69,14 @@ fn on_the_pc(lab: &Lab) -> anyhow::Result<()> {
 
 fn discs_are_changed(lab: &Lab) -> anyhow::Result<()> {
     plug::discs(lab, "microvm", "scsi", ("tools", LOAD))
+}
+
+fn plugged_on_the_microvm(lab: &Lab) -> anyhow::Result<()> {
+    plug::scsi_target(lab, "microvm", ("tools", LOAD))
+}
+
+fn plugged_on_the_q35(lab: &Lab) -> anyhow::Result<()> {
+    plug::scsi_target(lab, "q35", ("tools", LOAD))
 }
 
 fn disks_work(lab: &Lab, machine: &str) -> anyhow::Result<()> {

@@ -59,8 +59,7 @@ impl Limits {
             seg_max,
             max_sectors,
             u32::from(ENTRIES) / 2,
-            // Bytes of an event.
-            16,
+            super::events::LEN.into(),
             self.sense.into(),
             self.cdb.into(),
         ];
