@@ -6,6 +6,7 @@
 //! Spec: SPC-4 §4.5 (sense data), §6 (commands), §7.8 (vital product data); SBC-3 §5 (commands).
 
 mod disk;
+mod reserve;
 mod vpd;
 
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub enum Action {
     Good,
     /// CHECK CONDITION, with this sense data.
     Check([u8; SENSE]),
+    /// RESERVATION CONFLICT.
+    Conflict,
     /// The initiator gets bytes, and the command ends well.
     Send(Vec<u8>),
     /// The initiator gives so many bytes, which go to [`LogicalUnit::receive`].
@@ -183,10 +186,18 @@ impl LogicalUnit {
         }
     }
 
-    /// What power-on and resets do.
+    /// What resets do.
     pub fn reset(&mut self) {
         match &mut self.inner {
             Inner::Disk(disk) => disk.reset(),
+            Inner::Optical(drive) => drive.reset(),
+        }
+    }
+
+    /// What the loss of power does.
+    pub fn power_off(&mut self) {
+        match &mut self.inner {
+            Inner::Disk(disk) => disk.power_off(),
             Inner::Optical(drive) => drive.reset(),
         }
     }
@@ -220,7 +231,7 @@ impl LogicalUnit {
     /// [`RestoreError::Invalid`] when it is of another kind of unit.
     pub fn restore(&mut self, state: UnitState) -> Result<(), RestoreError> {
         match (&mut self.inner, state.0) {
-            (Inner::Disk(disk), State::Disk(state)) => disk.restore(state),
+            (Inner::Disk(disk), State::Disk(state)) => disk.restore(state)?,
             (Inner::Optical(drive), State::Optical(state)) => drive.restore(state)?,
             _ => return Err(RestoreError::Invalid("state of another kind of unit".to_owned())),
         }

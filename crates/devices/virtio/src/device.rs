@@ -84,6 +84,9 @@ pub trait VirtioDevice: Snapshot + Inspect + Send {
 
     /// Forgets everything that the driver has asked for.
     fn reset(&mut self);
+
+    /// The power goes, after a reset: what outlives that is lost.
+    fn power_off(&mut self) {}
 }
 
 /// The queues of a device whose driver is up.

@@ -355,6 +355,7 @@ impl Scsi {
         match action {
             Action::Good => {}
             Action::Check(sense) => answer.check(sense),
+            Action::Conflict => answer.conflict(),
             Action::Send(bytes) => {
                 moved = u32::try_from(command.data.put(rings.memory(), &bytes)?).unwrap_or(0);
                 answer.residual = answer.residual.saturating_sub(moved);
@@ -372,6 +373,7 @@ impl Scsi {
                 match next {
                     Action::Ask(request) => return self.ask(command, request),
                     Action::Check(sense) => answer.check(sense),
+                    Action::Conflict => answer.conflict(),
                     _ => answer.residual = u32::try_from(command.data.readable_len()).unwrap_or(u32::MAX),
                 }
             }
@@ -467,6 +469,10 @@ impl VirtioDevice for Scsi {
         self.work.abandon();
         self.state = State::new();
         self.units.iter_mut().flatten().for_each(LogicalUnit::reset);
+    }
+
+    fn power_off(&mut self) {
+        self.units.iter_mut().flatten().for_each(LogicalUnit::power_off);
     }
 }
 

@@ -210,6 +210,37 @@ fn parameters_of_a_command_are_taken() {
 }
 
 #[test]
+fn reservations_that_exclude_one_another_conflict() {
+    let mut driver = Driver::new(Link::Mmio, &numbered(), true);
+    assert_eq!(driver.command(DISK, &[0x16, 0, 0, 0, 0, 0], &[], 0).unwrap().1, 0);
+    let keys = [0x5E, 0, 0, 0, 0, 0, 0, 0, 64, 0];
+    let seen = driver.command(DISK, &keys, &[], 64).unwrap();
+    assert_eq!(seen, (0, 0x18, [0, 0], 64, ANSWER_LEN));
+    assert_eq!(driver.command(DISK, &[0x17, 0, 0, 0, 0, 0], &[], 0).unwrap().1, 0);
+    let mut stranger = [0; 24];
+    stranger[7] = 1;
+    // A key that nobody has registered, which is found out when the parameters are there.
+    let register = [0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    assert_eq!(driver.command(DISK, &register, &stranger, 0).unwrap().1, 0x18);
+    assert_eq!(driver.command(DISK, &keys, &[], 64).unwrap().4, ANSWER_LEN + 8);
+}
+
+#[test]
+fn power_off_ends_registrations_and_a_reset_does_not() {
+    let mut driver = Driver::new(Link::Mmio, &numbered(), true);
+    let register = [0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    let mut list = [0; 24];
+    list[15] = 9;
+    assert_eq!(driver.command(DISK, &register, &list, 0).unwrap().1, 0);
+    for (kind, key) in [(Reset::Warm, 9u64), (Reset::Cold, 0)] {
+        driver.bench.device.reset(kind);
+        let all = driver.bench.device.inspect();
+        let told = all.at("device/targets/0/reservations/key");
+        assert_eq!(told, Some(&Node::from(key)));
+    }
+}
+
+#[test]
 fn faults_are_sense_data() {
     let mut driver = Driver::new(Link::Mmio, &numbered(), false);
     driver.give(DISK, 0, &READ, &[], 1024);
