@@ -44,7 +44,17 @@ const RESERVE: &str = "PATH=$PATH:/usr/bin; d=/dev/sda; c=$(echo /sys/class/scsi
                        sg_persist -o -L -K 0x1234 -T 3 $d && echo @released; sg_persist -o -C -K 0x1234 $d && echo @cleared; \
                        sg_persist -i -k $d; sg_raw $d 16 0 0 0 0 0 && sg_raw $d 17 0 0 0 0 0 && echo @older";
 
-pub(super) const CASES: [Case; 6] = [
+pub(super) const CASES: [Case; 8] = [
+    Case {
+        name: "virtio_uefi_boots_from_blk_and_a_disk_is_plugged_in",
+        check: plug::virtio_disk_is_plugged_in_after_uefi,
+        extra: false,
+    },
+    Case {
+        name: "virtio_uefi_boots_from_scsi_and_a_disk_is_plugged_in",
+        check: uefi_boots_from_scsi,
+        extra: false,
+    },
     Case {
         name: "virtio_scsi_disks_work_on_the_microvm",
         check: on_the_microvm,
@@ -87,6 +97,10 @@ fn on_the_pc(lab: &Lab) -> anyhow::Result<()> {
 
 fn discs_are_changed(lab: &Lab) -> anyhow::Result<()> {
     plug::discs(lab, "microvm", "scsi", ("tools", LOAD))
+}
+
+fn uefi_boots_from_scsi(lab: &Lab) -> anyhow::Result<()> {
+    plug::scsi_disk_is_plugged_in_after_uefi(lab, LOAD)
 }
 
 fn reserved(lab: &Lab) -> anyhow::Result<()> {
