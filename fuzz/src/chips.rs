@@ -74,7 +74,7 @@ impl Chip {
             9 => Self::Testdev(PcTestdev::new(lines())),
             10 => Self::Pic(DualPic::new(line(0))),
             11 => Self::IoApic(IoApic::new(kind, probe.clone())),
-            12 => Self::Lapic(Lapic::new(LAPIC, time, Arc::new(Signals::new()))),
+            12 => Self::Lapic(Lapic::new(LAPIC, time, Arc::new(Signals::new()), Arc::default())),
             13 => Self::Port92(Port92::new(power)),
             _ => Self::Vga(vga(time)),
         }

@@ -28,7 +28,8 @@ pub trait CpuBoard: Sync {
     /// LINT0), and returns its vector. `None` when the request has gone away.
     fn take_interrupt(&self, cpu: u32) -> Option<u8>;
 
-    /// Reads an MSR of the local APIC: `IA32_APIC_BASE` (1Bh), `IA32_TSC_DEADLINE` (6E0h), x2APIC (800h-8FFh).
+    /// Reads an MSR of the local APIC: `IA32_APIC_BASE` (1Bh), `IA32_TSC_DEADLINE` (6E0h), x2APIC (800h-8FFh),
+    /// `MSR_KVM_PV_EOI_EN` (4B564D04h).
     ///
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the APIC's mode.
@@ -45,6 +46,26 @@ pub trait CpuBoard: Sync {
 
     /// Writes CR8. An interrupt that becomes deliverable is signalled as usual.
     fn set_apic_cr8(&self, cpu: u32, value: u8);
+
+    /// Sends an interrupt to the processors with the APIC ids `first` + *n*, for each bit *n* of `set`. `icr` is laid out as
+    /// the low half of the interrupt command register: vector, delivery mode, level and trigger mode count. Returns how many
+    /// of the processors are there; `None` on a board without interprocessor interrupts.
+    fn send_ipis(&self, cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        let _ = (cpu, first, set, icr);
+        None
+    }
+
+    /// Takes the processor with this APIC id out of HLT: raises [`Signal::Unhalt`](crate::Signal::Unhalt) there. Nothing
+    /// happens where there is none.
+    fn unhalt(&self, apic_id: u32) {
+        let _ = apic_id;
+    }
+
+    /// How long the calling vCPU's thread has had to wait for a processor of the host, since its start.
+    fn stolen(&self, cpu: u32) -> Duration {
+        let _ = cpu;
+        Duration::ZERO
+    }
 
     /// A random number for RDRAND and RDSEED: from the host kernel's generator, which never runs dry. `None` when there is
     /// none at the moment.

@@ -8,6 +8,7 @@
 //! Spec: SDM vol. 2A "CPUID"; SDM vol. 4 table 2-2 (IA32_ARCH_CAPABILITIES); x86-64 psABI 1.0 §3.1.1
 //! "Processor Architecture" (the levels).
 
+mod choice;
 mod feature;
 mod host;
 mod leaves;
@@ -15,6 +16,7 @@ mod leaves;
 use std::fmt;
 use std::str::FromStr;
 
+pub use choice::CpuChoice;
 pub use feature::Feature;
 use feature::FeatureSet;
 use feature::Word;
@@ -125,6 +127,12 @@ pub enum PolicyError {
         /// The name that was asked for.
         name: String,
     },
+    /// What follows a model is no feature to take away.
+    #[error("`{part}` is no CPU feature to take away: write `-` and a name as in /proc/cpuinfo, or one of KVM's")]
+    UnknownFeature {
+        /// What was written.
+        part: String,
+    },
     /// The model's arithmetic needs units that the host does not have.
     #[error("this host cannot run CPU model `{model}`: its processor lacks {missing}")]
     HostLacks {
@@ -186,9 +194,10 @@ impl CpuPolicy {
     /// The policy of a machine whose guests are told so much of the hypervisor.
     #[must_use]
     pub fn with_paravirt(mut self, paravirt: Paravirt) -> Self {
+        let all = KVM.union(KVM_KERNEL).union(KVM_CALLS);
         let gone = match paravirt {
-            Paravirt::None => KVM.union(FeatureSet::of(&[Feature::Hypervisor])),
-            Paravirt::Minimal => KVM,
+            Paravirt::None => all.union(FeatureSet::of(&[Feature::Hypervisor])),
+            Paravirt::Minimal => all,
             Paravirt::Kvm => return self,
         };
         self.features = self.features.without(gone).closed();
@@ -241,6 +250,12 @@ impl CpuPolicy {
         self.features.iter()
     }
 
+    /// Whether hypercalls are answered: some of KVM's interface is there.
+    #[must_use]
+    pub const fn has_hypercalls(&self) -> bool {
+        self.words[Word::KvmEax as usize] != 0
+    }
+
     /// Frequency of the TSC. The same for every model and host, so that a snapshot goes on anywhere.
     #[must_use]
     pub const fn tsc_hz(&self) -> u64 {
@@ -279,8 +294,8 @@ impl CpuPolicy {
         let features = match model {
             Model::Host => FeatureSet::all().without(host::UNITS.without(units)).closed(),
             Model::V1 => BASELINE,
-            Model::V2 => BASELINE.union(SYSTEM).union(LEVEL_2),
-            Model::V3 => BASELINE.union(SYSTEM).union(LEVEL_2).union(LEVEL_3),
+            Model::V2 => BASELINE.union(SYSTEM).union(KVM_KERNEL).union(LEVEL_2),
+            Model::V3 => BASELINE.union(SYSTEM).union(KVM_KERNEL).union(LEVEL_2).union(LEVEL_3),
         };
         let missing = features.intersection(host::UNITS).without(units);
         if !missing.is_empty() {
@@ -352,14 +367,24 @@ const BASELINE: FeatureSet = {
     FeatureSet::of(&[
         Fpu, De, Pse, Tsc, Msr, Pae, Mce, Cx8, Apic, Sep, Mtrr, Pge, Mca, Cmov, Pat, Pse36, Clflush, Mmx, Fxsr, Sse, Sse2,
         X2apic, TscDeadline, Hypervisor, TscAdjust, ArchCapabilities, Prefetchw, Syscall, Nx, Lm, InvariantTsc,
-        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable,
+        KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable, KvmPvEoi,
     ])
 };
 
-/// What there is of KVM's interface.
+/// What there is of KVM's interface that every engine provides by itself.
 const KVM: FeatureSet = {
     use Feature::*;
-    FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable])
+    FeatureSet::of(&[KvmClockOld, KvmNoIoDelay, KvmClock, KvmClockStable, KvmPvEoi])
+};
+
+/// What the host's kernel provides under its own engine, where it does.
+const KVM_KERNEL: FeatureSet = FeatureSet::of(&[Feature::KvmStealTime, Feature::KvmPvTlbFlush]);
+
+/// Hypercalls: not under the kernel's engine, whose own reach local APICs of its own only. A model with them is not the same on
+/// every engine.
+const KVM_CALLS: FeatureSet = {
+    use Feature::*;
+    FeatureSet::of(&[KvmPvUnhalt, KvmPvSendIpi, KvmPvSchedYield])
 };
 
 /// What operating systems want beside the psABI's level, the same in levels 2 and 3; user programs do not ask for it.

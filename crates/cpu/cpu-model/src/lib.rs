@@ -14,11 +14,13 @@
 mod board;
 mod cpuid;
 mod engine;
+mod hypercall;
 mod signals;
 mod state;
 
 pub use board::CpuBoard;
 pub use board::MsrFault;
+pub use cpuid::CpuChoice;
 pub use cpuid::CpuPolicy;
 pub use cpuid::CpuidContext;
 pub use cpuid::Feature;
@@ -32,6 +34,7 @@ pub use engine::EngineCaps;
 pub use engine::EngineError;
 pub use engine::Stop;
 pub use engine::Vcpu;
+pub use hypercall::Hypercall;
 pub use signals::Signal;
 pub use signals::Signals;
 pub use signals::Waker;

@@ -26,6 +26,8 @@ pub enum Signal {
     Kick = 16,
     /// For the engine's own use between its vCPUs.
     Engine = 32,
+    /// Out of HLT, whatever RFLAGS.IF is: another vCPU's KVM_HC_KICK_CPU.
+    Unhalt = 64,
 }
 
 /// Who gets a vCPU out of guest code that does not look at [`Signals::pending`] by itself: code that the host's processor

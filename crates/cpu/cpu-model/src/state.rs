@@ -122,6 +122,8 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
     /// MSR_KVM_SYSTEM_TIME: where the paravirtual clock's page is; bit 0 enables it.
     pub kvm_system_time: u64,
+    /// MSR_KVM_STEAL_TIME: where `kvm_steal_time` is; bit 0 enables it.
+    pub kvm_steal_time: u64,
     /// Others that are plain storage, by number.
     pub other: Vec<(u32, u64)>,
 }
@@ -156,6 +158,8 @@ pub struct PendingEvent {
     /// Vector of a maskable interrupt that was acknowledged and is not yet delivered. RFLAGS.IF is set then, and nothing
     /// inhibits interrupts.
     pub interrupt: Option<u8>,
+    /// Another vCPU has taken this one out of HLT (KVM_HC_KICK_CPU), perhaps before it came there: the next HLT ends at once.
+    pub unhalted: bool,
 }
 
 /// The architectural state of a vCPU at an instruction boundary.

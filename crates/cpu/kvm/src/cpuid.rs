@@ -21,6 +21,12 @@ const XSAVE_LEAF: u32 = 0xd;
 const TSC_LEAF: u32 = 0x15;
 const MHZ_LEAF: u32 = 0x16;
 const KHZ_LEAF: u32 = 0x4000_0010;
+/// KVM's features, and the bits of those that the kernel provides under this engine.
+const KVM_LEAF: u32 = 0x4000_0001;
+const STEAL_TIME: u32 = 5;
+const TLB_FLUSH: u32 = 9;
+/// The kernel answers hypercalls itself, and reaches only local APICs that it keeps: these would be lost.
+const HYPERCALLS: [Feature; 3] = [Feature::KvmPvUnhalt, Feature::KvmPvSendIpi, Feature::KvmPvSchedYield];
 
 /// Leaves and the number of their subleaves.
 #[rustfmt::skip]
@@ -65,7 +71,19 @@ impl Supported {
             narrowed.has(c.feature) && (size, offset) != (c.size, c.offset)
         });
         let moved: Vec<Feature> = elsewhere.map(|c| c.feature).collect();
-        moved.into_iter().fold(narrowed, CpuPolicy::without)
+        let narrowed = moved.into_iter().fold(narrowed, CpuPolicy::without);
+        let [kernels, ..] = self.cpuid(KVM_LEAF, 0);
+        let lacks = |bit: u32| kernels >> bit & 1 == 0;
+        let gone = [
+            (lacks(STEAL_TIME), &[Feature::KvmStealTime][..]),
+            (lacks(TLB_FLUSH), &[Feature::KvmPvTlbFlush]),
+            (true, &HYPERCALLS),
+        ];
+        let gone = gone
+            .iter()
+            .filter(|(gone, _)| *gone)
+            .flat_map(|(_, features)| *features);
+        gone.copied().fold(narrowed, CpuPolicy::without)
     }
 
     /// Offset of an XSAVE component in the kernel's form of the state, if guests may have it.

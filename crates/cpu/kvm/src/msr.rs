@@ -1,6 +1,6 @@
 //! Model-specific registers that we answer in the kernel's place.
 //!
-//! Those of the board's local APIC, of time, of machine checks and of KVM's clock mean the same under every engine only if
+//! Those of the board's local APIC, of time, of machine checks and of KVM's clock and end of interrupt mean the same under every engine only if
 //! the kernel leaves them alone: a filter lets the guest come out for them. It also comes out for the numbers that the
 //! kernel does not know, x2APIC's among them; what the other engines have of these is here, the rest is #GP(0).
 //!
@@ -36,9 +36,9 @@ const MICROCODE: u64 = 0x2b00_0000 << 32;
 const MISC_ENABLE_WRITABLE: u64 = 0x4_00c5_0089;
 const MISC_ENABLE_ONES: u64 = 0x1800;
 
-/// First number, how many, and whether reading is ours, too. The TSC is the kernel's to read.
+/// First number, how many, and whether reading is ours, too. The TSC and steal time are the kernel's.
 #[rustfmt::skip]
-const OURS: [(u32, u32, bool); 9] = [
+const OURS: [(u32, u32, bool); 11] = [
     (n::TSC,                 1,             false),
     (n::KVM_WALL_CLOCK_OLD,  2,             true),
     (n::APIC_BASE,           1,             true),
@@ -48,6 +48,8 @@ const OURS: [(u32, u32, bool); 9] = [
     (n::MC0_CTL,             MC_BANKS * 4,  true),
     (n::TSC_DEADLINE,        1,             true),
     (n::KVM_WALL_CLOCK,      2,             true),
+    (n::KVM_STEAL_TIME,      1,             false),
+    (n::KVM_PV_EOI,          1,             true),
 ];
 
 /// Makes the guest come out for the registers that are ours.
@@ -95,6 +97,10 @@ impl KvmVcpu {
             n::TSC_DEADLINE => {
                 allow(self.has(Feature::TscDeadline))?;
                 self.of_apic_deadline(board, board.apic_read_msr(self.id, number).ok()?)
+            }
+            n::KVM_PV_EOI => {
+                allow(self.has(Feature::KvmPvEoi))?;
+                board.apic_read_msr(self.id, number).ok()?
             }
             n::APIC_BASE | n::X2APIC_FIRST..=n::X2APIC_LAST => board.apic_read_msr(self.id, number).ok()?,
             n::KVM_WALL_CLOCK_OLD | n::KVM_WALL_CLOCK => {
@@ -171,6 +177,10 @@ impl KvmVcpu {
                 let deadline = self.to_apic_deadline(board, value);
                 return board.apic_write_msr(self.id, number, deadline).ok();
             }
+            n::KVM_PV_EOI => {
+                allow(self.has(Feature::KvmPvEoi))?;
+                return board.apic_write_msr(self.id, number, value).ok();
+            }
             n::X2APIC_FIRST..=n::X2APIC_LAST => return board.apic_write_msr(self.id, number, value).ok(),
             n::KVM_WALL_CLOCK_OLD | n::KVM_WALL_CLOCK => {
                 self.clock_msr(number)?;
@@ -181,6 +191,10 @@ impl KvmVcpu {
                 self.clock_msr(number)?;
                 self.kept.kvm_system_time = value;
                 self.attend_clock(board);
+            }
+            n::KVM_STEAL_TIME => {
+                allow(self.has(Feature::KvmStealTime) && self.put_msr(number, value))?;
+                self.kept.kvm_steal_time = value;
             }
             n::MCG_STATUS => self.kept.mcg_status = value,
             n::MISC_ENABLE => self.kept.misc_enable = value & MISC_ENABLE_WRITABLE,

@@ -63,8 +63,10 @@ impl Runs {
 
 impl StandIn {
     fn new(id: u32, shared: &Shared, signals: Arc<cpu_model::Signals>) -> Result<Self, EngineError> {
+        let mut vcpu = shared.stand_in()?.vcpu(id, signals)?;
+        vcpu.stand_in();
         Ok(Self {
-            vcpu: shared.stand_in()?.vcpu(id, signals)?,
+            vcpu,
             runs: Runs::default(),
             last: String::new(),
         })

@@ -80,6 +80,7 @@ fn numbered(m: &mut Msrs) -> Vec<(u32, &mut u64)> {
         (n::SPEC_CTRL, &mut m.spec_ctrl),
         (n::DEBUGCTL, &mut m.debugctl),
         (n::MTRR_DEF_TYPE, &mut m.mtrr_def_type),
+        (n::KVM_STEAL_TIME, &mut m.kvm_steal_time),
     ];
     let fixed = [n::MTRR_FIX64K].into_iter().chain(n::MTRR_FIX16K..n::MTRR_FIX16K + 2);
     let fixed = fixed.chain(n::MTRR_FIX4K..n::MTRR_FIX4K + 8);
@@ -375,6 +376,7 @@ impl KvmVcpu {
             mov_ss_shadow: events.interrupt.shadow & SHADOW_MOV_SS != 0,
             debug_trap: if trap { dr6 & 0xc00f } else { 0 },
             interrupt: interrupt.then_some(events.interrupt.nr),
+            unhalted: self.unhalted,
         }
     }
 
@@ -394,6 +396,7 @@ impl KvmVcpu {
         self.load_msrs(&state.msrs);
         self.load_events(state)?;
         self.activity = state.activity;
+        self.unhalted = state.pending.unhalted;
         self.pointers = Pointers {
             fip: state.fpu.fip,
             fcs: state.fpu.fcs,

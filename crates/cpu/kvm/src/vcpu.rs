@@ -18,11 +18,13 @@ use cpu_model::Stop;
 use cpu_model::Vcpu;
 use device_model::Inspect;
 use device_model::Node;
+use kvm_bindings::KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
 use kvm_bindings::KVM_GUESTDBG_ENABLE;
 use kvm_bindings::KVM_GUESTDBG_SINGLESTEP;
 use kvm_bindings::KVM_VCPU_TSC_CTRL;
 use kvm_bindings::KVM_VCPU_TSC_OFFSET;
 use kvm_bindings::kvm_device_attr;
+use kvm_bindings::kvm_enable_cap;
 use kvm_bindings::kvm_guest_debug;
 use kvm_bindings::kvm_interrupt;
 use kvm_bindings::kvm_run;
@@ -69,6 +71,8 @@ pub(crate) struct KvmVcpu {
     pub(crate) activity: Activity,
     /// An NMI has come that the halted processor cannot take.
     pub(crate) nmi: bool,
+    /// Another vCPU has ended its HLT, which may be to come.
+    pub(crate) unhalted: bool,
     /// MSRs that we answer, and those that the host does not have.
     pub(crate) kept: Msrs,
     pub(crate) tsc: TscState,
@@ -105,6 +109,12 @@ impl KvmVcpu {
         let (hz, policy_hz) = (shared.time.tsc_hz, shared.policy.tsc_hz());
         let entries = cpuid::entries(&shared.policy, id, hz)?;
         fd.set_cpuid2(&entries).map_err(failed("CPUID"))?;
+        // Of KVM's interface guests have what they are told of. Kernels that cannot do that give more.
+        let _ = fd.enable_cap(&kvm_enable_cap {
+            cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+            args: [1, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        });
         if hz == policy_hz {
             fd.set_tsc_khz((hz / 1000) as u32)
                 .map_err(failed("the TSC's frequency"))?;
@@ -117,6 +127,7 @@ impl KvmVcpu {
             kicker,
             activity: Activity::Active,
             nmi: false,
+            unhalted: false,
             kept: Msrs::default(),
             tsc: TscState::Loaded(0),
             pointers: Pointers::default(),
@@ -175,7 +186,7 @@ impl KvmVcpu {
             Activity::WaitSipi => return Ok(Some(Stop::Halted)),
             Activity::Shutdown => return Ok(Some(Stop::TripleFault)),
             Activity::Halted => {
-                if !(self.wake_by_nmi()? || self.wake_by_interrupt(board)?) {
+                if !(std::mem::take(&mut self.unhalted) || self.wake_by_nmi()? || self.wake_by_interrupt(board)?) {
                     self.counters.halts += 1;
                     return Ok(Some(Stop::Halted));
                 }
@@ -207,6 +218,9 @@ impl KvmVcpu {
         }
         if on(Signal::Nmi) && self.signals.take(Signal::Nmi) {
             self.nmi = true;
+        }
+        if on(Signal::Unhalt) && self.signals.take(Signal::Unhalt) {
+            self.unhalted = true;
         }
         if on(Signal::Init) && self.signals.take(Signal::Init) {
             self.complete(board)?;
@@ -242,6 +256,7 @@ impl KvmVcpu {
         state.msrs = old.msrs;
         state.msrs.efer = 0;
         state.msrs.kvm_system_time = 0;
+        state.msrs.kvm_steal_time = 0;
         state.pending = PendingEvent::default();
         self.load_here(&state)?;
         self.interrupt = false;
@@ -333,6 +348,23 @@ impl KvmVcpu {
                 }
                 Err(error) => return Err(host_error(format!("an instruction cannot be ended: {error}"))),
             }
+        }
+    }
+
+    /// Tells the guest that this vCPU does not run: it sleeps here, of which the kernel does not know. The kernel takes it back,
+    /// and flushes the TLB if another vCPU has left word, when the guest is entered again. Spec: KVM msr.rst
+    /// (MSR_KVM_STEAL_TIME, `preempted`).
+    fn tell_sleep(&self) {
+        const ENABLE: u64 = 1;
+        const WAS_PREEMPTED: u64 = 16;
+        const PREEMPTED: u8 = 1;
+        let place = self.kept.kvm_steal_time;
+        if place & ENABLE != 0 {
+            // The kernel has taken the place; where it is gone, nobody reads there.
+            let _ = self
+                .shared
+                .memory()
+                .swap_u8((place & !ENABLE) + WAS_PREEMPTED, PREEMPTED);
         }
     }
 
@@ -476,10 +508,16 @@ impl Vcpu for KvmVcpu {
         let stop = result?;
         self.complete(board)?;
         self.shared.time.look(Moment::now(board));
+        if stop == Stop::Halted {
+            self.tell_sleep();
+        }
         Ok(stop)
     }
 
     fn state(&mut self) -> CpuState {
+        // A signal that has arrived but was not looked at belongs to the state.
+        self.nmi |= self.signals.take(Signal::Nmi);
+        self.unhalted |= self.signals.take(Signal::Unhalt);
         // The kernel gives what it has to whoever holds the descriptor.
         match self.save() {
             Ok(state) => state,

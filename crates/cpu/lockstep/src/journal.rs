@@ -26,6 +26,9 @@ enum Call {
     Random,
     Now,
     BootDate,
+    SendIpis(u32, u128, u32),
+    Unhalt(u32),
+    Stolen,
 }
 
 /// Calls and answers of one step.
@@ -149,6 +152,23 @@ impl CpuBoard for Recorder<'_> {
         self.note(Call::WriteCr8(value), None);
     }
 
+    fn send_ipis(&self, cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        let sent = self.board.send_ipis(cpu, first, set, icr);
+        self.note(Call::SendIpis(first, set, icr), sent.map(u64::from));
+        sent
+    }
+
+    fn unhalt(&self, apic_id: u32) {
+        self.board.unhalt(apic_id);
+        self.note(Call::Unhalt(apic_id), None);
+    }
+
+    fn stolen(&self, cpu: u32) -> Duration {
+        let stolen = self.board.stolen(cpu);
+        self.note(Call::Stolen, u64::try_from(stolen.as_nanos()).ok());
+        stolen
+    }
+
     fn random(&self) -> Option<u64> {
         let number = self.board.random();
         self.note(Call::Random, number);
@@ -218,6 +238,18 @@ impl CpuBoard for Replayer<'_> {
 
     fn set_apic_cr8(&self, _cpu: u32, value: u8) {
         self.ask(Call::WriteCr8(value));
+    }
+
+    fn send_ipis(&self, _cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        self.ask(Call::SendIpis(first, set, icr)).map(|sent| sent as u32)
+    }
+
+    fn unhalt(&self, apic_id: u32) {
+        self.ask(Call::Unhalt(apic_id));
+    }
+
+    fn stolen(&self, _cpu: u32) -> Duration {
+        Duration::from_nanos(self.ask(Call::Stolen).unwrap_or(0))
     }
 
     fn random(&self) -> Option<u64> {

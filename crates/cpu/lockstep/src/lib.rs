@@ -41,7 +41,13 @@ use journal::Journal;
 const STEP: u64 = 64;
 
 /// Signals that are handed on.
-const INPUTS: [Signal; 4] = [Signal::Interrupt, Signal::Nmi, Signal::Init, Signal::Sipi];
+const INPUTS: [Signal; 5] = [
+    Signal::Interrupt,
+    Signal::Nmi,
+    Signal::Init,
+    Signal::Sipi,
+    Signal::Unhalt,
+];
 
 /// Translator and interpreter, each with its own memory.
 pub struct LockstepEngine {

@@ -29,6 +29,7 @@ use crate::insn::RIP;
 use crate::int::Int;
 use crate::mmu::Tlb;
 use crate::native::Native;
+use crate::ops::system::Steal;
 
 pub(crate) const RAX: usize = 0;
 pub(crate) const RCX: usize = 1;
@@ -140,6 +141,7 @@ pub(crate) struct Cpu {
     pub(crate) peer: Arc<Peer>,
     /// The board of the `run` in progress.
     pub(crate) board: Option<NonNull<dyn CpuBoard>>,
+    pub(crate) steal: Steal,
     /// Instructions executed since the start, for budgets and inspection.
     pub(crate) executed: u64,
 }

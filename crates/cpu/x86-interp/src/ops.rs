@@ -67,6 +67,10 @@ pub(crate) fn known(ins: &Instruction, policy: &CpuPolicy) -> bool {
     if matches!(ins.mnemonic(), Mnemonic::Tzcnt | Mnemonic::Lzcnt) {
         return true;
     }
+    // Of the instructions of VMX and SVM, those that guests have.
+    if matches!(ins.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+        return policy.has_hypercalls();
+    }
     ins.cpuid_features().iter().all(|&feature| match required(feature) {
         Need::Nothing => true,
         Need::Feature(f) => policy.has(f),

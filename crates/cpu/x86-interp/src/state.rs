@@ -91,6 +91,7 @@ impl Cpu {
         state.msrs.efer = 0;
         // What the guest booted before may use the page for something else now (KVM does so too).
         state.msrs.kvm_system_time = 0;
+        state.msrs.kvm_steal_time = 0;
         state.pending = PendingEvent::default();
         self.load_state(&state).expect("the reset state is consistent");
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cpu_model::Activity;
 use cpu_model::CpuBoard;
 use cpu_model::CpuPolicy;
 use cpu_model::CpuState;
@@ -31,6 +32,9 @@ use guest_memory::Kind;
 use guest_memory::MemoryRegion;
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::eax;
+use iced_x86::code_asm::ecx;
+use iced_x86::code_asm::edx;
 
 use crate::InterpEngine;
 
@@ -76,6 +80,10 @@ pub(crate) struct Board {
     pub(crate) interrupts: Mutex<VecDeque<u8>>,
     pub(crate) clock: TestClock,
     cr8: AtomicU8,
+    /// First APIC id, set and ICR of IPIs; the id alone of those taken out of HLT.
+    pub(crate) ipis: Mutex<Vec<(u32, u128, u32)>>,
+    pub(crate) unhalted: Mutex<Vec<u32>>,
+    pub(crate) stolen: Mutex<Duration>,
 }
 
 impl CpuBoard for Board {
@@ -107,6 +115,16 @@ impl CpuBoard for Board {
     }
     fn set_apic_cr8(&self, _cpu: u32, value: u8) {
         self.cr8.store(value, Ordering::Relaxed);
+    }
+    fn send_ipis(&self, _cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        self.ipis.lock().unwrap().push((first, set, icr));
+        Some(set.count_ones())
+    }
+    fn unhalt(&self, apic_id: u32) {
+        self.unhalted.lock().unwrap().push(apic_id);
+    }
+    fn stolen(&self, _cpu: u32) -> Duration {
+        *self.stolen.lock().unwrap()
     }
     fn now(&self) -> VmTime {
         use device_model::Clock as _;
@@ -346,4 +364,30 @@ fn first_state(state: &mut CpuState, mode: Mode) {
         state.cr4 = 0x20;
         state.msrs.efer = 0xd01;
     }
+}
+
+/// Begins at the start of the code again.
+pub(crate) fn again(s: &mut CpuState) {
+    s.rip = CODE;
+    s.gpr[4] = STACK;
+    s.activity = Activity::Active;
+}
+
+/// Runs WRMSR in long mode: the vector of its exception, or that of the INT behind it. The register reads as written.
+pub(crate) fn wrmsr(m: &mut Machine, number: u32, value: u64) -> u64 {
+    m.code(|a| {
+        a.mov(ecx, number as i32)?;
+        a.mov(eax, value as i32)?;
+        a.mov(edx, (value >> 32) as i32)?;
+        a.wrmsr()?;
+        a.rdmsr()?;
+        a.int(0x40)
+    });
+    m.edit(again);
+    let vector = m.vector();
+    if vector == 0x40 {
+        let s = m.state();
+        assert_eq!(s.gpr[2] << 32 | s.gpr[0], value, "{number:#x} reads as written");
+    }
+    vector
 }

@@ -110,6 +110,7 @@ impl InterpVcpu {
             signals: Arc::clone(&peer.signals),
             peer,
             board: None,
+            steal: Default::default(),
             executed: 0,
         };
         let state = CpuState::after_reset(id == 0, cpu.policy.signature());
@@ -183,7 +184,8 @@ impl InterpVcpu {
             Activity::Shutdown => return Some(Stop::TripleFault),
             Activity::Halted => {
                 let nmi = self.cpu.boundary.event.nmi && !self.cpu.boundary.event.nmi_blocked;
-                if !(nmi || self.cpu.boundary.event.debug_trap != 0 || self.take_interrupt(true)) {
+                let unhalted = std::mem::take(&mut self.cpu.boundary.event.unhalted);
+                if !(nmi || unhalted || self.cpu.boundary.event.debug_trap != 0 || self.take_interrupt(true)) {
                     self.counters.halts += 1;
                     return Some(Stop::Halted);
                 }
@@ -237,6 +239,9 @@ impl InterpVcpu {
         }
         if on(Signal::Nmi) && signals.take(Signal::Nmi) {
             self.cpu.boundary.event.nmi = true;
+        }
+        if on(Signal::Unhalt) && signals.take(Signal::Unhalt) {
+            self.cpu.boundary.event.unhalted = true;
         }
         if on(Signal::Init) && signals.take(Signal::Init) {
             self.cpu.init(self.cpu.id == 0);
@@ -390,6 +395,12 @@ impl InterpVcpu {
         }
     }
 
+    /// Somebody else runs this vCPU, too, and takes its state over after each run. He keeps its steal time, and is asked to
+    /// flush his TLB each time.
+    pub fn stand_in(&mut self) {
+        self.cpu.steal.stand_in();
+    }
+
     /// Forgets all decoded code: somebody may have written to memory who does not tell.
     pub fn forget_code(&mut self) {
         self.cache.flush();
@@ -406,10 +417,12 @@ impl InterpVcpu {
             self.serve();
         }
         self.cpu.attend_clock();
+        self.cpu.begin_steal();
     }
 
     /// Ends a `run`.
     pub(crate) fn leave(&mut self) {
+        self.cpu.end_steal();
         self.cpu.peer.running.store(false, Ordering::SeqCst);
         self.cpu.sync_x87();
         self.cpu.board = None;
@@ -442,6 +455,9 @@ impl Vcpu for InterpVcpu {
         // A signal that has arrived but was not looked at belongs to the state.
         if self.cpu.signals.take(Signal::Nmi) {
             self.cpu.boundary.event.nmi = true;
+        }
+        if self.cpu.signals.take(Signal::Unhalt) {
+            self.cpu.boundary.event.unhalted = true;
         }
         self.cpu.save_state()
     }

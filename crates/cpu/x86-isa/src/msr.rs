@@ -70,6 +70,10 @@ pub const X2APIC_LAST: u32 = 0x8ff;
 pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 /// MSR_KVM_SYSTEM_TIME_NEW.
 pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// MSR_KVM_STEAL_TIME.
+pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
+/// MSR_KVM_PV_EOI_EN.
+pub const KVM_PV_EOI: u32 = 0x4b56_4d04;
 /// IA32_EFER.
 pub const EFER: u32 = 0xc000_0080;
 /// IA32_STAR.

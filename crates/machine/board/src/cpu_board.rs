@@ -22,6 +22,7 @@ use pci::Root;
 
 use crate::HostClock;
 use crate::fabric::Fabric;
+use crate::stolen;
 
 /// CMOS byte: why the processor was reset.
 const CMOS_SHUTDOWN: u64 = 0x0f;
@@ -213,6 +214,19 @@ impl CpuBoard for Board {
 
     fn set_apic_cr8(&self, cpu: u32, value: u8) {
         self.with_lapic(cpu, |lapic| lapic.set_cr8(value));
+    }
+
+    fn send_ipis(&self, _cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        Some(self.fabric.send_ipis(first, set, icr))
+    }
+
+    fn unhalt(&self, apic_id: u32) {
+        // APIC ids are the processors' numbers.
+        self.fabric.unhalt(apic_id);
+    }
+
+    fn stolen(&self, _cpu: u32) -> Duration {
+        stolen::by_others()
     }
 
     fn now(&self) -> VmTime {

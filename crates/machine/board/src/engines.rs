@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cpu_model::CpuChoice;
 use cpu_model::CpuPolicy;
 use cpu_model::Engine;
 use cpu_model::EngineError;
@@ -22,6 +23,11 @@ fn for_translator(policy: &CpuPolicy) -> Arc<CpuPolicy> {
     Arc::new(policy.clone().without(Feature::Smap))
 }
 
+/// Without ends of interrupts in memory, which the board would write into one of two memories.
+fn for_lockstep(policy: &CpuPolicy) -> Arc<CpuPolicy> {
+    Arc::new(policy.clone().without(Feature::KvmPvEoi))
+}
+
 /// Makes an engine of `kind`, which tells the guest what suits it best of `policy`.
 pub(crate) fn make(
     kind: EngineKind,
@@ -31,7 +37,7 @@ pub(crate) fn make(
     match choose(kind) {
         EngineKind::Kvm => Ok(Arc::new(KvmEngine::new(memory, &policy)?)),
         EngineKind::Jit => Ok(Arc::new(JitEngine::new(memory, for_translator(&policy))?)),
-        EngineKind::Lockstep => Ok(Arc::new(LockstepEngine::new(memory, policy)?)),
+        EngineKind::Lockstep => Ok(Arc::new(LockstepEngine::new(memory, for_lockstep(&policy))?)),
         EngineKind::Interp => Ok(Arc::new(InterpEngine::new(memory, policy)?)),
         EngineKind::Auto => match JitEngine::new(Arc::clone(&memory), for_translator(&policy)) {
             Ok(engine) => Ok(Arc::new(engine)),
@@ -54,6 +60,7 @@ fn choose(kind: EngineKind) -> EngineKind {
 pub(crate) fn told(engine: &str, policy: &CpuPolicy) -> Result<CpuPolicy, EngineError> {
     match engine {
         "jit" => Ok((*for_translator(policy)).clone()),
+        "lockstep" => Ok((*for_lockstep(policy)).clone()),
         "kvm" => kvm::supported_policy(policy),
         _ => Ok(policy.clone()),
     }
@@ -124,8 +131,8 @@ fn advice(model: Option<&Model>) -> String {
 /// # Errors
 /// What a machine that asked for it would end with, in one line.
 pub fn try_engine(kind: EngineKind, cpu: &str) -> Result<&'static str, String> {
-    let model: Model = cpu.parse().map_err(|error| format!("{error}"))?;
-    let policy = CpuPolicy::new(model).map_err(|error| error.to_string())?;
+    let choice: CpuChoice = cpu.parse().map_err(|error| format!("{error}"))?;
+    let policy = choice.policy().map_err(|error| error.to_string())?;
     let engine = make(kind, Arc::new(GuestMemory::new()), Arc::new(policy));
     let engine = engine.map_err(|error| error.to_string())?;
     Ok(engine.caps().name)

@@ -166,6 +166,33 @@ impl Fabric {
         }
     }
 
+    /// Sends what the low half `icr` of an interrupt command register says to the processors with the APIC ids `first` + *n*,
+    /// for each bit *n* of `set`. Returns how many of them there are.
+    pub(crate) fn send_ipis(&self, first: u32, set: u128, icr: u32) -> u32 {
+        let level_triggered = icr >> 15 & 1 != 0;
+        let interrupt = Interrupt {
+            vector: icr as u8,
+            mode: DeliveryMode::from_bits((icr >> 8 & 7) as u8),
+            level_triggered,
+            assert: !level_triggered || icr >> 14 & 1 != 0,
+        };
+        let mut sent = 0;
+        for n in (0..u128::BITS).filter(|n| set >> n & 1 != 0) {
+            if let Some(lapic) = first.checked_add(n).and_then(|id| self.lapic(id)) {
+                lapic.lock().deliver(&interrupt);
+                sent += 1;
+            }
+        }
+        sent
+    }
+
+    /// Takes processor `cpu` out of HLT, if there is one.
+    pub(crate) fn unhalt(&self, cpu: u32) {
+        if let Some(signals) = self.signals.get(cpu as usize) {
+            signals.raise(Signal::Unhalt);
+        }
+    }
+
     fn deliver_to(&self, wanted: impl Fn(usize) -> bool, interrupt: &Interrupt) {
         for (index, lapic) in self.lapics_from(0).enumerate() {
             if wanted(index) {
@@ -325,7 +352,7 @@ mod tests {
                 bus_hz: 1_000_000_000,
                 tsc_hz: 2_000_000_000,
             };
-            let mut lapic = Lapic::new(config, clock.clone(), signals);
+            let mut lapic = Lapic::new(config, clock.clone(), signals, Arc::default());
             for (offset, value) in [(0xf0, 0x1ff), (0xd0, 1 << (24 + id))] {
                 lapic.write(At { region: 0, offset }, Width::Dword, value).unwrap();
             }
@@ -491,6 +518,23 @@ mod tests {
                 write_lapic(&fabric, cpu, 0xb0, 0);
             }
         }
+    }
+
+    #[test]
+    fn ipis_of_a_set_reach_its_processors_that_are_there() {
+        let fabric = fabric(3);
+        assert_eq!(fabric.send_ipis(1, 0b1011, 0x41), 2, "processors 1 and 2 of 1, 2 and 4");
+        assert_eq!(take_all(&fabric), [(1, 0x41), (2, 0x41)]);
+        assert_eq!(fabric.send_ipis(u32::MAX, 0b11, 0x41), 0);
+        assert_eq!(fabric.send_ipis(0, 1, 0x400), 1);
+        assert!(fabric.signals[0].take(Signal::Nmi));
+        // The de-assertion of a level.
+        assert_eq!(fabric.send_ipis(0, 1, 0x8041), 1);
+        assert!(take_all(&fabric).is_empty());
+        fabric.unhalt(2);
+        fabric.unhalt(9);
+        let unhalted = fabric.signals.iter().map(|signals| signals.take(Signal::Unhalt));
+        assert_eq!(unhalted.collect::<Vec<_>>(), [false, false, true]);
     }
 
     #[test]

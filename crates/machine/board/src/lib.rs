@@ -32,6 +32,7 @@ mod registry;
 mod screen;
 mod serial;
 mod state;
+mod stolen;
 mod storage;
 mod vcpu;
 

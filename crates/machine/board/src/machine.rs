@@ -16,11 +16,11 @@ use std::time::Duration;
 use chipset::a20::A20Gate;
 use chipset::acpi_pm::AlarmLatch;
 use chipset::hpet::LegacyGate;
+use cpu_model::CpuChoice;
 use cpu_model::CpuPolicy;
 use cpu_model::CpuState;
 use cpu_model::Engine;
 use cpu_model::EngineError;
-use cpu_model::Model;
 use cpu_model::Paravirt;
 use cpu_model::PolicyError;
 use cpu_model::Signal;
@@ -672,13 +672,13 @@ fn make_memory(plan: &Plan, rom: Option<&Arc<MemoryRegion>>) -> Result<Arc<Guest
 /// What the guest is to be told of its processors.
 fn policy(spec: &MachineSpec, cpus: u32) -> Result<CpuPolicy, BuildError> {
     let unknown = |error| PlanError(vec![format!("cpu: {error}")]);
-    let model: Model = spec.cpu.parse().map_err(unknown)?;
+    let choice: CpuChoice = spec.cpu.parse().map_err(unknown)?;
     let paravirt = match spec.paravirt {
         spec::Paravirt::None => Paravirt::None,
         spec::Paravirt::Minimal => Paravirt::Minimal,
         spec::Paravirt::Kvm => Paravirt::Kvm,
     };
-    Ok(CpuPolicy::new(model)?.with_cpus(cpus).with_paravirt(paravirt))
+    Ok(choice.policy()?.with_cpus(cpus).with_paravirt(paravirt))
 }
 
 fn assemble(

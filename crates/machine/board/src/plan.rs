@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use cpu_model::Model;
+use cpu_model::CpuChoice;
 use device_model::Space;
 use pci::Bdf;
 use serde::Serialize;
@@ -173,7 +173,7 @@ pub fn plan(spec: &MachineSpec) -> Result<Plan, PlanError> {
     if let Err(error) = spec.validate() {
         problems.extend(error.0.iter().map(ToString::to_string));
     }
-    if let Err(error) = spec.cpu.parse::<Model>() {
+    if let Err(error) = spec.cpu.parse::<CpuChoice>() {
         problems.push(format!("cpu: {error}"));
     }
     if spec.engine == EngineKind::Lockstep && spec.machine.has_pci() {

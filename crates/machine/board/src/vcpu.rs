@@ -121,11 +121,30 @@ impl VcpuCell {
     /// already: mostly none is.
     fn sleep(&self, vcpu: &mut dyn Vcpu, gate: &Gate) {
         let idle = self.signals.pending() == 0;
-        let mask = if idle { u32::MAX } else { wake_mask(&vcpu.state()) };
+        let mask = if idle {
+            u32::MAX
+        } else {
+            let state = vcpu.state();
+            if goes_on(&state) {
+                return;
+            }
+            wake_mask(&state)
+        };
         self.signals.wait(mask, None);
         if !gate.is_open() {
             self.signals.take(Signal::Kick);
         }
+    }
+}
+
+/// Whether a vCPU in `state` has taken a signal over that ends its sleep: asking for the state does that.
+fn goes_on(state: &CpuState) -> bool {
+    let pending = &state.pending;
+    let nmi = pending.nmi && !pending.nmi_blocked;
+    match state.activity {
+        Activity::Active => true,
+        Activity::Halted => nmi || pending.unhalted,
+        Activity::WaitSipi | Activity::Shutdown => false,
     }
 }
 
@@ -136,11 +155,12 @@ fn wake_mask(state: &CpuState) -> u32 {
     } else {
         Signal::Nmi as u32
     };
+    let unhalt = Signal::Unhalt as u32;
     match state.activity {
         Activity::WaitSipi => ALWAYS | Signal::Sipi as u32,
         Activity::Shutdown => ALWAYS | nmi,
-        Activity::Halted if state.rflags & RFLAGS_IF == 0 => ALWAYS | nmi,
-        Activity::Halted | Activity::Active => ALWAYS | nmi | Signal::Interrupt as u32,
+        Activity::Halted if state.rflags & RFLAGS_IF == 0 => ALWAYS | nmi | unhalt,
+        Activity::Halted | Activity::Active => ALWAYS | nmi | unhalt | Signal::Interrupt as u32,
     }
 }
 
@@ -200,6 +220,22 @@ mod tests {
         let mut blocked = state(Activity::Halted, RFLAGS_IF);
         blocked.pending.nmi_blocked = true;
         assert_eq!(wake_mask(&blocked) & nmi, 0);
+    }
+
+    #[test]
+    fn signal_that_the_state_has_taken_over_ends_the_sleep() {
+        let mut halted = state(Activity::Halted, 0);
+        assert!(!goes_on(&halted));
+        halted.pending.unhalted = true;
+        assert!(goes_on(&halted));
+        halted.pending.unhalted = false;
+        halted.pending.nmi = true;
+        assert!(goes_on(&halted));
+        halted.pending.nmi_blocked = true;
+        assert!(!goes_on(&halted));
+        let mut waiting = state(Activity::WaitSipi, 0);
+        waiting.pending.nmi = true;
+        assert!(!goes_on(&waiting));
     }
 
     #[test]

@@ -264,6 +264,21 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Puts `value` in the place of the byte at `gpa`, which it returns, in one step that a vCPU cannot divide. Code engines see
+    /// the write. ROM stays as it is.
+    ///
+    /// # Errors
+    /// [`MemoryError::Hole`] where there is no guest memory.
+    pub fn swap_u8(&self, gpa: u64, value: u8) -> Result<u8, MemoryError> {
+        let (offset, region, kind, _) = self.find(gpa).ok_or(MemoryError::Hole { gpa, len: 1 })?;
+        if kind == Kind::Ram {
+            return Ok(region.swap_u8(offset, value));
+        }
+        let mut byte = [0];
+        region.read(offset, &mut byte);
+        Ok(byte[0])
+    }
+
     fn find_even(&self, gpa: u64) -> Result<(u64, &MemoryRegion, Kind, u64), MemoryError> {
         let found = self.find(gpa).filter(|_| gpa.is_multiple_of(2));
         found.ok_or(MemoryError::Hole { gpa, len: 2 })
@@ -376,6 +391,22 @@ mod tests {
         assert_eq!(memory.load_u16(8192).unwrap(), 0, "ROM stays as it is");
         assert!(memory.load_u16(0x101).is_err());
         assert!(memory.store_u16(12_288, 0).is_err());
+    }
+
+    #[test]
+    fn bytes_are_exchanged_where_there_is_ram() {
+        let memory = two_regions();
+        memory.page(0).unwrap().code.mark(0x100, 0x13f);
+        assert_eq!(memory.swap_u8(0x101, 7).unwrap(), 0);
+        assert_eq!(memory.swap_u8(0x101, 8).unwrap(), 7);
+        assert_eq!(
+            memory.page(0).unwrap().code.version(),
+            1,
+            "and once there was code there"
+        );
+        memory.swap_u8(8192, 1).unwrap();
+        assert_eq!(memory.swap_u8(8192, 1).unwrap(), 0, "ROM stays as it is");
+        assert!(memory.swap_u8(12_288, 0).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 
@@ -148,6 +149,17 @@ impl MemoryRegion {
         // SAFETY: the number lies inside the mapping, which begins at a page and lives as long as the region; everybody
         // accesses it by volatile or atomic operations.
         unsafe { AtomicU16::from_ptr(self.host.as_ptr().add(offset as usize).cast()) }
+    }
+
+    /// Exchanges a byte and notes the write. It must lie inside the region.
+    pub(crate) fn swap_u8(&self, offset: u64, value: u8) -> u8 {
+        assert!(offset < self.len, "checked by the caller");
+        // SAFETY: the byte lies inside the mapping, which lives as long as the region; everybody accesses it by volatile or
+        // atomic operations.
+        let byte = unsafe { AtomicU8::from_ptr(self.host.as_ptr().add(offset as usize)) };
+        let old = byte.swap(value, Ordering::SeqCst);
+        self.code.note_write(offset, 1);
+        old
     }
 
     /// Reads a 16-bit number. It must lie inside the region, at an even offset.

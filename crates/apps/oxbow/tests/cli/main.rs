@@ -8,5 +8,6 @@ mod engines;
 mod guest;
 mod hostile;
 mod misuse;
+mod paravirt;
 mod run;
 mod terminal;

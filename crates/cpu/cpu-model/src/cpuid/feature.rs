@@ -179,6 +179,12 @@ features! {
          0 KvmClockOld  "kvm_clocksource" "KVM's paravirtual clock at its first register numbers.";
          1 KvmNoIoDelay "kvm_nop_io_delay" "Port accesses need no delay.";
          3 KvmClock     "kvm_clocksource2" "KVM's paravirtual clock.";
+         5 KvmStealTime "kvm_steal_time" "Time that the host's processor was another's, and whether a vCPU runs.";
+         6 KvmPvEoi     "kvm_pv_eoi"    "The end of an interrupt is told in memory.";
+         7 KvmPvUnhalt  "kvm_pv_unhalt" "One vCPU takes another out of HLT by a hypercall.";
+         9 KvmPvTlbFlush "kvm_pv_tlb_flush" "A vCPU that does not run is told in memory to flush its TLB.";
+        11 KvmPvSendIpi "kvm_pv_send_ipi" "Interrupts to many vCPUs by one hypercall.";
+        13 KvmPvSchedYield "kvm_pv_sched_yield" "A vCPU lets another one go first by a hypercall.";
         24 KvmClockStable "kvm_clocksource_stable_bit" "The paravirtual clock says when one vCPU's page serves all.";
     }
 }
@@ -247,6 +253,12 @@ const PREREQUISITES: &[(Feature, &[Feature])] = {
         (KvmNoIoDelay, &[Hypervisor]),
         (KvmClock,     &[Hypervisor, Tsc, Msr]),
         (KvmClockStable, &[KvmClock, InvariantTsc]),
+        (KvmStealTime, &[Hypervisor, Msr]),
+        (KvmPvEoi,     &[Hypervisor, Apic, Msr]),
+        (KvmPvUnhalt,  &[Hypervisor, Apic]),
+        (KvmPvTlbFlush, &[KvmStealTime]),
+        (KvmPvSendIpi, &[Hypervisor, Apic]),
+        (KvmPvSchedYield, &[KvmStealTime]),
     ]
 };
 

@@ -76,7 +76,7 @@ impl CpuPolicy {
         match leaf {
             0..=MAX_BASIC => self.basic(leaf, subleaf, ctx),
             HYPERVISOR..=MAX_HYPERVISOR if self.has(Feature::Hypervisor) => self.hypervisor(leaf),
-            SECOND_HYPERVISOR if self.has_kvm() => signature(SECOND_HYPERVISOR, HYPERVISOR_VENDOR),
+            SECOND_HYPERVISOR if self.has_hypercalls() => signature(SECOND_HYPERVISOR, HYPERVISOR_VENDOR),
             EXTENDED..=MAX_EXTENDED => self.extended(leaf),
             // Beyond either range an Intel processor returns the data of the highest basic leaf.
             _ => self.basic(MAX_BASIC, subleaf, ctx),
@@ -202,14 +202,9 @@ impl CpuPolicy {
         }
     }
 
-    /// Some of KVM's interface is there.
-    fn has_kvm(&self) -> bool {
-        self.word(Word::KvmEax) != 0
-    }
-
     fn hypervisor(&self, leaf: u32) -> Leaf {
         match leaf {
-            HYPERVISOR if self.has_kvm() => signature(MAX_HYPERVISOR, KVM_VENDOR),
+            HYPERVISOR if self.has_hypercalls() => signature(MAX_HYPERVISOR, KVM_VENDOR),
             HYPERVISOR => signature(MAX_HYPERVISOR, HYPERVISOR_VENDOR),
             // No hints: EDX stays zero.
             KVM_FEATURES => [self.word(Word::KvmEax), 0, 0, 0],

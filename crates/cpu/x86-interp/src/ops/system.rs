@@ -1,7 +1,7 @@
 //! System instructions: processor control, identification, counters, caches, hints.
 //!
 //! Control and debug registers, MSRs and translation control have files of their own. VMX, SMX, SMM and MONITOR are not
-//! offered: their instructions raise #UD.
+//! offered: their instructions raise #UD, but for VMCALL, a guest's way to KVM's hypercalls.
 //!
 //! Spec: SDM vol. 2 (each instruction), vol. 3 §2.
 
@@ -10,12 +10,14 @@ mod debug;
 mod kvmclock;
 mod msr;
 mod paging;
+mod steal;
 
 use std::sync::atomic::Ordering;
 use std::sync::atomic::fence;
 
 use cpu_model::Activity;
 use cpu_model::CpuidContext;
+use cpu_model::Hypercall;
 use iced_x86::Code;
 use iced_x86::Mnemonic;
 use x86_isa::cr4;
@@ -27,6 +29,7 @@ use crate::cpu::RAX;
 use crate::cpu::RBX;
 use crate::cpu::RCX;
 use crate::cpu::RDX;
+use crate::cpu::RSI;
 use crate::decode::Dec;
 use crate::decode::Op;
 use crate::decode::Select;
@@ -36,6 +39,8 @@ use crate::insn::R;
 use crate::int::Int;
 use crate::mmu::Access;
 use crate::ops::nop;
+
+pub(crate) use steal::Steal;
 
 pub(crate) fn select(x: &Dec<'_>, d: &mut DInsn) -> Select {
     hints(x)
@@ -88,6 +93,7 @@ fn processor(x: &Dec<'_>, d: &mut DInsn) -> Select {
         }
         M::Stac if x.code() == Code::Stac => set_ac::<true>,
         M::Clac => set_ac::<false>,
+        M::Vmcall | M::Vmmcall => hypercall,
         M::Invd | M::Wbinvd | M::Wbnoinvd => flush_caches,
         M::Clflush | M::Clflushopt | M::Clwb => flush_line,
         _ => return None,
@@ -108,6 +114,21 @@ fn memory_fence(_cpu: &mut Cpu, _d: &DInsn) -> R {
 fn hlt(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.privileged()?;
     cpu.activity = Activity::Halted;
+    cpu.end_block();
+    Ok(())
+}
+
+/// VMCALL and VMMCALL: of either vendor's instruction, as KVM makes the one of the other.
+fn hypercall(cpu: &mut Cpu, _d: &DInsn) -> R {
+    let call = Hypercall {
+        cpu: cpu.id,
+        cpl: cpu.cpl,
+        long: cpu.is64(),
+        number: cpu.gpr(RAX),
+        arguments: [RBX, RCX, RDX, RSI].map(|register| cpu.gpr(register)),
+    };
+    let result = call.call(&cpu.policy, cpu.board());
+    cpu.set_gpr(RAX, result);
     cpu.end_block();
     Ok(())
 }

@@ -189,7 +189,7 @@ impl Lapic {
         if index == LVT_LINT0 { lint0 } else { lint1 }
     }
 
-    fn end_of_interrupt(&mut self) {
+    pub(super) fn end_of_interrupt(&mut self) {
         let Some(vector) = self.isr.highest() else {
             return;
         };
@@ -247,19 +247,20 @@ impl Lapic {
         }
     }
 
-    /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
+    /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE, MSR_KVM_PV_EOI_EN or an x2APIC register.
     ///
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode.
     pub fn read_msr(&mut self, msr: u32) -> Result<u64, MsrFault> {
         match msr {
+            msr::KVM_PV_EOI => Ok(self.read_pv_eoi()),
             msr::APIC_BASE => Ok(self.base.into_bits()),
             msr::TSC_DEADLINE => {
                 let now = self.instant();
                 self.run_timer(now);
                 Ok(self.timer.deadline())
             }
-            _ => match self.x2apic_offset(msr)? {
+            _ => match self.x2apic_register(msr)? {
                 reg::ID => Ok(self.config.id.into()),
                 reg::LDR => Ok(self.x2apic_ldr().into()),
                 reg::ICR => Ok(self.icr),
@@ -268,12 +269,13 @@ impl Lapic {
         }
     }
 
-    /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
+    /// Writes IA32_APIC_BASE, IA32_TSC_DEADLINE, MSR_KVM_PV_EOI_EN or an x2APIC register.
     ///
     /// # Errors
     /// [`MsrFault`] where the register does not exist in the present mode, is read-only, or a reserved bit is set.
     pub fn write_msr(&mut self, msr: u32, value: u64) -> Result<(), MsrFault> {
         match msr {
+            msr::KVM_PV_EOI => self.write_pv_eoi(value),
             msr::APIC_BASE => self.write_base(ApicBase::from_bits(value)),
             msr::TSC_DEADLINE => {
                 if self.timer_mode() == Mode::TscDeadline {
@@ -283,11 +285,16 @@ impl Lapic {
                 }
                 Ok(())
             }
-            _ => self.write_x2apic(self.x2apic_offset(msr)?, value),
+            _ => {
+                let offset = self.x2apic_register(msr)?;
+                self.write_x2apic(offset, value)
+            }
         }
     }
 
-    fn x2apic_offset(&self, msr: u32) -> Result<u16, MsrFault> {
+    /// The offset of an x2APIC register. What it says may depend on what is in service.
+    fn x2apic_register(&mut self, msr: u32) -> Result<u16, MsrFault> {
+        self.settle_eoi();
         if !(self.base.en() && self.base.extd()) {
             return Err(MsrFault);
         }

@@ -12,6 +12,7 @@ use crate::lanes;
 use super::Effects;
 use super::ExtInt;
 use super::Lapic;
+use super::pv_eoi::PvEoi;
 use super::spec::ApicBase;
 use super::spec::ESR_KNOWN;
 use super::spec::ICR_WRITABLE;
@@ -25,9 +26,9 @@ use super::timer::Timer;
 use super::vectors::Vectors;
 
 impl Snapshot for Lapic {
-    type State = LapicV1;
+    type State = LapicV2;
 
-    fn save(&self) -> LapicV1 {
+    fn save(&self) -> LapicV2 {
         let Self {
             clock: _,
             signals: _,
@@ -49,9 +50,10 @@ impl Snapshot for Lapic {
             tsc_offset,
             lint,
             extint,
+            pv_eoi,
             effects: _,
         } = self;
-        LapicV1 {
+        LapicV2 {
             base: base.into_bits(),
             xapic_id: *xapic_id,
             tpr: *tpr,
@@ -69,10 +71,11 @@ impl Snapshot for Lapic {
             tsc_offset: *tsc_offset,
             lint: *lint,
             extint: *extint,
+            pv_eoi: pv_eoi.save(),
         }
     }
 
-    fn restore(&mut self, state: LapicV1) -> Result<(), RestoreError> {
+    fn restore(&mut self, state: LapicV2) -> Result<(), RestoreError> {
         state.check(self.config.bsp)?;
         self.base = ApicBase::from_bits(state.base);
         self.xapic_id = state.xapic_id;
@@ -91,6 +94,7 @@ impl Snapshot for Lapic {
         self.tsc_offset = state.tsc_offset;
         self.lint = state.lint;
         self.extint = state.extint;
+        self.pv_eoi.restore(state.pv_eoi);
         self.effects = Effects::default();
         self.signal();
         if self.extint == ExtInt::Pending {
@@ -102,7 +106,7 @@ impl Snapshot for Lapic {
 
 /// Saved state of [`Lapic`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LapicV1 {
+pub struct LapicV2 {
     base: u64,
     xapic_id: u8,
     tpr: u8,
@@ -120,9 +124,11 @@ pub struct LapicV1 {
     tsc_offset: u64,
     lint: [bool; 2],
     extint: ExtInt,
+    /// MSR_KVM_PV_EOI_EN, and whether an end is lent.
+    pv_eoi: (u64, bool),
 }
 
-impl LapicV1 {
+impl LapicV2 {
     fn check(&self, bsp: bool) -> Result<(), RestoreError> {
         let base = ApicBase::from_bits(self.base);
         let base_ok = base.with_bsp(false).into_bits() & ApicBase::RESERVED == 0
@@ -137,14 +143,15 @@ impl LapicV1 {
             && (self.esr | self.errors) & !ESR_KNOWN == 0
             && lanes::dword(self.icr) & !ICR_WRITABLE == 0;
         let vectors_ok = [self.irr, self.isr, self.tmr].iter().all(Vectors::is_legal);
-        if base_ok && lvt_ok && registers_ok && vectors_ok && self.timer.is_legal() {
+        let eoi_ok = PvEoi::is_legal(self.pv_eoi);
+        if base_ok && lvt_ok && registers_ok && vectors_ok && eoi_ok && self.timer.is_legal() {
             return Ok(());
         }
         Err(RestoreError::Invalid("local APIC registers out of range".into()))
     }
 }
 
-impl Schema for LapicV1 {
+impl Schema for LapicV2 {
     const NAME: &'static str = "lapic";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }

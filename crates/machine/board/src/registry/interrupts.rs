@@ -65,7 +65,8 @@ pub(super) fn build_lapic(builder: &mut Builder<'_>, place: &Placement) -> Resul
         Some(signals) => Arc::clone(signals),
         None => Arc::new(Signals::new()),
     };
-    let slot = builder.slot(place, Lapic::new(config, builder.clock.clone(), signals));
+    let memory = Arc::clone(&builder.memory);
+    let slot = builder.slot(place, Lapic::new(config, builder.clock.clone(), signals, memory));
     builder.fabric.add_lapic(Arc::clone(&slot));
     Ok(slot)
 }

@@ -98,7 +98,7 @@ impl Cpu {
         good.then_some(at)
     }
 
-    fn is_ram(&self, at: u64, len: u64) -> bool {
+    pub(super) fn is_ram(&self, at: u64, len: u64) -> bool {
         let ram = |gpa: u64| self.mem.page(gpa).is_some_and(|page| page.kind == Kind::Ram);
         ram(at) && at.checked_add(len - 1).is_some_and(ram)
     }

@@ -1,7 +1,7 @@
 //! Model-specific registers: RDMSR and WRMSR.
 //!
 //! All that a current system wants of a processor without performance counters, VMX and SMX. Ten machine-check banks
-//! record nothing. The registers of the local APIC are its device's; those of KVM's clock are in `kvmclock`. MTRRs are
+//! record nothing. The registers of the local APIC are its device's; KVM's are in `kvmclock` and `steal`. MTRRs are
 //! kept but mean nothing: memory types have no effect here. Any other number is #GP(0).
 //!
 //! Spec: SDM vol. 4 table 2-2; vol. 3 §2.2.1 (EFER), §11.11 (MTRRs), §11.12 (PAT), §15.3 (machine check), §17.17 (TSC).
@@ -130,7 +130,7 @@ fn bank_register(number: u32) -> Option<u32> {
 fn is_apic(number: u32) -> bool {
     matches!(
         number,
-        n::APIC_BASE | n::TSC_DEADLINE | n::X2APIC_FIRST..=n::X2APIC_LAST
+        n::APIC_BASE | n::TSC_DEADLINE | n::X2APIC_FIRST..=n::X2APIC_LAST | n::KVM_PV_EOI
     )
 }
 
@@ -141,7 +141,11 @@ fn allow(good: bool) -> Option<()> {
 
 impl Cpu {
     fn has_apic_msr(&self, number: u32) -> bool {
-        number != n::TSC_DEADLINE || self.has(Feature::TscDeadline)
+        match number {
+            n::TSC_DEADLINE => self.has(Feature::TscDeadline),
+            n::KVM_PV_EOI => self.has(Feature::KvmPvEoi),
+            _ => true,
+        }
     }
 
     /// Reads a register; `None` is #GP(0).
@@ -183,6 +187,7 @@ impl Cpu {
             }
             n::PAT => m.pat,
             n::MTRR_DEF_TYPE => m.mtrr_def_type,
+            n::KVM_STEAL_TIME if self.has(Feature::KvmStealTime) => m.kvm_steal_time,
             n::PKRS if self.has(Feature::Pks) => m.pkrs,
             n::EFER => m.efer,
             _ => return self.read_msr_long(number),
@@ -235,6 +240,7 @@ impl Cpu {
             PERF_CTL => self.store_msr(number, value),
             n::SYSENTER_CS => self.msrs.sysenter_cs = value,
             n::MCG_STATUS => self.msrs.mcg_status = value,
+            n::KVM_STEAL_TIME if self.has(Feature::KvmStealTime) => self.write_steal_time(value)?,
             n::MISC_ENABLE => self.msrs.misc_enable = value & MISC_ENABLE_WRITABLE,
             n::DEBUGCTL => {
                 allow(value & !DEBUGCTL_BITS == 0)?;

@@ -2,7 +2,6 @@
 
 use cpu_model::Activity;
 use cpu_model::CpuPolicy;
-use cpu_model::CpuState;
 use cpu_model::Engine;
 use cpu_model::Feature;
 use cpu_model::Model;
@@ -50,32 +49,6 @@ fn right(version: u32, tsc: u64, ns: u64) -> Time {
         shift: 0,
         flags: 1,
     }
-}
-
-/// Begins at the start of the code again.
-fn again(s: &mut CpuState) {
-    s.rip = CODE;
-    s.gpr[4] = STACK;
-    s.activity = Activity::Active;
-}
-
-/// Runs WRMSR in long mode: the vector of its exception, or that of the INT behind it. The register reads as written.
-fn wrmsr(m: &mut Machine, number: u32, value: u64) -> u64 {
-    m.code(|a| {
-        a.mov(ecx, number as i32)?;
-        a.mov(eax, value as i32)?;
-        a.mov(edx, (value >> 32) as i32)?;
-        a.wrmsr()?;
-        a.rdmsr()?;
-        a.int(0x40)
-    });
-    m.edit(again);
-    let vector = m.vector();
-    if vector == 0x40 {
-        let s = m.state();
-        assert_eq!(s.gpr[2] << 32 | s.gpr[0], value, "{number:#x} reads as written");
-    }
-    vector
 }
 
 fn machine() -> Machine {
