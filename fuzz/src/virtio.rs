@@ -265,7 +265,7 @@ fn scsi(memory: &Arc<GuestMemory>) -> Scsi {
         LogicalUnit::optical(Some(medium()), identity()),
     ];
     let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
-    Scsi::new(units, 2, memory, &executor, &waker)
+    Scsi::new(units.into_iter().map(Some).collect(), 2, memory, &executor, &waker)
 }
 
 /// A far end that always has something to say, and takes two bytes of three.
@@ -340,6 +340,13 @@ struct Mirrored {
     offered: bool,
 }
 
+impl Mirrored {
+    /// Bytes that are said at once, where there are messages.
+    fn message(&self) -> usize {
+        self.said.len().min(700)
+    }
+}
+
 impl Mirror {
     fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Flow, Mirrored>) -> T) -> T {
         f(&mut self.0.lock().expect("nothing panics under the lock"))
@@ -352,7 +359,10 @@ impl StreamHost for Mirror {
     fn offered(&self) -> Option<Flow> {
         self.with(|flows| {
             let guest = u32::try_from(flows.len()).ok().filter(|count| *count < 3)?;
-            let flow = Flow { host: 1 << 30, guest };
+            let flow = match guest {
+                1 => Flow::packets(1 << 30, guest),
+                _ => Flow::stream(1 << 30, guest),
+            };
             let offered = Mirrored {
                 offered: true,
                 ..Mirrored::default()
@@ -368,7 +378,7 @@ impl StreamHost for Mirror {
                 .find(|(_, one)| one.said.len() % 2 == 1)
                 .map(|(flow, _)| *flow)
         })
-        .inspect(|flow| self.send(*flow, b"!"))
+        .inspect(|flow| self.send(*flow, b"!", true))
     }
 
     fn status(&self, flow: Flow) -> Option<FlowStatus> {
@@ -377,6 +387,7 @@ impl StreamHost for Mirror {
             Some(FlowStatus {
                 open: !one.offered,
                 readable: one.said.len(),
+                message: one.message(),
                 delivered: one.delivered,
                 ended: one.ended,
                 deaf: one.ended && one.delivered % 2 == 1,
@@ -396,7 +407,7 @@ impl StreamHost for Mirror {
         self.with(|flows| flows.get_mut(&flow).map(|one| one.offered = false));
     }
 
-    fn send(&self, flow: Flow, bytes: &[u8]) {
+    fn send(&self, flow: Flow, bytes: &[u8], _end: bool) {
         self.with(|flows| {
             if let Some(one) = flows.get_mut(&flow) {
                 one.said.extend(bytes);
@@ -408,10 +419,14 @@ impl StreamHost for Mirror {
         });
     }
 
-    fn receive(&self, flow: Flow, most: usize) -> Vec<u8> {
+    fn receive(&self, flow: Flow, most: usize) -> (Vec<u8>, bool) {
         self.with(|flows| {
-            let said = flows.get_mut(&flow).map(|one| &mut one.said);
-            said.map_or_else(Vec::new, |said| said.drain(..most.min(said.len())).collect())
+            let Some(one) = flows.get_mut(&flow) else {
+                return (Vec::new(), false);
+            };
+            let message = one.message();
+            let len = most.min(message);
+            (one.said.drain(..len).collect(), len == message)
         })
     }
 

@@ -76,10 +76,11 @@ const TOOLS_MODULES: &[&str] = &[
     "scsi_common", "scsi_mod", "sd_mod", "cdrom", "sr_mod", "virtio_scsi", "evdev", "virtio_input",
 ];
 
-/// `socat` with its libraries.
+/// `socat`, and programs for SCSI devices, with their libraries.
 #[rustfmt::skip]
 const TOOLS_PACKAGES: &[(&str, &str)] = &[
-    ("socat", "./usr/bin/socat"),
+    ("socat", "./usr/bin/socat"), ("sdparm", "./usr/bin/sdparm"), ("libsgutils2-1.46-2", LIBRARIES),
+    ("sg3-utils", "./usr/bin/sg_persist"), ("sg3-utils", "./usr/bin/sg_raw"),
     ("libc6", LIBRARIES), ("libssl3", LIBRARIES), ("libwrap0", LIBRARIES), ("libnsl2", LIBRARIES), ("libtirpc3", LIBRARIES),
     ("libgssapi-krb5-2", LIBRARIES), ("libkrb5-3", LIBRARIES), ("libk5crypto3", LIBRARIES), ("libkrb5support0", LIBRARIES),
     ("libcom-err2", LIBRARIES), ("libkeyutils1", LIBRARIES),

@@ -6,7 +6,7 @@
 //!
 //! On the console root logs in without a password.
 
-mod efi;
+pub(crate) mod efi;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

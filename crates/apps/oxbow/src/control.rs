@@ -38,6 +38,7 @@ use spec::DiskConfig;
 use spec::DriveConfig;
 use spec::EngineKind;
 use spec::Forward;
+use spec::MachineKind;
 use spec::StorageBus;
 
 use crate::end::End;
@@ -159,8 +160,8 @@ fn refuse_cable(error: CableError) -> Refusal {
     Refusal::new(kind, failure::one_line(&error.into()))
 }
 
-/// What a client wants to be attached.
-fn wish(request: &Request) -> Result<Attach, String> {
+/// What a client wants to be attached; drives for which no bus is said are on `usual`, unless their place tells another.
+fn wish(request: &Request, usual: StorageBus) -> Result<Attach, String> {
     let Request::Attach {
         kind,
         file,
@@ -177,12 +178,13 @@ fn wish(request: &Request) -> Result<Attach, String> {
     };
     let bay = place.as_deref().map(str::parse::<Bay>).transpose()?;
     let bus = bus.as_deref().map(str::parse::<StorageBus>).transpose()?;
+    let of_place = |bay| match bay {
+        Some(Bay::Sata(_)) => StorageBus::Ahci,
+        Some(Bay::Scsi(_)) => StorageBus::Scsi,
+        Some(Bay::Card(_)) | None => usual,
+    };
     let drive = match kind.as_str() {
         "disk" => {
-            let usual = match bay {
-                Some(Bay::Card(_)) => StorageBus::Nvme,
-                _ => StorageBus::Ahci,
-            };
             if let Some(format) = format {
                 let known: Result<disk_image::Format, _> = format.parse();
                 known.map_err(|error| error.to_string())?;
@@ -190,7 +192,10 @@ fn wish(request: &Request) -> Result<Attach, String> {
             let disk = DiskConfig {
                 image: file.clone().ok_or("a disk needs an image")?,
                 format: format.clone(),
-                bus: bus.unwrap_or(usual),
+                bus: bus.unwrap_or(match bay {
+                    Some(Bay::Card(_)) => StorageBus::Nvme,
+                    bay => of_place(bay),
+                }),
                 cache: cache.as_deref().map(str::parse).transpose()?.unwrap_or_default(),
                 read_only: *read_only,
                 serial: serial.clone(),
@@ -203,7 +208,7 @@ fn wish(request: &Request) -> Result<Attach, String> {
         }
         "cdrom" => DriveConfig::Cdrom(CdromConfig {
             image: file.clone(),
-            bus: bus.unwrap_or(StorageBus::Ahci),
+            bus: bus.unwrap_or(of_place(bay)),
         }),
         other => return Err(format!("unknown kind `{other}`; there are disk, cdrom")),
     };
@@ -368,7 +373,13 @@ impl Controlled for Controls {
     }
 
     fn attach(&self, request: &Request) -> Result<AttachedStatus, Refusal> {
-        let wish = wish(request).map_err(|error| Refusal::new(ErrorKind::Invalid, error))?;
+        // Where there is no PCI, SCSI is all that there can be.
+        let kind = self.machine.plan().board.parse::<MachineKind>();
+        let usual = match kind.is_ok_and(MachineKind::has_pci) {
+            true => StorageBus::Ahci,
+            false => StorageBus::Scsi,
+        };
+        let wish = wish(request, usual).map_err(|error| Refusal::new(ErrorKind::Invalid, error))?;
         let attachment = self.machine.attach(wish).map_err(refuse_plug)?;
         Ok(describe_drive(&attachment))
     }

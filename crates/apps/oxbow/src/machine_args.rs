@@ -21,6 +21,7 @@ use spec::MachineSpec;
 use spec::NatConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
+use spec::NicModel;
 use spec::OnReset;
 use spec::Paravirt;
 use spec::PciPlace;
@@ -114,7 +115,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
     pub(crate) nic: Vec<NicConfig>,
 
-    /// Leave out the network card that a pc or q35 has if none is given: an e1000 at a NAT network
+    /// Leave out the network card that a machine has if none is given, at a NAT network: an e1000, or virtio on a microvm
     #[arg(long, conflicts_with = "nic")]
     pub(crate) no_nic: bool,
 
@@ -307,8 +308,12 @@ impl MachineArgs {
     /// The network cards, with the ports that lead to them.
     fn nics(&self) -> anyhow::Result<Vec<NicConfig>> {
         let mut nics = self.nic.clone();
-        if nics.is_empty() && !self.no_nic && self.machine_kind().has_pci() {
-            nics.push(NicConfig::new(NetworkConfig::Nat(NatConfig::default())));
+        if nics.is_empty() && !self.no_nic {
+            let mut nic = NicConfig::new(NetworkConfig::Nat(NatConfig::default()));
+            if !self.machine_kind().has_pci() {
+                nic.model = NicModel::Virtio;
+            }
+            nics.push(nic);
         }
         nics::add_forwards(&mut nics, &self.forward)?;
         Ok(nics)

@@ -27,6 +27,7 @@ mod ata;
 mod bytes;
 pub mod ide;
 mod medium;
+mod mode;
 pub mod nvme;
 pub mod scsi;
 mod work;

@@ -6,6 +6,7 @@
 //! Spec: SPC-4 §4.5 (sense data), §6 (commands), §7.8 (vital product data); SBC-3 §5 (commands).
 
 mod disk;
+mod reserve;
 mod vpd;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::ata::Identity;
 use crate::ata::Sense;
 use crate::ata::Step;
 use crate::ata::Tray;
+use crate::ata::sense;
 use crate::bytes;
 use crate::medium::Medium;
 use crate::work::Fault;
@@ -30,6 +32,8 @@ use disk::DiskState;
 
 /// Bytes of sense data.
 pub const SENSE: usize = 18;
+/// Sense code and qualifier of a unit whose medium is another one.
+pub const MEDIUM_CHANGED: (u8, u8) = (sense::CHANGED.1, sense::CHANGED.2);
 /// Command codes that are not a unit's own business alone.
 const INQUIRY: u8 = 0x12;
 const REPORT_LUNS: u8 = 0xA0;
@@ -41,6 +45,8 @@ pub enum Action {
     Good,
     /// CHECK CONDITION, with this sense data.
     Check([u8; SENSE]),
+    /// RESERVATION CONFLICT.
+    Conflict,
     /// The initiator gets bytes, and the command ends well.
     Send(Vec<u8>),
     /// The initiator gives so many bytes, which go to [`LogicalUnit::receive`].
@@ -180,10 +186,18 @@ impl LogicalUnit {
         }
     }
 
-    /// What power-on and resets do.
+    /// What resets do.
     pub fn reset(&mut self) {
         match &mut self.inner {
             Inner::Disk(disk) => disk.reset(),
+            Inner::Optical(drive) => drive.reset(),
+        }
+    }
+
+    /// What the loss of power does.
+    pub fn power_off(&mut self) {
+        match &mut self.inner {
+            Inner::Disk(disk) => disk.power_off(),
             Inner::Optical(drive) => drive.reset(),
         }
     }
@@ -217,7 +231,7 @@ impl LogicalUnit {
     /// [`RestoreError::Invalid`] when it is of another kind of unit.
     pub fn restore(&mut self, state: UnitState) -> Result<(), RestoreError> {
         match (&mut self.inner, state.0) {
-            (Inner::Disk(disk), State::Disk(state)) => disk.restore(state),
+            (Inner::Disk(disk), State::Disk(state)) => disk.restore(state)?,
             (Inner::Optical(drive), State::Optical(state)) => drive.restore(state)?,
             _ => return Err(RestoreError::Invalid("state of another kind of unit".to_owned())),
         }

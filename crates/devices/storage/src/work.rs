@@ -73,9 +73,15 @@ pub enum Op {
         through: bool,
     },
     /// Makes a range zeros.
-    WriteZeroes,
+    WriteZeroes {
+        /// As for writes.
+        through: bool,
+    },
     /// Gives the space of ranges back.
-    Discard,
+    Discard {
+        /// As for writes.
+        through: bool,
+    },
     /// Makes all safe that was written.
     Flush,
     /// Reads, and tells only whether that was possible.
@@ -128,7 +134,7 @@ impl Request {
     /// # Errors
     /// [`RestoreError::Invalid`] when it is not.
     pub fn check(&self) -> Result<(), RestoreError> {
-        let moves = !matches!(self.op, Op::WriteZeroes | Op::Discard | Op::Flush);
+        let moves = !matches!(self.op, Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush);
         let fits = match &self.data {
             Data::None => true,
             Data::Bytes(bytes) => bytes.len() as u64 == self.len,
@@ -291,19 +297,26 @@ impl Task {
     fn perform(self) -> Outcome {
         let Request { op, offset, len, data } = &self.request;
         let medium = &*self.medium;
-        let writes = matches!(op, Op::Write { .. } | Op::WriteZeroes | Op::Discard);
+        let writes = matches!(op, Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard { .. });
         if writes && medium.is_read_only() {
             return Err(MediumError::Protected.into());
         }
         match (op, data) {
             (Op::Flush, _) => medium.flush()?,
-            (Op::WriteZeroes, _) => medium.write_zeroes(*offset, *len)?,
-            (Op::Discard, Data::Ranges(ranges)) => {
+            (Op::WriteZeroes { through }, _) => {
+                medium.write_zeroes(*offset, *len)?;
+                self.settle(*through)?;
+            }
+            (Op::Discard { through }, Data::Ranges(ranges)) => {
                 for (offset, len) in ranges {
                     medium.discard(*offset, *len)?;
                 }
+                self.settle(*through)?;
             }
-            (Op::Discard, _) => medium.discard(*offset, *len)?,
+            (Op::Discard { through }, _) => {
+                medium.discard(*offset, *len)?;
+                self.settle(*through)?;
+            }
             (Op::Read, Data::Guest(segments)) => self.pieces(segments, |at, piece, guest| {
                 medium.read_at(at, piece)?;
                 self.write_guest(guest, piece)

@@ -307,8 +307,8 @@ impl Blk {
                 Done::Now(OK, u32::try_from(put).unwrap_or(0))
             }
             kind::DISCARD | kind::WRITE_ZEROES if read_only => Done::Now(IO_ERROR, 0),
-            kind::DISCARD => self.discard(chain, rings.memory())?,
-            kind::WRITE_ZEROES => self.write_zeroes(chain, rings.memory())?,
+            kind::DISCARD => self.discard(chain, rings)?,
+            kind::WRITE_ZEROES => self.write_zeroes(chain, rings)?,
             _ => Done::Now(UNSUPPORTED, 0),
         })
     }
@@ -336,14 +336,14 @@ impl Blk {
         Done::Ask(Request::new(op, sector * SECTOR, len, Data::Guest(segments)))
     }
 
-    fn discard(&self, chain: &mut Chain, memory: &GuestMemory) -> Result<Done, RingError> {
+    fn discard(&self, chain: &mut Chain, rings: &Rings<'_>) -> Result<Done, RingError> {
         let count = chain.readable_len() / 16;
         if !chain.readable_len().is_multiple_of(16) || count == 0 || count > RANGES.into() {
             return Ok(Done::Now(IO_ERROR, 0));
         }
         let mut ranges = Vec::new();
         for _ in 0..count {
-            let (range, flags) = match self.range(chain, memory)? {
+            let (range, flags) = match self.range(chain, rings.memory())? {
                 Ok(range) => range,
                 Err(status) => return Ok(Done::Now(status, 0)),
             };
@@ -352,21 +352,28 @@ impl Blk {
             }
             ranges.push(range);
         }
-        Ok(Done::Ask(Request::new(Op::Discard, 0, 0, Data::Ranges(ranges))))
+        let through = self.is_through(rings.features());
+        Ok(Done::Ask(Request::new(
+            Op::Discard { through },
+            0,
+            0,
+            Data::Ranges(ranges),
+        )))
     }
 
-    fn write_zeroes(&self, chain: &mut Chain, memory: &GuestMemory) -> Result<Done, RingError> {
+    fn write_zeroes(&self, chain: &mut Chain, rings: &Rings<'_>) -> Result<Done, RingError> {
         if chain.readable_len() != 16 {
             return Ok(Done::Now(IO_ERROR, 0));
         }
-        let ((offset, len), flags) = match self.range(chain, memory)? {
+        let ((offset, len), flags) = match self.range(chain, rings.memory())? {
             Ok(range) => range,
             Err(status) => return Ok(Done::Now(status, 0)),
         };
         // A discarded range reads as zeros on every medium of ours.
+        let through = self.is_through(rings.features());
         let op = match flags {
-            0 => Op::WriteZeroes,
-            UNMAP => Op::Discard,
+            0 => Op::WriteZeroes { through },
+            UNMAP => Op::Discard { through },
             _ => return Ok(Done::Now(UNSUPPORTED, 0)),
         };
         Ok(Done::Ask(Request::new(op, offset, len, Data::None)))

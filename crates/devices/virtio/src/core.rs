@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use device_model::Node;
+use device_model::Reset;
 use device_model::RestoreError;
 use device_model::VmTime;
 use device_model::Width;
@@ -102,6 +103,14 @@ impl<D: VirtioDevice> Core<D> {
     pub(crate) fn reset(&mut self) {
         self.device.reset();
         self.state = State::new(&self.sizes);
+    }
+
+    /// What the machine's reset does.
+    pub(crate) fn hard_reset(&mut self, kind: Reset) {
+        self.reset();
+        if kind == Reset::Cold {
+            self.device.power_off();
+        }
     }
 
     /// The features that are offered in the interface that the driver uses.

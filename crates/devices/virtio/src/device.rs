@@ -84,6 +84,9 @@ pub trait VirtioDevice: Snapshot + Inspect + Send {
 
     /// Forgets everything that the driver has asked for.
     fn reset(&mut self);
+
+    /// The power goes, after a reset: what outlives that is lost.
+    fn power_off(&mut self) {}
 }
 
 /// The queues of a device whose driver is up.
@@ -133,6 +136,13 @@ impl Rings<'_> {
                 None
             }
         }
+    }
+
+    /// Whether this poll has taken so many buffers that the next one is to go on, or the driver has broken a ring: a queue that
+    /// seems empty need not be.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.broken.is_some() || self.budget == 0
     }
 
     /// Gives buffers back, `len` bytes of which were written. The driver is interrupted after the poll, if it wants to be.

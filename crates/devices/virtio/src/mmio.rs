@@ -237,8 +237,8 @@ impl<D: VirtioDevice> Registers for Mmio<D> {
 }
 
 impl<D: VirtioDevice> Device for Mmio<D> {
-    fn reset(&mut self, _kind: Reset) {
-        self.core.reset();
+    fn reset(&mut self, kind: Reset) {
+        self.core.hard_reset(kind);
         self.interrupts = 0;
         self.line.set(false);
     }

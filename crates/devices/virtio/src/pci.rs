@@ -387,12 +387,12 @@ impl<D: VirtioDevice> PciFunction for Pci<D> {
 }
 
 impl<D: VirtioDevice> Device for Pci<D> {
-    fn reset(&mut self, _kind: Reset) {
+    fn reset(&mut self, kind: Reset) {
         self.header.reset();
         if let Some(msix) = self.interrupter.msix_mut() {
             msix.reset();
         }
-        self.core.reset();
+        self.core.hard_reset(kind);
         self.forget_interrupts();
     }
 

@@ -1,11 +1,12 @@
 //! SCSI host: disks and CD drives, each a target with one logical unit, by any number of request queues up to 16.
 //!
 //! What a command means is `storage::scsi`; workers carry requests out. Task management waits for the commands that it ends,
-//! rather than cutting them short. There are no events: targets do not come and go.
+//! rather than cutting them short. Targets come and go, which the driver is told by events.
 //!
 //! Spec: virtio 1.2 §5.6.
 
 mod control;
+mod events;
 mod wire;
 
 use std::sync::Arc;
@@ -39,6 +40,9 @@ use crate::VirtioDevice;
 use crate::id;
 use crate::queue::index;
 use control::Deferred;
+use events::Events;
+use events::What;
+use events::scsi_feature;
 use wire::Address;
 use wire::Answer;
 use wire::Limits;
@@ -52,6 +56,7 @@ pub const QUEUES: u16 = 16;
 const ENTRIES: u16 = 256;
 /// The queues of task management and of events; those of requests follow (§5.6.2).
 const CONTROL: usize = 0;
+const EVENTS: usize = 1;
 const REQUESTS: u16 = 2;
 /// Commands that are under way at most.
 const BUSY: usize = 256;
@@ -69,6 +74,8 @@ struct Pending {
     /// Bytes that the driver has room for, or gives, and that are not used.
     residual: u32,
     request: Request,
+    /// The target that it was for is gone.
+    lost: bool,
     /// A worker has it. After a restore none has.
     #[serde(skip)]
     submitted: Submitted,
@@ -86,6 +93,7 @@ struct State {
     pending: Vec<Pending>,
     /// Task management that waits for commands to end.
     deferred: Vec<Deferred>,
+    events: Events,
     next_token: u64,
     counters: Counters,
 }
@@ -96,6 +104,7 @@ impl State {
             limits: Limits::default(),
             pending: Vec::new(),
             deferred: Vec::new(),
+            events: Events::default(),
             next_token: 0,
             counters: Counters::default(),
         }
@@ -110,7 +119,7 @@ pub struct Scsi {
     queues: u16,
     // State
     /// Target 0 first.
-    units: Vec<LogicalUnit>,
+    units: Vec<Option<LogicalUnit>>,
     state: State,
 }
 
@@ -126,10 +135,11 @@ struct Command {
 }
 
 impl Scsi {
-    /// A host with a target for each of `units`, at most [`TARGETS`], and so many request queues: one for each processor.
+    /// A host with a place for a target for each of `units`, at most [`TARGETS`], and so many request queues: one for each
+    /// processor.
     #[must_use]
     pub fn new(
-        mut units: Vec<LogicalUnit>,
+        mut units: Vec<Option<LogicalUnit>>,
         queues: u16,
         memory: &Arc<GuestMemory>,
         executor: &Arc<dyn Executor>,
@@ -144,9 +154,54 @@ impl Scsi {
         }
     }
 
-    /// The tray of a target's drive, if it has one.
-    pub fn tray(&mut self, target: usize) -> Option<&mut dyn Tray> {
-        self.units.get_mut(target)?.tray()
+    /// Hands the tray of a target's drive to `f`, if it has one. The driver is told when the disc is another one then.
+    pub fn with_tray<R>(&mut self, target: usize, f: impl FnOnce(&mut dyn Tray) -> R) -> Option<R> {
+        let unit = self.units.get_mut(target)?.as_mut()?;
+        let before = unit.medium().cloned();
+        let result = f(unit.tray()?);
+        let same = match (&before, unit.medium()) {
+            (None, None) => true,
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
+        };
+        if !same {
+            let (code, qualifier) = storage::scsi::MEDIUM_CHANGED;
+            self.state.events.add(target, What::Changed(code, qualifier));
+        }
+        Some(result)
+    }
+
+    /// Whether a target is there; none where there is no place for it.
+    #[must_use]
+    pub fn is_occupied(&self, target: usize) -> Option<bool> {
+        self.units.get(target).map(Option::is_some)
+    }
+
+    /// Plugs a target in, or out, in the place of what was there; false where there is no such place. Commands that are under
+    /// way at the old one fail. The driver is told.
+    pub fn plug(&mut self, target: usize, unit: Option<LogicalUnit>) -> bool {
+        let Some(place) = self.units.get_mut(target) else {
+            return false;
+        };
+        let came = unit.is_some();
+        if std::mem::replace(place, unit).is_some() {
+            self.state.events.add(target, What::Went);
+            for pending in &mut self.state.pending {
+                pending.lost |= usize::from(pending.target) == target;
+            }
+        }
+        if came {
+            self.state.events.add(target, What::Came);
+        }
+        true
+    }
+
+    fn unit(&self, target: u8) -> Option<&LogicalUnit> {
+        self.units.get(usize::from(target))?.as_ref()
+    }
+
+    fn unit_mut(&mut self, target: u8) -> Option<&mut LogicalUnit> {
+        self.units.get_mut(usize::from(target))?.as_mut()
     }
 
     /// Takes answers and commands, until nothing is left that can be done now.
@@ -167,8 +222,9 @@ impl Scsi {
         if self.work.is_held() {
             return;
         }
-        for pending in self.state.pending.iter_mut().filter(|pending| !pending.submitted.0) {
-            let unit = self.units.get(usize::from(pending.target));
+        let waits = |pending: &&mut Pending| !pending.submitted.0 && !pending.lost;
+        for pending in self.state.pending.iter_mut().filter(waits) {
+            let unit = self.units.get(usize::from(pending.target)).and_then(Option::as_ref);
             // A disc that was taken out meanwhile is missed when the machine is polled next.
             if let Some(medium) = unit.and_then(LogicalUnit::medium) {
                 pending.submitted.0 = true;
@@ -195,12 +251,9 @@ impl Scsi {
 
     /// A request that can be handed to nobody.
     fn orphan(&self) -> Option<usize> {
-        let gone = |target: u8| {
-            let unit = self.units.get(usize::from(target));
-            unit.and_then(LogicalUnit::medium).is_none()
-        };
+        let gone = |target: u8| self.unit(target).and_then(LogicalUnit::medium).is_none();
         let mut pending = self.state.pending.iter();
-        pending.position(|pending| !pending.submitted.0 && gone(pending.target))
+        pending.position(|pending| !pending.submitted.0 && (pending.lost || gone(pending.target)))
     }
 
     fn end(&mut self, pending: Pending, outcome: Outcome, rings: &mut Rings<'_>) -> Result<(), RingError> {
@@ -216,8 +269,9 @@ impl Scsi {
             Err(fault) => {
                 let len = u32::try_from(pending.request.len).unwrap_or(u32::MAX);
                 answer.residual = pending.residual.saturating_add(len);
-                if let Some(unit) = self.units.get_mut(usize::from(pending.target)) {
-                    answer.check(unit.fault(fault));
+                match self.unit_mut(pending.target) {
+                    Some(unit) if !pending.lost => answer.check(unit.fault(fault)),
+                    _ => answer.response = response::BAD_TARGET,
                 }
             }
         }
@@ -267,7 +321,7 @@ impl Scsi {
         let (address, tag) = wire::addressed(&head);
         let cdb = head.split_off(wire::COMMAND);
         let Address { target, unit } = match address {
-            Some(address) if usize::from(address.target) < self.units.len() => address,
+            Some(address) if self.unit(address.target).is_some() => address,
             _ => {
                 let bad = Answer::new(response::BAD_TARGET);
                 return self.answer(queue, answer, &bad, 0, rings);
@@ -283,7 +337,7 @@ impl Scsi {
         };
         let action = match (storage::scsi::report_luns(&command.cdb), unit) {
             (Some(action), _) => action,
-            (None, 0) => match self.units.get_mut(usize::from(target)) {
+            (None, 0) => match self.unit_mut(target) {
                 Some(unit) => unit.command(&command.cdb),
                 None => storage::scsi::nobody(&command.cdb),
             },
@@ -301,6 +355,7 @@ impl Scsi {
         match action {
             Action::Good => {}
             Action::Check(sense) => answer.check(sense),
+            Action::Conflict => answer.conflict(),
             Action::Send(bytes) => {
                 moved = u32::try_from(command.data.put(rings.memory(), &bytes)?).unwrap_or(0);
                 answer.residual = answer.residual.saturating_sub(moved);
@@ -312,12 +367,13 @@ impl Scsi {
             Action::Take(len) => {
                 let mut bytes = vec![0; len];
                 command.data.take(rings.memory(), &mut bytes)?;
-                let unit = self.units.get_mut(usize::from(command.target));
+                let unit = self.unit_mut(command.target);
                 let next = unit.map_or(Action::Good, |unit| unit.receive(&command.cdb, &bytes));
                 // What comes after parameters moves no data.
                 match next {
                     Action::Ask(request) => return self.ask(command, request),
                     Action::Check(sense) => answer.check(sense),
+                    Action::Conflict => answer.conflict(),
                     _ => answer.residual = u32::try_from(command.data.readable_len()).unwrap_or(u32::MAX),
                 }
             }
@@ -355,6 +411,7 @@ impl Scsi {
             answer: command.answer,
             residual: u32::try_from(left).unwrap_or(u32::MAX),
             request,
+            lost: false,
             submitted: Submitted(false),
         });
         self.resubmit();
@@ -368,7 +425,7 @@ impl VirtioDevice for Scsi {
     }
 
     fn features(&self) -> u64 {
-        0
+        scsi_feature::HOTPLUG | scsi_feature::CHANGE
     }
 
     fn queues(&self) -> Vec<u16> {
@@ -384,11 +441,13 @@ impl VirtioDevice for Scsi {
         self.state.limits.write(offset, bytes);
     }
 
-    fn activate(&mut self, _features: u64) {}
+    fn activate(&mut self, features: u64) {
+        self.state.events.listen(features);
+    }
 
     fn poll(&mut self, _now: VmTime, rings: &mut Rings<'_>) -> Option<VmTime> {
         self.work.hold(false);
-        let done = self.go(rings);
+        let done = self.tell(rings).and_then(|()| self.go(rings));
         rings.check(done);
         None
     }
@@ -409,7 +468,11 @@ impl VirtioDevice for Scsi {
     fn reset(&mut self) {
         self.work.abandon();
         self.state = State::new();
-        self.units.iter_mut().for_each(LogicalUnit::reset);
+        self.units.iter_mut().flatten().for_each(LogicalUnit::reset);
+    }
+
+    fn power_off(&mut self) {
+        self.units.iter_mut().flatten().for_each(LogicalUnit::power_off);
     }
 }
 
@@ -424,7 +487,7 @@ impl Snapshot for Scsi {
             state,
         } = self;
         ScsiV1 {
-            units: units.iter().map(LogicalUnit::save).collect(),
+            units: units.iter().map(|unit| unit.as_ref().map(LogicalUnit::save)).collect(),
             state: state.clone(),
         }
     }
@@ -432,13 +495,15 @@ impl Snapshot for Scsi {
     fn restore(&mut self, saved: ScsiV1) -> Result<(), RestoreError> {
         let ScsiV1 { units, state } = saved;
         let invalid = |what: &str| RestoreError::Invalid(format!("a SCSI host with {what}"));
-        if units.len() != self.units.len() {
+        let same = |(here, there): (&Option<_>, &Option<_>)| here.is_some() == there.is_some();
+        if units.len() != self.units.len() || !self.units.iter().zip(&units).all(same) {
             return Err(invalid("other targets"));
         }
         if state.pending.len() > BUSY || state.deferred.len() > usize::from(ENTRIES) {
             return Err(invalid("too much under way"));
         }
         state.limits.check()?;
+        state.events.check()?;
         let queues = REQUESTS..REQUESTS + self.queues;
         for pending in &state.pending {
             if !queues.contains(&pending.queue) || usize::from(pending.target) >= units.len() {
@@ -452,7 +517,9 @@ impl Snapshot for Scsi {
         }
         self.work.abandon();
         for (unit, saved) in self.units.iter_mut().zip(units) {
-            unit.restore(saved)?;
+            if let (Some(unit), Some(saved)) = (unit, saved) {
+                unit.restore(saved)?;
+            }
         }
         self.state = state;
         Ok(())
@@ -463,6 +530,7 @@ impl Inspect for Scsi {
     fn inspect(&self) -> Node {
         let mut targets = Node::tree();
         for (number, unit) in self.units.iter().enumerate() {
+            let Some(unit) = unit else { continue };
             targets = targets.with(&number.to_string(), unit.inspect());
         }
         Node::tree()
@@ -471,6 +539,8 @@ impl Inspect for Scsi {
             .with("failed", self.state.counters.failed)
             .with("under_way", self.state.pending.len() as u64)
             .with("managed", self.state.deferred.len() as u64)
+            .with("events", self.state.events.waiting() as u64)
+            .with("events_missed", self.state.events.missed())
             .with("targets", targets)
     }
 }
@@ -478,7 +548,7 @@ impl Inspect for Scsi {
 /// Saved state of [`Scsi`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ScsiV1 {
-    units: Vec<UnitState>,
+    units: Vec<Option<UnitState>>,
     state: State,
 }
 

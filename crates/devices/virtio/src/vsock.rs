@@ -1,7 +1,8 @@
 //! Socket device: streams between the guest's programs and the host's.
 //!
 //! Each connection has credit in both directions: the guest sends no more than the device promised to keep, and is sent no
-//! more than it promised. What there is to say to the guest goes round the connections, a packet each. Stream sockets only.
+//! more than it promised. What there is to say to the guest goes round the connections, a packet each. Sockets carry bytes
+//! (STREAM) or messages (SEQPACKET).
 //!
 //! A restored machine has no connections: the guest is told so by an event.
 //!
@@ -15,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use device_model::Flow;
+use device_model::FlowKind;
 use device_model::FlowStatus;
 use device_model::Inspect;
 use device_model::Node;
@@ -36,8 +38,10 @@ use crate::queue::index;
 use connection::Connection;
 use connection::Phase;
 use connection::Say;
+use packet::END_OF_MESSAGE;
 use packet::HEADER;
 use packet::Header;
+use packet::SEQPACKET;
 use packet::STREAM;
 use packet::op;
 use packet::shutdown;
@@ -58,8 +62,9 @@ const TRANSMIT: usize = 1;
 const EVENT: usize = 2;
 /// Connections that were refused and whose programs do not know yet; the guest is not listened to while there are more.
 const REFUSED: usize = 256;
-/// Stream sockets are there (§5.10.3).
+/// Sockets of bytes and of messages are there (§5.10.3).
 const F_STREAM: u64 = 1 << 0;
+const F_SEQPACKET: u64 = 1 << 1;
 /// Event: connections are gone (§5.10.6.7).
 const TRANSPORT_RESET: u32 = 0;
 
@@ -79,6 +84,8 @@ pub struct Vsock {
     // State
     /// The driver is up.
     up: bool,
+    /// It knows sockets of messages.
+    packets: bool,
     // Derived
     connections: BTreeMap<Flow, Connection>,
     /// Connections that may have something to say, each at most once.
@@ -100,6 +107,7 @@ impl Vsock {
             host,
             cid,
             up: false,
+            packets: false,
             connections: BTreeMap::new(),
             turn: VecDeque::new(),
             refused: VecDeque::new(),
@@ -130,7 +138,7 @@ impl Vsock {
         if self.connections.remove(&flow).is_some() {
             self.host.close(flow, flush);
         }
-        self.answer_reset(flow, HOST_CID, STREAM);
+        self.answer_reset(flow, HOST_CID, packet::kind(flow));
     }
 
     fn answer_reset(&mut self, flow: Flow, cid: u64, kind: u16) {
@@ -156,7 +164,8 @@ impl Vsock {
         }
         let (flow, what) = (header.flow(), header.op.get());
         let (cid, kind) = (header.dst_cid.get(), header.kind.get());
-        if cid != HOST_CID || kind != STREAM {
+        let known = kind == STREAM || kind == SEQPACKET && self.packets;
+        if cid != HOST_CID || !known {
             if what != op::RST {
                 self.answer_reset(flow, cid, kind);
             }
@@ -168,7 +177,7 @@ impl Vsock {
         }
         let Some(connection) = self.connections.get_mut(&flow) else {
             if what != op::RST {
-                self.answer_reset(flow, HOST_CID, STREAM);
+                self.answer_reset(flow, HOST_CID, kind);
             }
             return Ok(());
         };
@@ -198,7 +207,7 @@ impl Vsock {
         if self.connections.contains_key(&flow) {
             self.refuse(flow, false);
         } else if self.connections.len() >= CONNECTIONS || !self.host.connect(flow) {
-            self.answer_reset(flow, HOST_CID, STREAM);
+            self.answer_reset(flow, HOST_CID, packet::kind(flow));
         } else {
             let mut connection = Connection::new(Phase::Opening);
             connection.hear(header);
@@ -239,7 +248,7 @@ impl Vsock {
         chain.take(rings.memory(), &mut bytes)?;
         connection.received = connection.received.wrapping_add(len);
         self.counters.to_host = self.counters.to_host.wrapping_add(len.into());
-        self.host.send(flow, &bytes);
+        self.host.send(flow, &bytes, header.flags.get() & END_OF_MESSAGE != 0);
         Ok(())
     }
 
@@ -247,7 +256,8 @@ impl Vsock {
     fn listen(&mut self) {
         while self.refused.len() < REFUSED {
             let Some(flow) = self.host.offered() else { break };
-            if self.connections.len() >= CONNECTIONS || self.connections.contains_key(&flow) {
+            let unknown = flow.kind == FlowKind::Packets && !self.packets;
+            if unknown || self.connections.len() >= CONNECTIONS || self.connections.contains_key(&flow) {
                 self.host.close(flow, false);
                 continue;
             }
@@ -276,19 +286,32 @@ impl Vsock {
         }
     }
 
-    /// Says to the guest what there is to say.
-    fn receive(&mut self, rings: &mut Rings<'_>) -> Result<(), RingError> {
+    /// Tells the guest what was refused. False when it has no room for more.
+    fn tell_refused(&mut self, rings: &mut Rings<'_>) -> Result<bool, RingError> {
         while let Some((flow, cid, kind)) = self.refused.front().copied() {
-            let Some(chain) = rings.pop(RECEIVE) else { return Ok(()) };
+            let Some(chain) = rings.pop(RECEIVE) else {
+                return Ok(false);
+            };
             self.refused.pop_front();
             let header = Header::new(flow, cid, self.cid, op::RST).with_kind(kind);
             self.put(chain, header, &[], rings)?;
         }
-        while let Some(flow) = self.turn.pop_front() {
+        Ok(true)
+    }
+
+    /// Says to the guest what there is to say.
+    fn receive(&mut self, rings: &mut Rings<'_>) -> Result<(), RingError> {
+        while self.tell_refused(rings)?
+            && let Some(flow) = self.turn.pop_front()
+        {
             let status = self.host.status(flow);
             let Some(connection) = self.connections.get_mut(&flow) else {
                 continue;
             };
+            if flow.kind == FlowKind::Packets && status.is_some_and(|status| connection.is_too_long(&status)) {
+                self.refuse(flow, false);
+                continue;
+            }
             let Some((say, status)) = status.and_then(|status| Some((connection.next(&status)?, status))) else {
                 connection.queued = false;
                 continue;
@@ -322,7 +345,12 @@ impl Vsock {
                 if room == 0 {
                     return Err(RingError::Shape);
                 }
-                bytes = self.host.receive(flow, index(most.into()).min(room));
+                let end;
+                (bytes, end) = self.host.receive(flow, index(most.into()).min(room));
+                if flow.kind == FlowKind::Packets {
+                    connection.within = !end;
+                    header.flags = if end { END_OF_MESSAGE } else { 0 }.into();
+                }
                 let len = u32::try_from(bytes.len()).unwrap_or(0);
                 connection.sent = connection.sent.wrapping_add(len);
                 header.len = len.into();
@@ -379,7 +407,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn features(&self) -> u64 {
-        F_STREAM
+        F_STREAM | F_SEQPACKET
     }
 
     fn queues(&self) -> Vec<u16> {
@@ -390,8 +418,9 @@ impl VirtioDevice for Vsock {
         u64::from(self.cid).to_le_bytes().to_vec()
     }
 
-    fn activate(&mut self, _features: u64) {
+    fn activate(&mut self, features: u64) {
         self.up = true;
+        self.packets = features & F_SEQPACKET != 0;
     }
 
     fn poll(&mut self, now: VmTime, rings: &mut Rings<'_>) -> Option<VmTime> {
@@ -401,7 +430,7 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.forget_all();
-        self.up = false;
+        (self.up, self.packets) = (false, false);
     }
 }
 
@@ -413,19 +442,23 @@ impl Snapshot for Vsock {
             host: _,
             cid: _,
             up,
+            packets,
             connections: _,
             turn: _,
             refused: _,
             tell_reset: _,
             counters: _,
         } = self;
-        VsockV1 { up: *up }
+        VsockV1 {
+            up: *up,
+            packets: *packets,
+        }
     }
 
     fn restore(&mut self, state: VsockV1) -> Result<(), RestoreError> {
-        let VsockV1 { up } = state;
+        let VsockV1 { up, packets } = state;
         self.forget_all();
-        self.up = up;
+        (self.up, self.packets) = (up, packets);
         self.tell_reset = up;
         Ok(())
     }
@@ -435,7 +468,11 @@ impl Inspect for Vsock {
     fn inspect(&self) -> Node {
         let mut connections = Node::tree();
         for (flow, connection) in &self.connections {
-            let name = format!("host{}-guest{}", flow.host, flow.guest);
+            let kind = match flow.kind {
+                FlowKind::Stream => "",
+                FlowKind::Packets => "-packets",
+            };
+            let name = format!("host{}-guest{}{kind}", flow.host, flow.guest);
             connections = connections.with(&name, connection.inspect());
         }
         let Counters {
@@ -446,6 +483,7 @@ impl Inspect for Vsock {
         Node::tree()
             .with("cid", self.cid)
             .with("up", self.up)
+            .with("packets", self.packets)
             .with("to_guest", to_guest)
             .with("to_host", to_host)
             .with("refused", refused)
@@ -457,6 +495,7 @@ impl Inspect for Vsock {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VsockV1 {
     up: bool,
+    packets: bool,
 }
 
 impl Schema for VsockV1 {

@@ -1,15 +1,16 @@
 //! Drives that are attached and detached while the machine runs.
 //!
 //! ```text
-//!  attach ──► image opened ──► control thread: the machine stands still ──► Bays ──► a SATA port, or a card: a new
-//!             by the caller                                                          controller on the bus
-//!  detach ──► SATA ports and pulled cards at once; other cards when the guest has turned their slot off or ejected them
+//!  attach ──► image opened ──► control thread: the machine stands still ──► Bays ──► a SATA port, a SCSI target, or a card:
+//!             by the caller                                                          a new controller on the bus
+//!  detach ──► ports, targets and pulled cards at once; other cards when the guest has turned their slot off or ejected them
 //! ```
 //!
 //! Cards go into PCI Express ports of a q35 and into slots of a pc that were empty when the machine was built.
 
 mod card;
 mod parts;
+mod ports;
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -28,13 +29,7 @@ use spec::CdromConfig;
 use spec::DriveConfig;
 use spec::PciPlace;
 use spec::StorageBus;
-use storage::Drive;
 use storage::Identity;
-use storage::Medium;
-use storage::Tray;
-use storage::ahci;
-use storage::ahci::Ahci;
-use storage::scsi::LogicalUnit;
 
 use crate::BuildError;
 use crate::control::StateError;
@@ -47,6 +42,8 @@ pub(crate) use card::Card;
 pub(crate) use card::Kit;
 pub(crate) use parts::bays;
 pub(crate) use parts::given_up;
+pub(crate) use ports::Ports;
+pub(crate) use ports::unit;
 
 /// Characters of a drive's name at most.
 const ID_MAX: usize = 32;
@@ -104,7 +101,9 @@ pub(crate) type Gpe = Box<dyn Fn(u32) + Send + Sync>;
 /// What drives and cards are plugged into.
 #[derive(Default)]
 pub(crate) struct Sockets {
-    pub(crate) ahci: Option<Arc<Slot<Ahci>>>,
+    pub(crate) ahci: Option<Arc<dyn Ports>>,
+    /// The machine's own SCSI host.
+    pub(crate) scsi: Option<Arc<dyn Ports>>,
     /// By number, from one.
     pub(crate) ports: Vec<(u8, Arc<Slot<RootPort>>)>,
     pub(crate) slots: Option<Arc<Slot<AcpiSlots>>>,
@@ -243,42 +242,81 @@ impl Bays {
             || attached.iter().any(|drive| drive.attachment.id == name)
     }
 
+    /// The controller with the place `bay`, and which of its places that is; none where the machine has no such controller.
+    fn ports(&self, bay: Bay) -> Option<(&Arc<dyn Ports>, usize)> {
+        match bay {
+            Bay::Sata(port) => self.sockets.ahci.as_ref().map(|ahci| (ahci, port.into())),
+            Bay::Scsi(target) => self.sockets.scsi.as_ref().map(|host| (host, target.into())),
+            Bay::Card(_) => None,
+        }
+    }
+
     /// Where a drive goes.
     fn bay(&self, wish: &Attach) -> Result<Bay, PlugError> {
         let place = |what: String| Err(PlugError::Place(what));
-        match (wish.drive.bus(), &wish.drive, wish.bay, &self.sockets.ahci) {
-            (StorageBus::Ide, ..) => {
-                place("drives of IDE channels stay as long as the machine runs; use bus=ahci or bus=nvme".to_owned())
+        let bus = wish.drive.bus();
+        let own = match (bus, &wish.drive) {
+            (StorageBus::Ide, _) => {
+                return place(
+                    "drives of IDE channels stay as long as the machine runs; use bus=ahci or bus=nvme".to_owned(),
+                );
             }
-            (StorageBus::Nvme | StorageBus::Virtio, DriveConfig::Cdrom(_), ..) => {
-                place("there are no NVMe or virtio CD drives; use bus=ahci or bus=scsi".to_owned())
+            (StorageBus::Nvme | StorageBus::Virtio, DriveConfig::Cdrom(_)) => {
+                return place("there are no NVMe or virtio CD drives; use bus=ahci or bus=scsi".to_owned());
             }
-            (bus @ (StorageBus::Nvme | StorageBus::Virtio | StorageBus::Scsi), _, Some(Bay::Sata(number)), _) => {
-                place(format!(
-                    "sata{number} takes no {} disks; leave the place away, or use bus=ahci",
-                    bus.name()
-                ))
-            }
-            (StorageBus::Ahci, _, None, Some(ahci)) => {
-                let chip = ahci.lock();
-                let free = (0u8..)
-                    .take(ahci::PORTS)
-                    .find(|port| !chip.is_occupied(usize::from(*port)));
-                let full = || PlugError::Place("all ports of the SATA controller are taken; detach a drive".to_owned());
-                free.map(Bay::Sata).ok_or_else(full)
-            }
-            (_, _, Some(Bay::Sata(_)), None) => {
-                place("the machine has no SATA controller; leave the place away to plug one in".to_owned())
-            }
-            (_, _, Some(Bay::Sata(number)), Some(ahci)) => {
-                if ahci.lock().is_occupied(usize::from(number)) {
-                    return place(format!("sata{number} is taken"));
-                }
-                Ok(Bay::Sata(number))
-            }
-            (_, _, Some(Bay::Card(card)), _) => self.check_card(card).map(Bay::Card),
-            (_, _, None, _) => self.free_card().map(Bay::Card),
+            (StorageBus::Ahci, _) => Some(Bay::Sata as fn(u8) -> Bay),
+            (StorageBus::Scsi, _) => Some(Bay::Scsi as fn(u8) -> Bay),
+            (StorageBus::Nvme | StorageBus::Virtio, _) => None,
+        };
+        let Some(bay) = wish.bay else {
+            return self.free(bus, own);
+        };
+        let (controller, wanted) = match bay {
+            Bay::Card(card) => return self.check_card(card).map(Bay::Card),
+            Bay::Sata(_) => ("SATA controller", StorageBus::Ahci),
+            Bay::Scsi(_) => ("SCSI host", StorageBus::Scsi),
+        };
+        if bus != wanted {
+            let (bus, wanted) = (bus.name(), wanted.name());
+            return place(format!(
+                "{bay} takes no {bus} disks; leave the place away, or use bus={wanted}"
+            ));
         }
+        match self.ports(bay).map(|(ports, index)| ports.is_occupied(index)) {
+            Some(Some(false)) => Ok(bay),
+            Some(Some(true)) => place(format!("{bay} is taken")),
+            Some(None) => place(format!("the machine's {controller} has no {bay}")),
+            None => place(format!(
+                "the machine has no {controller}; leave the place away to plug one in"
+            )),
+        }
+    }
+
+    /// The first place that is free: at the machine's own controller of the bus, whose places are called `own`, or for a card.
+    fn free(&self, bus: StorageBus, own: Option<fn(u8) -> Bay>) -> Result<Bay, PlugError> {
+        let place = |what: &str| Err(PlugError::Place(what.to_owned()));
+        if let Some((ports, _)) = own.and_then(|own| self.ports(own(0))) {
+            let numbers = (0u8..).map_while(|number| Some((number, ports.is_occupied(number.into())?)));
+            let free = numbers
+                .filter(|(_, occupied)| !occupied)
+                .map(|(number, _)| number)
+                .next();
+            match (own.zip(free), bus) {
+                (Some((own, number)), _) => return Ok(own(number)),
+                (None, StorageBus::Scsi) if self.card_places().is_empty() => {
+                    return place("all targets of the SCSI host are taken; detach a drive");
+                }
+                (None, StorageBus::Scsi) => {}
+                (None, _) => return place("all ports of the SATA controller are taken; detach a drive"),
+            }
+        }
+        if bus == StorageBus::Scsi && self.card_places().is_empty() {
+            return place(
+                "the machine has no SCSI host, and no slots that take one while it runs; start it with a SCSI drive, such as \
+                 `--cdrom none,bus=scsi`",
+            );
+        }
+        self.free_card().map(Bay::Card)
     }
 
     /// Places for cards: those that take cards while the machine runs.
@@ -326,20 +364,19 @@ impl Bays {
             tray: None,
             attachment,
         };
-        let (trays, place, card) = match (new.attachment.bay, &self.sockets.ahci) {
-            (Bay::Sata(port), Some(ahci)) => {
-                let drive = make_drive(&new.attachment, medium);
-                ahci.lock().plug(usize::from(port), Some(drive));
-                (Some(Arc::clone(ahci) as Arc<dyn Trays>), usize::from(port), None)
-            }
-            // Without a controller there is no such place; the plan of it said so.
-            (Bay::Sata(_), None) => return None,
+        let (trays, place, card) = match (new.attachment.bay, self.ports(new.attachment.bay)) {
             (Bay::Card(place), _) => {
                 let card = self.kit.card(&new.attachment, medium, address(place));
                 self.kit.root.add(address(place), Arc::clone(&card.device));
                 self.tell(place, true);
                 (card.trays.clone(), 0, Some(card))
             }
+            (_, Some((ports, place))) => {
+                ports.plug(place, Some((&new.attachment, medium)));
+                (Some(Arc::clone(ports) as Arc<dyn Trays>), place, None)
+            }
+            // Without a controller there is no such place; the plan of it said so.
+            (_, None) => return None,
         };
         new.card = card.as_ref().map(|card| Arc::clone(&card.device));
         if let (DriveConfig::Cdrom(cdrom), Some(trays)) = (&new.attachment.drive, trays) {
@@ -404,11 +441,10 @@ impl Bays {
             return Err(self.missing(&attached, id));
         };
         let waits = match drive.attachment.bay {
-            Bay::Sata(port) => {
+            Bay::Sata(_) | Bay::Scsi(_) => {
                 let mut locked = false;
-                if let (Some(ahci), false) = (&self.sockets.ahci, force) {
-                    let release = |tray: &mut dyn Tray| tray.is_loaded() && !tray.eject(false);
-                    locked = ahci.lock().tray(port.into()).is_some_and(release);
+                if let (Some((ports, place)), false) = (self.ports(drive.attachment.bay), force) {
+                    ports.tray(place, &mut |tray| locked = tray.is_loaded() && !tray.eject(false));
                 }
                 if locked {
                     return Err(PlugError::Locked(id.to_owned()));
@@ -475,9 +511,9 @@ impl Bays {
         let gone = attached.remove(index);
         drop(attached);
         match gone.attachment.bay {
-            Bay::Sata(port) => {
-                if let Some(ahci) = &self.sockets.ahci {
-                    ahci.lock().plug(port.into(), None);
+            bay @ (Bay::Sata(_) | Bay::Scsi(_)) => {
+                if let Some((ports, place)) = self.ports(bay) {
+                    ports.plug(place, None);
                 }
             }
             Bay::Card(place) => {
@@ -560,25 +596,5 @@ pub(crate) fn identity(drive: &DriveConfig, number: u32) -> Identity {
         model: model.to_owned(),
         serial: serial.unwrap_or_else(|| format!("OX{kind}{:05}", u64::from(number) + 1)),
         firmware: "1.0".to_owned(),
-    }
-}
-
-/// The SCSI unit of a drive.
-pub(crate) fn unit(drive: &DriveConfig, number: u32, medium: Option<Arc<ImageMedium>>) -> LogicalUnit {
-    let identity = identity(drive, number);
-    let medium = medium.map(|medium| medium as Arc<dyn Medium>);
-    match (drive, medium) {
-        (DriveConfig::Disk(_), Some(medium)) => LogicalUnit::disk(medium, identity),
-        (_, medium) => LogicalUnit::optical(medium, identity),
-    }
-}
-
-/// The drive of a port.
-fn make_drive(attachment: &Attachment, medium: Option<Arc<ImageMedium>>) -> Drive {
-    let identity = identity(&attachment.drive, attachment.number);
-    let medium = medium.map(|medium| medium as Arc<dyn Medium>);
-    match (&attachment.drive, medium) {
-        (DriveConfig::Disk(_), Some(medium)) => Drive::disk(medium, identity),
-        (_, medium) => Drive::optical(medium, identity),
     }
 }

@@ -39,13 +39,13 @@ impl Trays for Slot<Ahci> {
 
 impl Trays for Slot<Pci<Scsi>> {
     fn tray(&self, place: usize, f: &mut dyn FnMut(&mut dyn Tray)) {
-        self.with(|chip| chip.device_mut().tray(place).map(f));
+        self.with(|chip| chip.device_mut().with_tray(place, f));
     }
 }
 
 impl Trays for Slot<Mmio<Scsi>> {
     fn tray(&self, place: usize, f: &mut dyn FnMut(&mut dyn Tray)) {
-        self.with(|chip| chip.device_mut().tray(place).map(f));
+        self.with(|chip| chip.device_mut().with_tray(place, f));
     }
 }
 

@@ -14,6 +14,8 @@ use crate::StorageBus;
 
 /// Ports of a SATA controller.
 const SATA_PORTS: u8 = 6;
+/// Targets of a SCSI host.
+const SCSI_TARGETS: u8 = 64;
 
 /// Where a drive is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,13 +23,15 @@ const SATA_PORTS: u8 = 6;
 pub enum Bay {
     /// A port of the machine's SATA controller, from 0.
     Sata(u8),
+    /// A target of the machine's SCSI host, from 0.
+    Scsi(u8),
     /// A place for PCI cards: a controller with this drive alone is put there.
     Card(PciPlace),
 }
 
 impl Bay {
     /// What may be written.
-    pub const FORMS: &str = "sata0 to sata5, slot1 to slot31, port1 to port4";
+    pub const FORMS: &str = "sata0 to sata5, scsi0 to scsi63, slot1 to slot31, port1 to port4";
 }
 
 impl FromStr for Bay {
@@ -35,13 +39,17 @@ impl FromStr for Bay {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let unknown = || format!("unknown place `{text}`; there are {}", Self::FORMS);
-        match text.strip_prefix("sata") {
-            Some(number) => {
-                let number: u8 = number.parse().map_err(|_| unknown())?;
-                (number < SATA_PORTS).then_some(Self::Sata(number)).ok_or_else(unknown)
-            }
-            None => text.parse().map(Self::Card).map_err(|_| unknown()),
+        let number = |digits: &str, count: u8| {
+            let number: u8 = digits.parse().map_err(|_| unknown())?;
+            (number < count).then_some(number).ok_or_else(unknown)
+        };
+        if let Some(digits) = text.strip_prefix("sata") {
+            return number(digits, SATA_PORTS).map(Self::Sata);
         }
+        if let Some(digits) = text.strip_prefix("scsi") {
+            return number(digits, SCSI_TARGETS).map(Self::Scsi);
+        }
+        text.parse().map(Self::Card).map_err(|_| unknown())
     }
 }
 
@@ -49,6 +57,7 @@ impl fmt::Display for Bay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sata(number) => write!(f, "sata{number}"),
+            Self::Scsi(number) => write!(f, "scsi{number}"),
             Self::Card(place) => place.fmt(f),
         }
     }
@@ -129,13 +138,13 @@ mod tests {
 
     #[test]
     fn bays_parse_and_print_alike() {
-        for text in ["sata0", "sata5", "slot31", "port4"] {
+        for text in ["sata0", "sata5", "scsi0", "scsi63", "slot31", "port4"] {
             let bay: Bay = text.parse().unwrap();
             assert_eq!(bay.to_string(), text);
             let json = serde_json::to_string(&bay).unwrap();
             assert_eq!(serde_json::from_str::<Bay>(&json).unwrap(), bay);
         }
-        for text in ["", "sata6", "sata", "slot0", "ide0"] {
+        for text in ["", "sata6", "sata", "scsi64", "scsi", "slot0", "ide0"] {
             assert!(text.parse::<Bay>().unwrap_err().contains("sata0"), "{text}");
         }
     }

@@ -5,6 +5,9 @@
 //!   PATH ◄── `CONNECT P\n`, answered by `OK PORT\n`  ──► guest listens at port P
 //! ```
 //!
+//! Sockets of messages (SOCK_SEQPACKET) have a path of their own, PATH.seqpacket; the wish and its answer are messages there.
+//! PATH_P is reached by a socket of the type that the guest's has.
+//!
 //! One thread moves bytes between sockets and the bounded buffers that the device looks at.
 //!
 //! Spec: the convention of Firecracker, docs/vsock.md, which Cloud Hypervisor has too.
@@ -19,6 +22,7 @@
     )
 )]
 
+mod lane;
 mod listener;
 mod pump;
 mod socket;

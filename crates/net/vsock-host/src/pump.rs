@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::collections::VecDeque;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
 use device_model::Flow;
+use device_model::FlowKind;
 use device_model::StreamHost;
 use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
@@ -23,19 +23,20 @@ use rustix::fd::AsFd;
 use rustix::fd::OwnedFd;
 
 use crate::VsockError;
+use crate::lane::Lane;
 use crate::listener;
 use crate::listener::Listener;
 use crate::socket::Fate;
+use crate::socket::MESSAGE;
 use crate::socket::Role;
 use crate::socket::Socket;
-use crate::table::FROM_HOST;
 use crate::table::Phase;
 use crate::table::Table;
 use crate::table::Task;
 
 /// Names of what is watched beside sockets, whose tokens begin behind zero and end before them.
-const LISTENER: u64 = u64::MAX;
-const WAKE: u64 = u64::MAX - 1;
+const WAKE: u64 = u64::MAX;
+const LISTENERS: [(u64, FlowKind); 2] = [(u64::MAX - 1, FlowKind::Stream), (u64::MAX - 2, FlowKind::Packets)];
 /// How long a program may take to say which port it wants, and a guest's connection waits for one that is busy.
 const ASKING: Duration = Duration::from_secs(60);
 const BUSY: Duration = Duration::from_secs(2);
@@ -51,12 +52,16 @@ pub struct VsockHost {
 }
 
 impl VsockHost {
-    /// Listens at `path`; connections of the guest lead to `path` with `_` and the port behind it.
+    /// Listens at `path`, and for messages at `path` with `.seqpacket` behind it; connections of the guest lead to `path` with
+    /// `_` and the port behind it.
     ///
     /// # Errors
     /// [`VsockError`] when it cannot be listened there.
     pub fn listen(path: &Path) -> Result<Self, VsockError> {
-        let listener = Listener::bind(path)?;
+        let listeners = [
+            Listener::bind(path, FlowKind::Stream)?,
+            Listener::bind(path, FlowKind::Packets)?,
+        ];
         let failed = |source: io::Error| VsockError::Listen {
             path: path.to_owned(),
             source,
@@ -64,7 +69,7 @@ impl VsockHost {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let event = rustix::event::eventfd(0, flags).map_err(|error| failed(error.into()))?;
         let table = Arc::new(Table::new(event));
-        let pump = Pump::new(Arc::clone(&table), listener).map_err(failed)?;
+        let pump = Pump::new(Arc::clone(&table), path, listeners).map_err(failed)?;
         let thread = std::thread::Builder::new().name("vsock".to_owned());
         let thread = thread.spawn(move || pump.run()).map_err(failed)?;
         Ok(Self {
@@ -95,33 +100,36 @@ impl Drop for VsockHost {
 /// What the thread has.
 struct Pump {
     table: Arc<Table>,
-    listener: Listener,
+    path: PathBuf,
+    /// In the order of [`LISTENERS`].
+    listeners: [Listener; 2],
     epoll: OwnedFd,
     sockets: BTreeMap<u64, Socket>,
     /// Sockets that may have something to move.
     ready: BTreeSet<u64>,
     /// Streams whose programs are busy, and until when they are tried.
     busy: Vec<(Flow, u64, Instant)>,
-    /// Whether the listener is watched.
+    /// Whether the listeners are watched.
     listening: bool,
     swept: Instant,
     buffer: Vec<u8>,
 }
 
 impl Pump {
-    fn new(table: Arc<Table>, listener: Listener) -> io::Result<Self> {
+    fn new(table: Arc<Table>, path: &Path, listeners: [Listener; 2]) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &table.event, EventData::new_u64(WAKE), EventFlags::IN)?;
         Ok(Self {
             table,
-            listener,
+            path: path.to_owned(),
+            listeners,
             epoll,
             sockets: BTreeMap::new(),
             ready: BTreeSet::new(),
             busy: Vec::new(),
             listening: false,
             swept: Instant::now(),
-            buffer: vec![0; FROM_HOST],
+            buffer: vec![0; MESSAGE],
         })
     }
 
@@ -171,17 +179,29 @@ impl Pump {
         })
     }
 
-    /// Watches the listener while there may be more sockets.
+    /// Watches the listeners while there may be more sockets.
     fn listen(&mut self) {
         if !self.listening && !self.table.with(|inner| inner.is_full()) {
-            let socket = self.listener.socket();
-            self.listening = epoll::add(&self.epoll, socket, EventData::new_u64(LISTENER), EventFlags::IN).is_ok();
+            self.listening = true;
+            for ((token, _), listener) in LISTENERS.iter().zip(&self.listeners) {
+                let data = EventData::new_u64(*token);
+                self.listening &= epoll::add(&self.epoll, listener.socket(), data, EventFlags::IN).is_ok();
+            }
+            if !self.listening {
+                self.unwatch();
+            }
         }
     }
 
     fn stop_listening(&mut self) {
         if std::mem::take(&mut self.listening) {
-            let _ = epoll::delete(&self.epoll, self.listener.socket());
+            self.unwatch();
+        }
+    }
+
+    fn unwatch(&self) {
+        for listener in &self.listeners {
+            let _ = epoll::delete(&self.epoll, listener.socket());
         }
     }
 
@@ -191,8 +211,11 @@ impl Pump {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.table.event, &mut count);
             }
-            LISTENER => self.accept(),
             _ => {
+                let listeners = LISTENERS.iter();
+                if let Some(index) = listeners.clone().position(|(listener, _)| *listener == token) {
+                    return self.accept(index);
+                }
                 let Some(socket) = self.sockets.get_mut(&token) else {
                     return;
                 };
@@ -204,22 +227,27 @@ impl Pump {
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, index: usize) {
+        let Some((_, kind)) = LISTENERS.get(index).copied() else {
+            return;
+        };
         loop {
             if self.table.with(|inner| inner.is_full()) {
                 self.stop_listening();
                 return;
             }
-            match self.listener.socket().accept() {
-                Ok((stream, _)) => {
+            let Some(listener) = self.listeners.get(index) else {
+                return;
+            };
+            match listener.accept() {
+                Ok(Some(stream)) => {
                     let token = self.table.with(|inner| {
                         inner.sockets += 1;
                         inner.new_token()
                     });
-                    self.add(token, stream, Role::Asking(Vec::new(), Instant::now()));
+                    self.add(token, (stream, kind), Role::Asking(Vec::new(), Instant::now()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(None) => return,
                 Err(error) => {
                     // Without a descriptor there is none for the next either, for a while.
                     tracing::debug!(%error, "a program of the host cannot be listened to");
@@ -230,12 +258,11 @@ impl Pump {
         }
     }
 
-    fn add(&mut self, token: u64, stream: UnixStream, role: Role) -> bool {
+    fn add(&mut self, token: u64, (stream, kind): (OwnedFd, FlowKind), role: Role) -> bool {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let watched = stream.set_nonblocking(true).is_ok()
-            && epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token), flags).is_ok();
+        let watched = epoll::add(&self.epoll, stream.as_fd(), EventData::new_u64(token), flags).is_ok();
         if watched {
-            self.sockets.insert(token, Socket::new(stream, token, role));
+            self.sockets.insert(token, Socket::new(stream, kind, token, role));
             self.ready.insert(token);
         } else {
             self.table.with(|inner| inner.sockets -= 1);
@@ -260,7 +287,7 @@ impl Pump {
         !stop
     }
 
-    fn close(&mut self, token: u64, rest: VecDeque<u8>) {
+    fn close(&mut self, token: u64, rest: Lane) {
         if let Some(socket) = self.sockets.get_mut(&token) {
             socket.end(rest);
             self.ready.insert(token);
@@ -274,10 +301,10 @@ impl Pump {
 
     /// Reaches the program of a stream that the guest wants.
     fn connect(&mut self, flow: Flow, token: u64, until: Instant) {
-        let connected = match listener::connect(&self.listener.of_port(flow.host)) {
+        let connected = match listener::connect(&listener::of_port(&self.path, flow.host), flow.kind) {
             Ok(Some(stream)) => {
                 let greeting = Vec::new();
-                self.add(token, stream, Role::Stream { flow, greeting })
+                self.add(token, (stream, flow.kind), Role::Stream { flow, greeting })
             }
             Ok(None) if Instant::now() < until => {
                 self.busy.push((flow, token, until));

@@ -1,23 +1,26 @@
 //! One socket of a program, as the thread has it. It is watched by edges, so what it is ready for is kept here.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use device_model::Flow;
+use device_model::FlowKind;
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::net::SendAncillaryBuffer;
 use rustix::net::SendFlags;
+use rustix::net::Shutdown;
 
+use crate::lane::Lane;
 use crate::table::Inner;
 use crate::table::Phase;
 use crate::table::Table;
 
 /// Bytes that one socket moves before the others have their turn.
 const TURN: usize = 64 << 10;
+/// Bytes of a program's message at most: what a socket of the host sends at once if nobody has enlarged its buffer.
+pub(crate) const MESSAGE: usize = 256 << 10;
 /// The longest line that is a wish, with its end: `CONNECT 4294967295\n`.
 const WISH: usize = 32;
 
@@ -29,7 +32,7 @@ pub(crate) enum Role {
     /// A stream; `greeting` goes before it once the guest has it.
     Stream { flow: Flow, greeting: Vec<u8> },
     /// What the guest has sent before it closed.
-    Leaving(VecDeque<u8>),
+    Leaving(Lane),
 }
 
 /// What is to become of a socket.
@@ -46,7 +49,8 @@ pub(crate) enum Fate {
 /// A socket.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: UnixStream,
+    stream: OwnedFd,
+    kind: FlowKind,
     token: u64,
     pub(crate) role: Role,
     pub(crate) readable: bool,
@@ -58,9 +62,10 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: UnixStream, token: u64, role: Role) -> Self {
+    pub(crate) fn new(stream: OwnedFd, kind: FlowKind, token: u64, role: Role) -> Self {
         Self {
             stream,
+            kind,
             token,
             role,
             readable: true,
@@ -97,7 +102,7 @@ impl Socket {
             let Some(rest) = bytes.get_mut(line.len()..).filter(|rest| !rest.is_empty()) else {
                 return Fate::Close;
             };
-            match receive(&self.stream, rest) {
+            match receive(&self.stream, self.kind, rest) {
                 Ok(Some(0)) | Err(_) => return Fate::Close,
                 Ok(None) => {
                     self.readable = false;
@@ -105,14 +110,20 @@ impl Socket {
                 }
                 Ok(Some(len)) => line.extend(rest.get(..len).unwrap_or_default()),
             }
-            let Some(end) = line.iter().position(|byte| *byte == b'\n') else {
-                continue;
+            let end = match line.iter().position(|byte| *byte == b'\n') {
+                Some(end) => end,
+                None if self.kind == FlowKind::Stream => continue,
+                // A message ends without a line feed as well.
+                None => line.len().saturating_sub(1),
             };
             let (wish, first) = line.split_at_checked(end + 1).unwrap_or_default();
             let Some(port) = port_of(wish) else {
                 return Fate::Close;
             };
-            let flow = table.with(|inner| inner.offer(self.token, port, first));
+            if self.kind == FlowKind::Packets && !first.is_empty() {
+                return Fate::Close;
+            }
+            let flow = table.with(|inner| inner.offer(self.token, self.kind, port, first));
             self.role = Role::Stream {
                 flow,
                 greeting: format!("OK {}\n", flow.host).into_bytes(),
@@ -163,7 +174,7 @@ impl Socket {
         let take = |inner: &mut Inner| {
             let stream = inner.stream(flow, self.token)?;
             Some((
-                std::mem::take(&mut stream.to_host),
+                std::mem::replace(&mut stream.to_host, Lane::new(self.kind)),
                 stream.guest_ended,
                 stream.guest_deaf,
             ))
@@ -172,7 +183,7 @@ impl Socket {
             return false;
         };
         if deaf && !std::mem::replace(&mut self.deafened, true) {
-            let _ = self.stream.shutdown(Shutdown::Read);
+            let _ = rustix::net::shutdown(&self.stream, Shutdown::Read);
         }
         let (written, failed) = self.send_turn(&mut bytes);
         let left = table.with(|inner| {
@@ -180,19 +191,19 @@ impl Socket {
             stream.delivered += written as u64;
             // What was sent meanwhile comes behind.
             bytes.append(&mut stream.to_host);
-            stream.to_host = std::mem::take(&mut bytes);
-            let left = stream.to_host.len();
+            std::mem::swap(&mut stream.to_host, &mut bytes);
+            let left = stream.to_host.ready();
             if written > 0 {
                 inner.tell(flow);
             }
             Some(left)
         });
         if left == Some(0) && ended && !std::mem::replace(&mut self.shut, true) {
-            let _ = self.stream.shutdown(Shutdown::Write);
+            let _ = rustix::net::shutdown(&self.stream, Shutdown::Write);
         }
         match failed {
             Some(error) => self.cannot_write(error, flow, table),
-            None if left.is_none() && !bytes.is_empty() => {
+            None if left.is_none() && bytes.ready() > 0 => {
                 // The device closed the stream while its bytes were here: they are the first of what is left.
                 self.role = Role::Leaving(bytes);
             }
@@ -202,12 +213,12 @@ impl Socket {
     }
 
     /// Sends a turn's worth; how many bytes, and why no more if that is for good.
-    fn send_turn(&mut self, bytes: &mut VecDeque<u8>) -> (usize, Option<Errno>) {
+    fn send_turn(&mut self, bytes: &mut Lane) -> (usize, Option<Errno>) {
         let mut written = 0;
-        while self.writable && !bytes.is_empty() && written < TURN {
+        while self.writable && bytes.ready() > 0 && written < TURN {
             match send_all(&self.stream, bytes) {
                 Ok(len) => {
-                    bytes.drain(..len.min(bytes.len()));
+                    bytes.skip(len);
                     written += len;
                 }
                 Err(Errno::AGAIN) => self.writable = false,
@@ -232,17 +243,29 @@ impl Socket {
             return false;
         }
         let room = table.with(|inner| inner.stream(flow, self.token).map_or(0, |stream| stream.room()));
-        let Some(space) = buffer.get_mut(..room.min(TURN)).filter(|space| !space.is_empty()) else {
+        let most = match self.kind {
+            FlowKind::Stream => room.min(TURN),
+            // A message is taken as a whole.
+            FlowKind::Packets if room > 0 => MESSAGE,
+            FlowKind::Packets => 0,
+        };
+        let Some(space) = buffer.get_mut(..most).filter(|space| !space.is_empty()) else {
             return false;
         };
         // A program that reset the connection has said its last.
-        let Some(len) = receive(&self.stream, space).unwrap_or(Some(0)) else {
+        let Some(len) = receive(&self.stream, self.kind, space).unwrap_or(Some(0)) else {
             self.readable = false;
             return false;
         };
+        if len > space.len() {
+            // The rest of the message is gone.
+            table.with(|inner| inner.lose(flow, self.token));
+            self.role = Role::Leaving(Lane::new(self.kind));
+            return true;
+        }
         table.with(|inner| {
             if let Some(stream) = inner.stream(flow, self.token) {
-                stream.from_host.extend(space.get(..len).unwrap_or_default().iter());
+                stream.from_host.push(space.get(..len).unwrap_or_default(), true);
                 stream.ended |= len == 0;
                 inner.tell(flow);
             }
@@ -255,20 +278,20 @@ impl Socket {
         let Role::Leaving(bytes) = &mut self.role else {
             return Fate::Close;
         };
-        while !bytes.is_empty() && self.writable {
+        while bytes.ready() > 0 && self.writable {
             match send_all(&self.stream, bytes) {
-                Ok(len) => drop(bytes.drain(..len.min(bytes.len()))),
+                Ok(len) => bytes.skip(len),
                 Err(Errno::AGAIN) => self.writable = false,
                 Err(_) => return Fate::Close,
             }
         }
-        if bytes.is_empty() { Fate::Close } else { Fate::Wait }
+        if bytes.ready() == 0 { Fate::Close } else { Fate::Wait }
     }
 
     /// The device has closed the stream: `rest` is still to be delivered.
-    pub(crate) fn end(&mut self, rest: VecDeque<u8>) {
+    pub(crate) fn end(&mut self, mut rest: Lane) {
         match &mut self.role {
-            Role::Leaving(bytes) => bytes.extend(rest),
+            Role::Leaving(bytes) => bytes.append(&mut rest),
             role => *role = Role::Leaving(rest),
         }
     }
@@ -291,7 +314,7 @@ fn port_of(line: &[u8]) -> Option<u32> {
     port.trim_start().parse().ok()
 }
 
-fn send(stream: &UnixStream, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+fn send(stream: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     loop {
         match rustix::net::sendmsg(stream, pieces, &mut SendAncillaryBuffer::default(), flags) {
@@ -301,16 +324,21 @@ fn send(stream: &UnixStream, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
     }
 }
 
-fn send_all(stream: &UnixStream, bytes: &VecDeque<u8>) -> Result<usize, Errno> {
-    let (first, second) = bytes.as_slices();
+/// Sends what there is, or the first message.
+fn send_all(stream: &OwnedFd, bytes: &Lane) -> Result<usize, Errno> {
+    let (first, second) = bytes.front();
     send(stream, &[IoSlice::new(first), IoSlice::new(second)])
 }
 
-/// What has come; none when nothing has, no bytes at the end.
-fn receive(stream: &UnixStream, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+/// How much has come; none when nothing has, no bytes at the end, more than the buffer takes where a message did not fit.
+fn receive(stream: &OwnedFd, kind: FlowKind, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
+    let mut flags = RecvFlags::DONTWAIT;
+    if kind == FlowKind::Packets {
+        flags |= RecvFlags::TRUNC;
+    }
     loop {
-        match rustix::net::recv(stream, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok((len, _)) => return Ok(Some(len)),
+        match rustix::net::recv(stream, &mut *buffer, flags) {
+            Ok((_, len)) => return Ok(Some(len)),
             Err(Errno::AGAIN) => return Ok(None),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),

@@ -7,10 +7,13 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use device_model::Flow;
+use device_model::FlowKind;
 use device_model::FlowStatus;
 use device_model::StreamHost;
 use device_model::StreamWaker;
 use rustix::fd::OwnedFd;
+
+use crate::lane::Lane;
 
 /// Streams at most, those included that are still being delivered after their end.
 pub const STREAMS: usize = 1024;
@@ -36,8 +39,8 @@ pub(crate) struct Stream {
     /// Names it and its socket, since a flow may come again.
     pub(crate) token: u64,
     pub(crate) phase: Phase,
-    pub(crate) to_host: VecDeque<u8>,
-    pub(crate) from_host: VecDeque<u8>,
+    pub(crate) to_host: Lane,
+    pub(crate) from_host: Lane,
     pub(crate) delivered: u64,
     /// The program sends and takes nothing any more.
     pub(crate) ended: bool,
@@ -53,12 +56,12 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    fn new(token: u64, phase: Phase) -> Self {
+    fn new(token: u64, phase: Phase, kind: FlowKind) -> Self {
         Self {
             token,
             phase,
-            to_host: VecDeque::new(),
-            from_host: VecDeque::new(),
+            to_host: Lane::new(kind),
+            from_host: Lane::new(kind),
             delivered: 0,
             ended: false,
             deaf: false,
@@ -87,7 +90,7 @@ pub(crate) enum Task {
     /// Look at a stream.
     Look(Flow),
     /// Deliver what is left, and close the socket.
-    Close(u64, VecDeque<u8>),
+    Close(u64, Lane),
 }
 
 #[derive(Default)]
@@ -161,9 +164,9 @@ impl Inner {
         }
     }
 
-    /// A program wants a stream to a port of the guest's; `first` came behind its wish.
-    pub(crate) fn offer(&mut self, token: u64, guest: u32, first: &[u8]) -> Flow {
-        let mut flow = Flow { host: 0, guest };
+    /// A program wants a flow to a port of the guest's; `first` came behind its wish.
+    pub(crate) fn offer(&mut self, token: u64, kind: FlowKind, guest: u32, first: &[u8]) -> Flow {
+        let mut flow = Flow { host: 0, guest, kind };
         loop {
             flow.host = FIRST_PORT + self.next_port;
             self.next_port = (self.next_port + 1) % FIRST_PORT;
@@ -171,8 +174,8 @@ impl Inner {
                 break;
             }
         }
-        let mut stream = Stream::new(token, Phase::Offered);
-        stream.from_host.extend(first);
+        let mut stream = Stream::new(token, Phase::Offered, kind);
+        stream.from_host.push(first, true);
         self.streams.insert(flow, stream);
         self.offered.push_back(flow);
         self.wake = true;
@@ -183,7 +186,7 @@ impl Inner {
         let Some(stream) = self.streams.remove(&flow) else {
             return false;
         };
-        let rest = if flush { stream.to_host } else { VecDeque::new() };
+        let rest = if flush { stream.to_host } else { Lane::new(flow.kind) };
         self.tasks.push_back(Task::Close(stream.token, rest));
         true
     }
@@ -287,6 +290,7 @@ impl StreamHost for Table {
         Some(FlowStatus {
             open: stream.phase == Phase::Open,
             readable: stream.from_host.len(),
+            message: stream.from_host.first(),
             delivered: stream.delivered,
             ended: stream.ended,
             deaf: stream.deaf,
@@ -300,7 +304,9 @@ impl StreamHost for Table {
         }
         let token = inner.new_token();
         inner.sockets += 1;
-        inner.streams.insert(flow, Stream::new(token, Phase::Connecting));
+        inner
+            .streams
+            .insert(flow, Stream::new(token, Phase::Connecting, flow.kind));
         inner.tasks.push_back(Task::Connect(flow, token));
         drop(inner);
         self.ring();
@@ -311,30 +317,29 @@ impl StreamHost for Table {
         self.change(flow, |stream| stream.phase = Phase::Open);
     }
 
-    fn send(&self, flow: Flow, bytes: &[u8]) {
+    fn send(&self, flow: Flow, bytes: &[u8], end: bool) {
         self.change(flow, |stream| {
             if stream.deaf {
                 stream.delivered += bytes.len() as u64;
             } else {
-                stream.to_host.extend(bytes);
+                stream.to_host.push(bytes, end);
             }
         });
     }
 
-    fn receive(&self, flow: Flow, most: usize) -> Vec<u8> {
+    fn receive(&self, flow: Flow, most: usize) -> (Vec<u8>, bool) {
         let mut inner = self.lock();
         let Some(stream) = inner.streams.get_mut(&flow) else {
-            return Vec::new();
+            return (Vec::new(), false);
         };
-        let len = most.min(stream.from_host.len());
         let was_full = stream.room() < FROM_HOST / 2;
-        let bytes = stream.from_host.drain(..len).collect();
+        let taken = stream.from_host.take(most);
         // The thread reads on when half of the buffer is free.
         if was_full && stream.room() >= FROM_HOST / 2 && inner.work(flow) {
             drop(inner);
             self.ring();
         }
-        bytes
+        taken
     }
 
     fn shut_down(&self, flow: Flow, sends: bool, takes: bool) {

@@ -63,6 +63,7 @@ pub use snapshot::Schema;
 pub use snapshot::Snapshot;
 pub use snapshot::StateBlob;
 pub use stream::Flow;
+pub use stream::FlowKind;
 pub use stream::FlowStatus;
 pub use stream::NoStreams;
 pub use stream::StreamHost;

@@ -1,17 +1,45 @@
-//! Streams of bytes between programs of the guest and of the host: what a socket device is plugged into.
+//! Streams of bytes, and of messages, between programs of the guest and of the host: what a socket device is plugged into.
 //!
 //! Both sides hold back: what the device has not taken waits with the host's program, and what that has not taken waits with
 //! the guest's.
 
 use std::sync::Arc;
 
-/// One stream, by its ports.
+/// What a flow carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowKind {
+    /// Bytes.
+    #[default]
+    Stream,
+    /// Messages that arrive as they were sent, in their order. None is empty.
+    Packets,
+}
+
+/// One stream, by its ports. Those of different kinds do not know of one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flow {
     /// Port of the host.
     pub host: u32,
     /// Port of the guest.
     pub guest: u32,
+    /// What it carries.
+    pub kind: FlowKind,
+}
+
+impl Flow {
+    /// A stream of bytes.
+    #[must_use]
+    pub const fn stream(host: u32, guest: u32) -> Self {
+        let kind = FlowKind::Stream;
+        Self { host, guest, kind }
+    }
+
+    /// A stream of messages.
+    #[must_use]
+    pub const fn packets(host: u32, guest: u32) -> Self {
+        let kind = FlowKind::Packets;
+        Self { host, guest, kind }
+    }
 }
 
 /// Where a stream stands.
@@ -21,6 +49,8 @@ pub struct FlowStatus {
     pub open: bool,
     /// Bytes that [`StreamHost::receive`] would give.
     pub readable: usize,
+    /// How many of them are of the first message; all of them where there are no messages.
+    pub message: usize,
     /// Bytes that the host's program has been given so far.
     pub delivered: u64,
     /// Nothing comes after what is readable.
@@ -55,11 +85,13 @@ pub trait StreamHost: Send + Sync {
     /// The guest takes a stream that was offered.
     fn accept(&self, flow: Flow);
 
-    /// Sends to the host's program. The caller sees to it that no more than it promised to keep is under way.
-    fn send(&self, flow: Flow, bytes: &[u8]);
+    /// Sends to the host's program; where there are messages, one ends with these bytes if `end` says so, and is sent then. The
+    /// caller sees to it that no more than it promised to keep is under way.
+    fn send(&self, flow: Flow, bytes: &[u8], end: bool);
 
-    /// Takes up to `most` of the bytes that have come.
-    fn receive(&self, flow: Flow, most: usize) -> Vec<u8>;
+    /// Takes up to `most` of the bytes that have come, of one message where there are messages, and says whether that ends with
+    /// them.
+    fn receive(&self, flow: Flow, most: usize) -> (Vec<u8>, bool);
 
     /// The guest sends (`sends`) or takes (`takes`) nothing any more.
     fn shut_down(&self, flow: Flow, sends: bool, takes: bool);
@@ -96,10 +128,10 @@ impl StreamHost for NoStreams {
 
     fn accept(&self, _flow: Flow) {}
 
-    fn send(&self, _flow: Flow, _bytes: &[u8]) {}
+    fn send(&self, _flow: Flow, _bytes: &[u8], _end: bool) {}
 
-    fn receive(&self, _flow: Flow, _most: usize) -> Vec<u8> {
-        Vec::new()
+    fn receive(&self, _flow: Flow, _most: usize) -> (Vec<u8>, bool) {
+        (Vec::new(), false)
     }
 
     fn shut_down(&self, _flow: Flow, _sends: bool, _takes: bool) {}

@@ -11,6 +11,7 @@ use super::Lab;
 use super::Skip;
 use super::balloon::freed_memory_goes_back_to_the_host;
 use super::control::screen_and_keyboard_work_by_the_control_socket;
+use super::net::microvm_has_a_network_if_nothing_is_said;
 use super::net::nat_leads_to_the_world_and_back;
 use super::net::two_guests_talk_and_outlive_their_switch;
 use super::plug::discs_of_a_sata_drive_are_changed;
@@ -58,6 +59,10 @@ pub(super) const CASES: &[Case] = &[
     case("shared_folders_work_on_the_pc", shared_folders_work_on_the_pc),
     case("shared_folders_work_on_the_microvm", shared_folders_work_on_the_microvm),
     case("nat_leads_to_the_world_and_back", nat_leads_to_the_world_and_back),
+    case(
+        "microvm_has_a_network_if_nothing_is_said",
+        microvm_has_a_network_if_nothing_is_said,
+    ),
     case(
         "two_guests_talk_and_outlive_their_switch",
         two_guests_talk_and_outlive_their_switch,

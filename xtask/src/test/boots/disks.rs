@@ -29,7 +29,7 @@ use crate::workspace;
 const SCREEN: &str = "900";
 const PATIENCE: Duration = Duration::from_secs(900);
 
-pub(super) const CASES: [Case; 19] = [
+pub(super) const CASES: [Case; 20] = [
     debian("debian_boots_from_nvme_qcow2"),
     debian("debian_boots_from_ide_raw"),
     debian("debian_boots_from_ide_vdi"),
@@ -43,6 +43,7 @@ pub(super) const CASES: [Case; 19] = [
     debian("debian_boots_from_nvme_vdi"),
     debian("debian_boots_from_nvme_vmdk"),
     debian("debian_boots_from_scsi_raw"),
+    debian("debian_boots_from_virtio_raw"),
     Case {
         name: "debian_boots_by_uefi_from_ahci_raw",
         check: debian_boots_by_uefi,

@@ -97,6 +97,22 @@ pub(super) fn answer(question: &[u8], name: &str, address: [u8; 4]) -> Option<Ve
     Some(out)
 }
 
+/// Nothing was said of networks: the guest has a virtio card, whose network gives it an address and answers pings.
+pub(super) fn microvm_has_a_network_if_nothing_is_said(lab: &Lab) -> anyhow::Result<()> {
+    let load =
+        "for m in virtio virtio_ring virtio_mmio failover net_failover virtio_net; do insmod /lib/modules/$m.ko; done";
+    let script = format!("{load}; {LEASED}; ping -c 1 -W 60 10.0.2.2 && echo @pinged");
+    lab.watch(
+        &lab.commands("demo", &script)?.with(&["--machine", "microvm"]),
+        |seen| {
+            ensure!(seen.status == Some(0), "the machine did not power off");
+            no_complaints(seen)?;
+            says(seen, "@lease 10.0.2.15 10.0.2.2")?;
+            says(seen, "@pinged")
+        },
+    )
+}
+
 /// A port of this host that is free now.
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())

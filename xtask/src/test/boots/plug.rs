@@ -1,4 +1,5 @@
-//! Drives that are attached to a running guest, used by it, and detached: on a SATA port, in a PCI Express port, in a PCI slot.
+//! Drives that are attached to a running guest, used by it, and detached: on a SATA port, at a SCSI host, in a PCI Express port,
+//! in a PCI slot.
 //! And discs that are changed.
 
 use std::thread;
@@ -8,12 +9,17 @@ use std::time::Instant;
 use anyhow::ensure;
 
 use super::Lab;
+use super::Skip;
 use super::cases::no_complaints;
 use super::cases::says;
 use super::ctl::Ctl;
 use super::ctl::with_user;
+use crate::boot::Boot;
 use crate::boot::Seen;
 use crate::boot::Told;
+use crate::guests::Unavailable;
+use crate::guests::system::efi;
+use crate::workspace;
 
 /// How long the guest may take to say something.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -24,6 +30,10 @@ const SIZE: usize = 4 << 20;
 /// Loads what SATA, IDE, disks and discs need.
 const LOAD: &str = "for m in scsi_common scsi_mod crct10dif_common crc-t10dif crc64 crc64-rocksoft t10-pi sd_mod cdrom sr_mod \
                     libata libahci ahci ata_piix; do insmod /lib/modules/$m.ko; done";
+
+/// Loads what virtio disks need.
+const LOAD_BLK: &str = "for m in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do \
+                        insmod /lib/modules/$m.ko; done; sleep 1";
 
 /// A user who also hears what the guest's script says.
 struct User<'a> {
@@ -82,6 +92,38 @@ fn work_on(
         no_complaints(seen)?;
         judge(seen)
     })
+}
+
+/// Boots a guest whose script is `script` by UEFI firmware from a disk on `bus`, and lets `work` work with it from outside.
+fn work_by_uefi(
+    lab: &Lab,
+    bus: &str,
+    (guest, script): (&str, &str),
+    work: impl FnOnce(&mut User) -> anyhow::Result<()> + Send,
+    judge: impl FnOnce(&Seen) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let dir = workspace::guests_dir().join("uefi").join(bus);
+    std::fs::create_dir_all(&dir)?;
+    let (disk, vars) = (dir.join("disk.raw"), dir.join("vars"));
+    if let Err(error) = efi::kernel_disk(&disk, lab.guest(guest)?, script) {
+        return Err(match error.is::<Unavailable>() {
+            true => Skip(format!("{error:#}")).into(),
+            false => error,
+        });
+    }
+    let _ = std::fs::remove_file(&vars);
+    let drive = format!("{},format=raw,bus={bus}", disk.display());
+    let boot = Boot::firmware(lab.oxbow, "q35").with(&["--disk", &drive, "--uefi", &vars.to_string_lossy()]);
+    let told = boot.told();
+    let user = move |ctl: &Ctl<'_>| work(&mut User { ctl, told, heard: 0 });
+    with_user(lab, boot, SCREEN, user, |seen| {
+        ensure!(seen.status == Some(0), "the machine did not power off");
+        no_complaints(seen)?;
+        says(seen, "@efi /sys/firmware/efi")?;
+        judge(seen)
+    })?;
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
 }
 
 /// What a guest does with a disk that comes and goes `times` times.
@@ -147,6 +189,56 @@ pub(super) fn nvme_card_is_plugged_into_a_slot_and_ejected(lab: &Lab) -> anyhow:
     let script = use_disk("nvme0n1", 2);
     work_on(lab, ("demo", &script), &["--machine", "pc"], work, |seen| {
         says(seen, "acpiphp: Slot [3] registered")
+    })
+}
+
+/// Plugs a disk into the SCSI host of a guest that loads its drivers so, out and in again. The host is there for a CD drive.
+pub(super) fn scsi_target(lab: &Lab, machine: &str, (guest, load): (&str, &str)) -> anyhow::Result<()> {
+    let work = |user: &mut User| {
+        plug(user, ",bus=scsi", &[], "scsi1")?;
+        // Where there is nothing but SCSI it need not be said.
+        let bus = if machine == "microvm" { "" } else { ",bus=scsi" };
+        plug(user, bus, &[], "scsi1")?;
+        let image = user.image("more.img", "more")?;
+        let told = user.ctl(&["attach", "disk", &format!("{image},bus=scsi"), "--at", "scsi63"])?;
+        ensure!(told.trim() == "disk0 in scsi63", "attached: {told}");
+        user.hears("@more").map(drop)
+    };
+    let script = format!(
+        "{load}; {}; until [ -b /dev/sda ]; do sleep .2; done; \
+         ls -d /sys/bus/scsi/devices/*:63:0; head -c 4 /dev/sda; echo; echo @more",
+        use_disk("sda", 2)
+    );
+    let options = ["--machine", machine, "--cdrom", "none,bus=scsi"];
+    work_on(lab, (guest, &script), &options, work, |seen| {
+        says(seen, "[sda] Attached SCSI disk")?;
+        says(seen, ":0:63:0")?;
+        says(seen, "more")
+    })
+}
+
+/// UEFI firmware boots from a virtio disk, and another comes to a port that the firmware has set up, and goes.
+pub(super) fn virtio_disk_is_plugged_in_after_uefi(lab: &Lab) -> anyhow::Result<()> {
+    let work = |user: &mut User| {
+        plug(user, ",bus=virtio", &["--timeout", "200"], "port1")?;
+        plug(user, ",bus=virtio", &["--timeout", "200"], "port1")
+    };
+    let script = format!(
+        "{LOAD_BLK}; echo @efi $(ls -d /sys/firmware/efi); {}",
+        use_disk("vdb", 2)
+    );
+    work_by_uefi(lab, "virtio", ("demo", &script), work, |seen| {
+        says(seen, "Slot(1): Card present")?;
+        says(seen, "Slot(1): Powering off due to button press")
+    })
+}
+
+/// UEFI firmware boots from a SCSI disk, and another comes to that host, and goes.
+pub(super) fn scsi_disk_is_plugged_in_after_uefi(lab: &Lab, load: &str) -> anyhow::Result<()> {
+    let work = |user: &mut User| plug(user, ",bus=scsi", &[], "scsi1");
+    let script = format!("{load}; echo @efi $(ls -d /sys/firmware/efi); {}", use_disk("sdb", 1));
+    work_by_uefi(lab, "scsi", ("tools", &script), work, |seen| {
+        says(seen, "[sdb] Attached SCSI disk")
     })
 }
 

@@ -22,8 +22,9 @@ use crate::failure::Failure;
 pub(super) enum AttachArgs {
     /// Attach a hard disk
     #[command(
-        after_help = "Without a place a disk goes to a free port of the SATA controller. Disks with bus=nvme, and those that are \
-                      put into a port of a q35 or a slot of a pc, bring their own controller.\n\nExamples:\n  oxbow ctl vm.sock \
+        after_help = "Without a place a disk goes to a free port of the SATA controller, with bus=scsi to a free target of the \
+                      SCSI host. Others, and those that are put into a port of a q35 or a slot of a pc, bring their own \
+                      controller.\n\nExamples:\n  oxbow ctl vm.sock \
                       attach disk data.vdi\n  oxbow ctl vm.sock attach disk data.qcow2,bus=nvme --at port2 --name scratch"
     )]
     Disk(DiskArgs),
@@ -36,7 +37,7 @@ pub(super) enum AttachArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct DiskArgs {
-    /// The image, and options: format=, bus=ahci or nvme, cache=, serial=, ro
+    /// The image, and options: format=, bus=ahci, nvme, virtio or scsi, cache=, serial=, ro
     #[arg(value_name = "FILE[,OPTION]...", value_parser = drives::parse_disk)]
     disk: DriveArg<DiskConfig>,
 
@@ -56,7 +57,7 @@ pub(super) struct CdromArgs {
 
 #[derive(Debug, Args)]
 struct PlaceArgs {
-    /// Where: sata0 to sata5, port1 to port4 of a q35, slot1 to slot31 of a pc
+    /// Where: sata0 to sata5, scsi0 to scsi63, port1 to port4 of a q35, slot1 to slot31 of a pc
     #[arg(long, value_name = "PLACE")]
     at: Option<Bay>,
 
@@ -67,7 +68,7 @@ struct PlaceArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "`oxbow ctl SOCKET status` shows what can be detached. A drive of a SATA port goes at once; one with a controller \
+    after_help = "`oxbow ctl SOCKET status` shows what can be detached. A drive of a SATA port or a SCSI target goes at once; one with a controller \
                   of its own when the guest has given it up.\n\nExamples:\n  oxbow ctl vm.sock detach disk1\n  oxbow ctl vm.sock \
                   detach disk1 --force"
 )]

@@ -161,6 +161,26 @@ fn plan_completions_and_manual_print_something_of_use() {
 }
 
 #[test]
+fn every_machine_has_a_network_card_unless_it_is_left_out() {
+    for (machine, chip) in [("microvm", "virtio_net"), ("pc", "e1000"), ("q35", "e1000")] {
+        for (more, expected) in [
+            (&[][..], true),
+            (&["--no-nic"], false),
+            (&["--nic", "null,model=virtio"], true),
+        ] {
+            let args = [&["plan", "--machine", machine, "--json"], more].concat();
+            let output = oxbow(&args).output().unwrap();
+            check(&output, 0, "");
+            let plan = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(plan.contains("\"nic0\""), expected, "{args:?}");
+            if more.is_empty() {
+                assert!(plan.contains(&format!("\"{chip}\"")), "{args:?}: {plan}");
+            }
+        }
+    }
+}
+
+#[test]
 fn manual_pages_of_all_commands_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("man");

@@ -277,7 +277,7 @@ impl Disk {
             }
             ranges.push((first * SECTOR, count * SECTOR));
         }
-        Step::Ask(Request::new(Op::Discard, 0, 0, Data::Ranges(ranges)))
+        Step::Ask(Request::new(Op::Discard { through: false }, 0, 0, Data::Ranges(ranges)))
     }
 
     fn read_log(&self, task: &Taskfile) -> Step {

@@ -12,6 +12,7 @@ use super::optical::Sense;
 use super::optical::sense;
 use super::page;
 use crate::bytes;
+use crate::mode;
 
 /// Discs with more sectors than a CD holds are DVDs: 80 minutes of 75 sectors, with some room.
 const CD_BLOCKS: u64 = 450_000;
@@ -34,8 +35,8 @@ impl Optical {
             0x00 => self.ready().map(|()| Step::End),
             0x03 => Ok(self.request_sense(packet)),
             0x12 => self.inquiry(packet),
-            0x15 | 0x55 => self.mode_select(packet),
-            0x1A | 0x5A => self.mode_sense(packet),
+            0x15 | 0x55 => Self::mode_select(packet),
+            0x1A | 0x5A => self.mode_sense(packet).map(Step::Send),
             0x1B => self.start_stop(packet),
             0x1E => {
                 self.state.locked = bytes::at(packet, 4) & 1 != 0;
@@ -106,17 +107,12 @@ impl Optical {
         Ok(send(data, bytes::be16(packet, 3).into()))
     }
 
-    fn mode_select(&self, packet: &[u8]) -> Result<Step, Sense> {
-        let len = match bytes::at(packet, 0) {
-            0x15 => u16::from(bytes::at(packet, 4)),
-            _ => bytes::be16(packet, 7),
-        };
-        // Pages that can be changed have no effect; lists that are longer than all pages are a mistake.
-        match len {
-            0 => Ok(Step::End),
-            1..=512 => Ok(Step::Take(len.into())),
-            _ => Err(sense::BAD_LIST),
-        }
+    /// Pages that can be changed have no effect.
+    fn mode_select(packet: &[u8]) -> Result<Step, Sense> {
+        Ok(match mode::list_len(packet)? {
+            0 => Step::End,
+            len => Step::Take(len),
+        })
     }
 
     /// The parameters of MODE SELECT are there.
@@ -124,56 +120,32 @@ impl Optical {
         Step::End
     }
 
-    fn mode_sense(&self, packet: &[u8]) -> Result<Step, Sense> {
-        let short = bytes::at(packet, 0) == 0x1A;
-        let selector = bytes::at(packet, 2);
-        if selector >> 6 == 3 {
-            // Saved values: there are none (MMC-5 §6.13.2.3).
-            return Err(Sense(5, 0x39, 0));
-        }
-        let changeable = selector >> 6 == 1;
-        let mut pages = Vec::new();
-        for (code, body) in self.mode_pages() {
-            if selector & 0x3F == code || selector & 0x3F == 0x3F {
-                let shown = if changeable { vec![0; body.len()] } else { body };
-                pages.extend([code, bytes::low8(shown.len() as u64)]);
-                pages.extend(shown);
-            }
-        }
-        if pages.is_empty() {
-            return Err(sense::BAD_FIELD);
-        }
-        let medium_type = match (self.state.open, self.medium()) {
+    fn mode_sense(&self, packet: &[u8]) -> Result<Vec<u8>, Sense> {
+        let medium = match (self.state.open, self.medium()) {
             (true, _) => 0x71,
             (false, None) => 0x70,
             (false, Some(_)) => 0x01,
         };
-        let len = pages.len() as u64;
-        let (mut data, limit) = if short {
-            (
-                vec![bytes::low8(len + 3), medium_type, 0, 0],
-                u16::from(bytes::at(packet, 4)),
-            )
-        } else {
-            let [high, low] = bytes::low16(len + 6).to_be_bytes();
-            (vec![high, low, medium_type, 0, 0, 0, 0, 0], bytes::be16(packet, 7))
+        let header = mode::Header {
+            medium,
+            specific: 0,
+            descriptor: &[],
         };
-        data.extend(pages);
-        Ok(send(data, limit.into()))
+        mode::sense(packet, header, &self.mode_pages())
     }
 
     /// Mode pages: read error recovery, caching, capabilities.
-    fn mode_pages(&self) -> Vec<(u8, Vec<u8>)> {
+    fn mode_pages(&self) -> [mode::Page; 4] {
         let mut capabilities = page(20);
         // Reads CD-R, CD-RW, DVD-ROM; mode 2; tray, ejects, locks; 8 MiB/s.
         let lock = if self.state.locked { 0x2B } else { 0x29 };
         bytes::put(&mut capabilities, 0, &[0x0B, 0, 0x70, 0, lock, 0]);
         bytes::put(&mut capabilities, 6, &[0x16, 0x00, 0, 2, 0x02, 0x00, 0x16, 0x00]);
-        vec![
-            (0x01, vec![0, 5, 0, 0, 0, 0]),
-            (0x08, vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            (0x0E, vec![4, 0, 0, 0, 0, 75, 1, 0xFF, 2, 0xFF, 0, 0, 0, 0]),
-            (0x2A, capabilities),
+        [
+            mode::Page::fixed(0x01, vec![0, 5, 0, 0, 0, 0]),
+            mode::Page::fixed(0x08, vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            mode::Page::fixed(0x0E, vec![4, 0, 0, 0, 0, 75, 1, 0xFF, 2, 0xFF, 0, 0, 0, 0]),
+            mode::Page::fixed(0x2A, capabilities),
         ]
     }
 

@@ -42,7 +42,12 @@ impl Nvme {
             _ if writes && read_only => Done::status(status::READ_ONLY),
             0x01 | 0x02 | 0x05 if len > DATA_MAX => Done::status(status::FIELD),
             0x01 | 0x02 | 0x05 | 0x08 | 0x0C if !inside => Done::status(status::BEYOND),
-            0x08 => ask(Request::new(Op::WriteZeroes, offset, len, Data::None)),
+            0x08 => ask(Request::new(
+                Op::WriteZeroes { through: false },
+                offset,
+                len,
+                Data::None,
+            )),
             0x0C => ask(Request::new(Op::Verify, offset, len, Data::None)),
             0x01 | 0x02 | 0x05 => {
                 let through = command.dword(12) & FUA != 0;
@@ -83,7 +88,7 @@ impl Nvme {
         }
         Done::Ask {
             namespace: command.namespace(),
-            request: Request::new(Op::Discard, 0, 0, Data::Ranges(ranges)),
+            request: Request::new(Op::Discard { through: false }, 0, 0, Data::Ranges(ranges)),
         }
     }
 

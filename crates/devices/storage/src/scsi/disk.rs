@@ -1,15 +1,18 @@
 //! A direct-access block device: what its commands mean.
 //!
-//! Spec: SBC-3 §5 (commands), §6.4 (mode pages); SPC-4 §6.4 (INQUIRY), §6.13 (MODE SENSE), §6.39 (REQUEST SENSE).
+//! Spec: SBC-3 §5 (commands), §6.4 (mode pages); SPC-4 §6.4 (INQUIRY), §6.11 to §6.14 (MODE SELECT and SENSE), §6.39 (REQUEST
+//! SENSE).
 
 use std::sync::Arc;
 
 use device_model::Node;
+use device_model::RestoreError;
 use serde::Deserialize;
 use serde::Serialize;
 
 use super::Action;
 use super::fixed;
+use super::reserve::Reservations;
 use crate::ata::Identity;
 use crate::ata::SECTOR;
 use crate::ata::Sense;
@@ -17,6 +20,8 @@ use crate::ata::sense;
 use crate::bytes;
 use crate::medium::Medium;
 use crate::medium::MediumError;
+use crate::mode;
+use crate::mode::LIST_LENGTH;
 use crate::work::Data;
 use crate::work::Fault;
 use crate::work::MOST;
@@ -29,13 +34,18 @@ pub(super) const UNMAP_RANGES: u32 = 256;
 pub(super) const SAME_BLOCKS: u64 = 8192;
 
 const PROTECTED: Sense = Sense(7, 0x27, 0);
-const LIST_LENGTH: Sense = Sense(5, 0x1A, 0);
+/// The mode page of the cache, and its bit that lets writes end in it.
+const CACHING: u8 = 0x08;
+const WCE: u8 = 1 << 2;
 
 /// Saved state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DiskState {
     /// Unit attention that the initiator has not been told.
     attention: Option<Sense>,
+    /// The write cache is off: what is written is safe when the command ends.
+    through: bool,
+    reservations: Reservations,
 }
 
 /// A disk.
@@ -87,6 +97,17 @@ fn range(cdb: &[u8]) -> (u64, u64) {
     }
 }
 
+/// MODE SELECT has come, without its parameters: pages in the standard's format (PF), none of which is saved (SP).
+fn mode_select(cdb: &[u8]) -> Result<Action, Sense> {
+    let len = mode::list_len(cdb)?;
+    match (bytes::at(cdb, 1) & 0x11, len) {
+        (0x01 | 0x11, _) => Err(sense::BAD_FIELD),
+        (_, 0) => Ok(Action::Good),
+        (0x10, len) => Ok(Action::Take(len)),
+        _ => Err(sense::BAD_FIELD),
+    }
+}
+
 impl Disk {
     pub(super) fn new(medium: Arc<dyn Medium>, identity: Identity) -> Self {
         Self {
@@ -94,6 +115,8 @@ impl Disk {
             identity,
             state: DiskState {
                 attention: Some(sense::RESET),
+                through: false,
+                reservations: Reservations::default(),
             },
         }
     }
@@ -109,14 +132,24 @@ impl Disk {
 
     pub(super) fn reset(&mut self) {
         self.state.attention = Some(sense::RESET);
+        // Nothing of the mode pages is saved (SPC-4 §5.8).
+        self.state.through = false;
+        self.state.reservations.reset();
+    }
+
+    pub(super) fn power_off(&mut self) {
+        self.reset();
+        self.state.reservations.power_off();
     }
 
     pub(super) fn save(&self) -> DiskState {
         self.state
     }
 
-    pub(super) fn restore(&mut self, state: DiskState) {
+    pub(super) fn restore(&mut self, state: DiskState) -> Result<(), RestoreError> {
+        state.reservations.check()?;
         self.state = state;
+        Ok(())
     }
 
     pub(super) fn inspect(&self) -> Node {
@@ -125,6 +158,8 @@ impl Disk {
             .with("serial", self.identity.serial.as_str())
             .with("blocks", self.blocks())
             .with("attention", format!("{:?}", self.state.attention))
+            .with("write_cache", !self.state.through)
+            .with("reservations", self.state.reservations.inspect())
     }
 
     fn blocks(&self) -> u64 {
@@ -146,13 +181,17 @@ impl Disk {
             0x03                             => Ok(self.request_sense(cdb)),
             0x12                             => Ok(self.inquiry(cdb)),
             0x1A | 0x5A                      => self.mode_sense(cdb),
+            0x15 | 0x55                      => mode_select(cdb),
+            0x16 | 0x17                      => self.state.reservations.six(cdb),
+            0x5E                             => self.state.reservations.tell(cdb),
+            0x5F                             => self.state.reservations.wants(cdb),
             0x25                             => Ok(self.capacity()),
             0x9E if bytes::at(cdb, 1) & 0x1F == 0x10 => Ok(self.long_capacity(cdb)),
             0x08 | 0x28 | 0xA8 | 0x88        => self.transfer(cdb, Op::Read),
-            0x0A                             => self.transfer(cdb, Op::Write { through: false }),
-            0x2A | 0xAA | 0x8A               => self.transfer(cdb, Op::Write { through: bytes::at(cdb, 1) & 8 != 0 }),
+            0x0A                             => self.transfer(cdb, self.write(false)),
+            0x2A | 0xAA | 0x8A               => self.transfer(cdb, self.write(bytes::at(cdb, 1) & 8 != 0)),
             // WRITE AND VERIFY.
-            0x2E | 0xAE | 0x8E               => self.transfer(cdb, Op::Write { through: true }),
+            0x2E | 0xAE | 0x8E               => self.transfer(cdb, self.write(true)),
             0x2F | 0xAF | 0x8F               => self.verify(cdb),
             // SYNCHRONIZE CACHE.
             0x35 | 0x91                      => Ok(Action::Ask(Request::flush())),
@@ -165,6 +204,8 @@ impl Disk {
     /// The parameters of a command are there.
     pub(super) fn receive(&mut self, cdb: &[u8], given: &[u8]) -> Result<Action, Sense> {
         match bytes::at(cdb, 0) {
+            0x15 | 0x55 => self.select(cdb, given),
+            0x5F => self.state.reservations.change(cdb, given),
             0x41 | 0x93 => self.same(cdb, given),
             _ => self.descriptors(given),
         }
@@ -190,49 +231,57 @@ impl Disk {
         Action::Send(data)
     }
 
-    /// Mode pages: read-write error recovery, caching (the write cache is on), control.
+    /// A write, which is `safe` when it ends, or when the write cache is off.
+    fn write(&self, safe: bool) -> Op {
+        Op::Write {
+            through: safe || self.state.through,
+        }
+    }
+
+    /// Mode pages: read-write error recovery, caching, control.
+    fn mode_pages(&self) -> [mode::Page; 3] {
+        let caching = |byte: u8| [vec![byte], vec![0; 17]].concat();
+        [
+            mode::Page::fixed(0x01, vec![0; 10]),
+            mode::Page {
+                code: CACHING,
+                current: caching(if self.state.through { 0 } else { WCE }),
+                default: caching(WCE),
+                changeable: caching(WCE),
+            },
+            mode::Page::fixed(0x0A, vec![0; 10]),
+        ]
+    }
+
+    /// The block descriptor of mode parameters.
+    fn descriptor(&self) -> [u8; 8] {
+        let blocks = bytes::low32(self.blocks().min(u32::MAX.into()));
+        let ([a, b, c, d], [_, e, f, g]) = (blocks.to_be_bytes(), bytes::low32(SECTOR).to_be_bytes());
+        [a, b, c, d, 0, e, f, g]
+    }
+
     fn mode_sense(&self, cdb: &[u8]) -> Result<Action, Sense> {
-        let short = bytes::at(cdb, 0) == 0x1A;
-        let selector = bytes::at(cdb, 2);
-        if selector >> 6 == 3 {
-            // Saved values: there are none.
-            return Err(Sense(5, 0x39, 0));
-        }
-        let mut caching = vec![0; 18];
-        bytes::put(&mut caching, 0, &[0x04]);
-        let known = [(0x01, vec![0; 10]), (0x08, caching), (0x0A, vec![0; 10])];
-        let mut pages = Vec::new();
-        for (code, body) in known {
-            if selector & 0x3F == code || selector & 0x3F == 0x3F {
-                pages.extend([code, bytes::low8(body.len() as u64)]);
-                // None of it can be changed.
-                let body = if selector >> 6 == 1 { vec![0; body.len()] } else { body };
-                pages.extend(body);
-            }
-        }
-        if pages.is_empty() {
-            return Err(sense::BAD_FIELD);
-        }
-        // Write protection; DPO and FUA are there.
-        let flags = if self.medium.is_read_only() { 0x90 } else { 0x10 };
-        let mut descriptor = Vec::new();
-        if bytes::at(cdb, 1) & 8 == 0 {
-            descriptor.extend(bytes::low32(self.blocks().min(u32::MAX.into())).to_be_bytes());
-            descriptor.extend(bytes::low32(SECTOR).to_be_bytes());
-        }
-        let len = (descriptor.len() + pages.len()) as u64;
-        let described = bytes::low8(descriptor.len() as u64);
-        let (mut data, limit) = if short {
-            let head = vec![bytes::low8(len + 3), 0, flags, described];
-            (head, u16::from(bytes::at(cdb, 4)))
-        } else {
-            let [high, low] = bytes::low16(len + 6).to_be_bytes();
-            (vec![high, low, 0, flags, 0, 0, 0, described], bytes::be16(cdb, 7))
+        let header = mode::Header {
+            medium: 0,
+            // Write protection; DPO and FUA are there.
+            specific: if self.medium.is_read_only() { 0x90 } else { 0x10 },
+            descriptor: &self.descriptor(),
         };
-        data.extend(descriptor);
-        data.extend(pages);
-        data.truncate(limit.into());
-        Ok(Action::Send(data))
+        mode::sense(cdb, header, &self.mode_pages()).map(Action::Send)
+    }
+
+    /// The parameters of MODE SELECT are there.
+    fn select(&mut self, cdb: &[u8], given: &[u8]) -> Result<Action, Sense> {
+        let changes = mode::select(cdb, given, &self.descriptor(), &self.mode_pages())?;
+        let was = self.state.through;
+        for (_, page) in changes.iter().filter(|(code, _)| *code == CACHING) {
+            self.state.through = bytes::at(page, 0) & WCE == 0;
+        }
+        // What is in the cache becomes safe before writes that do not go there.
+        Ok(match self.state.through && !was {
+            true => Action::Ask(Request::flush()),
+            false => Action::Good,
+        })
     }
 
     fn capacity(&self) -> Action {
@@ -316,20 +365,15 @@ impl Disk {
         let Some((offset, len)) = self.bytes_of(cdb)? else {
             return Ok(Action::Good);
         };
-        let unmap = bytes::at(cdb, 1) & 8 != 0;
+        let (unmap, through) = (bytes::at(cdb, 1) & 8 != 0, self.state.through);
         let zeros = block.iter().all(|byte| *byte == 0);
         let request = match (zeros, unmap) {
-            (true, true) => Request::new(Op::Discard, offset, len, Data::None),
-            (true, false) => Request::new(Op::WriteZeroes, offset, len, Data::None),
+            (true, true) => Request::new(Op::Discard { through }, offset, len, Data::None),
+            (true, false) => Request::new(Op::WriteZeroes { through }, offset, len, Data::None),
             // What is not zeros cannot be given back; it is written (SBC-3 §4.7.3.4.5).
             (false, _) => {
                 let count = bytes::index(len / SECTOR);
-                Request::new(
-                    Op::Write { through: false },
-                    offset,
-                    len,
-                    Data::Bytes(block.repeat(count)),
-                )
+                Request::new(Op::Write { through }, offset, len, Data::Bytes(block.repeat(count)))
             }
         };
         Ok(Action::Ask(request))
@@ -372,6 +416,12 @@ impl Disk {
         if ranges.is_empty() {
             return Ok(Action::Good);
         }
-        Ok(Action::Ask(Request::new(Op::Discard, 0, 0, Data::Ranges(ranges))))
+        let through = self.state.through;
+        Ok(Action::Ask(Request::new(
+            Op::Discard { through },
+            0,
+            0,
+            Data::Ranges(ranges),
+        )))
     }
 }

@@ -186,7 +186,7 @@ fn unmap_takes_ranges() {
     list[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 8]);
     list[24..36].copy_from_slice(&[0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]);
     let ranges = Data::Ranges(vec![(16 * 512, 8 * 512), (256 * 512, 512)]);
-    let expected = Request::new(Op::Discard, 0, 0, ranges);
+    let expected = Request::new(Op::Discard { through: false }, 0, 0, ranges);
     assert_eq!(unit.receive(&cdb, &list), Action::Ask(expected));
     // A descriptor that is cut off is none.
     list.truncate(30);
@@ -206,19 +206,118 @@ fn write_same_writes_zeros_or_a_pattern() {
     };
     let cdb = ten(0x41, 0, 4, 8);
     assert_eq!(unit.command(&cdb), Action::Take(512));
-    assert_eq!(asked(unit.receive(&cdb, &[0; 512])), (Op::WriteZeroes, 4, 8));
+    assert_eq!(
+        asked(unit.receive(&cdb, &[0; 512])),
+        (Op::WriteZeroes { through: false }, 4, 8)
+    );
     let unmap = ten(0x41, 8, 4, 8);
-    assert_eq!(asked(unit.receive(&unmap, &[0; 512])), (Op::Discard, 4, 8));
+    assert_eq!(
+        asked(unit.receive(&unmap, &[0; 512])),
+        (Op::Discard { through: false }, 4, 8)
+    );
     let Action::Ask(request) = unit.receive(&unmap, &[7; 512]) else {
         panic!("no request");
     };
     assert_eq!(request.data, Data::Bytes(vec![7; 8 * 512]));
     request.check().unwrap();
     // Without data.
-    assert_eq!(asked(unit.command(&sixteen(0x93, 9, 4, 8))), (Op::Discard, 4, 8));
+    assert_eq!(
+        asked(unit.command(&sixteen(0x93, 9, 4, 8))),
+        (Op::Discard { through: false }, 4, 8)
+    );
     for count in [0, disk::SAME_BLOCKS as u32 + 1] {
         assert_eq!(unit.command(&sixteen(0x93, 1, 0, count)), check(5, 0x24, 0));
     }
+}
+
+/// MODE SELECT of the caching page, with the cache on or off.
+fn set_cache(unit: &mut LogicalUnit, on: bool) -> Action {
+    let cdb = [0x15, 0x10, 0, 0, 24, 0];
+    assert_eq!(unit.command(&cdb), Action::Take(24));
+    let mut list = [0; 24];
+    (list[4], list[5], list[6]) = (8, 18, if on { 4 } else { 0 });
+    unit.receive(&cdb, &list)
+}
+
+#[test]
+fn write_cache_is_switched_off_and_on() {
+    let mut unit = disk();
+    let cache = |unit: &mut LogicalUnit| sent(unit.command(&[0x1A, 8, 8, 0, 255, 0]))[6];
+    assert_eq!(cache(&mut unit), 4);
+    assert_eq!(set_cache(&mut unit, false), Action::Ask(Request::flush()));
+    assert_eq!(set_cache(&mut unit, false), Action::Good);
+    assert_eq!(cache(&mut unit), 0);
+    assert_eq!(sent(unit.command(&[0x1A, 8, 0x48, 0, 255, 0]))[6], 4);
+    assert_eq!(sent(unit.command(&[0x1A, 8, 0x88, 0, 255, 0]))[6], 4);
+    let through = |op| match op {
+        Action::Move(Request {
+            op: Op::Write { through },
+            ..
+        })
+        | Action::Ask(Request {
+            op: Op::Write { through } | Op::WriteZeroes { through } | Op::Discard { through },
+            ..
+        }) => through,
+        other => panic!("{other:?}"),
+    };
+    let same = sixteen(0x93, 0, 4, 8);
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    let mut list = [0; 24];
+    (list[3], list[19]) = (16, 1);
+    for on in [false, true] {
+        set_cache(&mut unit, on);
+        assert_eq!(through(unit.command(&ten(0x2A, 0, 0, 1))), !on);
+        assert!(through(unit.command(&ten(0x2A, 8, 0, 1))));
+        assert_eq!(through(unit.command(&[0x0A, 0, 0, 0, 1, 0])), !on);
+        assert_eq!(through(unit.receive(&same, &[0; 512])), !on);
+        assert_eq!(through(unit.receive(&same, &[1; 512])), !on);
+        assert_eq!(through(unit.receive(&unmap, &list)), !on);
+    }
+    set_cache(&mut unit, false);
+    let saved = unit.save();
+    unit.reset();
+    assert_eq!(unit.command(&[0; 6]), check(6, 0x29, 0));
+    assert_eq!(cache(&mut unit), 4);
+    let mut other = disk();
+    other.restore(saved).unwrap();
+    assert_eq!(cache(&mut other), 0);
+}
+
+#[test]
+fn mode_select_is_refused_what_is_not_there() {
+    let mut unit = disk();
+    assert_eq!(unit.command(&[0x15, 0x10, 0, 0, 0, 0]), Action::Good);
+    // Saved pages, pages in a format of the vendor's.
+    assert_eq!(unit.command(&[0x15, 0x11, 0, 0, 24, 0]), check(5, 0x24, 0));
+    assert_eq!(unit.command(&[0x15, 0x00, 0, 0, 24, 0]), check(5, 0x24, 0));
+    let ten = [0x55, 0x10, 0, 0, 0, 0, 0, 0, 28, 0];
+    assert_eq!(unit.command(&ten), Action::Take(28));
+    let mut list = [0; 28];
+    // RCD cannot be changed.
+    (list[8], list[9], list[10]) = (8, 18, 5);
+    assert_eq!(unit.receive(&ten, &list), check(5, 0x26, 0));
+    list[10] = 0;
+    assert_eq!(unit.receive(&ten, &list), Action::Ask(Request::flush()));
+}
+
+#[test]
+fn reservations_outlive_resets_and_not_the_power() {
+    let mut unit = disk();
+    let (register, keys) = ([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0], [0x5E, 0, 0, 0, 0, 0, 0, 0, 255, 0]);
+    let mut list = [0; 24];
+    list[15] = 9;
+    assert_eq!(unit.command(&register), Action::Take(24));
+    assert_eq!(unit.receive(&register, &list), Action::Good);
+    unit.reset();
+    unit.command(&[0; 6]);
+    let saved = unit.save();
+    assert_eq!(sent(unit.command(&keys)).len(), 16);
+    assert_eq!(unit.command(&[0x16, 0, 0, 0, 0, 0]), Action::Conflict);
+    unit.power_off();
+    unit.command(&[0; 6]);
+    assert_eq!(sent(unit.command(&keys)).len(), 8);
+    unit.restore(saved).unwrap();
+    assert_eq!(sent(unit.command(&keys)).len(), 16);
 }
 
 #[test]

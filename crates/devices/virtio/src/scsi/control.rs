@@ -70,10 +70,7 @@ impl Scsi {
                 self.state.deferred.push(deferred);
                 continue;
             }
-            if let Some(unit) = deferred
-                .resets
-                .and_then(|target| self.units.get_mut(usize::from(target)))
-            {
+            if let Some(unit) = deferred.resets.and_then(|target| self.unit_mut(target)) {
                 unit.reset();
             }
             reply(deferred.answer, &[response::OK], rings)?;
@@ -85,7 +82,7 @@ impl Scsi {
         let function: u32 = chain.take_obj(rings.memory())?;
         let lun: [u8; 8] = chain.take_obj(rings.memory())?;
         let tag: u64 = chain.take_obj(rings.memory())?;
-        let known = wire::address(lun).filter(|address| usize::from(address.target) < self.units.len());
+        let known = wire::address(lun).filter(|address| self.unit(address.target).is_some());
         let Some(address) = known else {
             return reply(chain, &[response::BAD_TARGET], rings);
         };

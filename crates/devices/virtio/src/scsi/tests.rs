@@ -42,15 +42,20 @@ impl Executor for Later {
     }
 }
 
-fn units(disk: &Arc<MemoryMedium>) -> Vec<LogicalUnit> {
-    let identity = || Identity {
+fn identity() -> Identity {
+    Identity {
         model: "OXBOW HARDDISK".to_owned(),
         serial: "SN1".to_owned(),
         firmware: "1.0".to_owned(),
-    };
+    }
+}
+
+/// A disk, a drive, and a place that is free.
+fn units(disk: &Arc<MemoryMedium>) -> Vec<Option<LogicalUnit>> {
     vec![
-        LogicalUnit::disk(Arc::clone(disk) as _, identity()),
-        LogicalUnit::optical(None, identity()),
+        Some(LogicalUnit::disk(Arc::clone(disk) as _, identity())),
+        Some(LogicalUnit::optical(None, identity())),
+        None,
     ]
 }
 
@@ -205,6 +210,37 @@ fn parameters_of_a_command_are_taken() {
 }
 
 #[test]
+fn reservations_that_exclude_one_another_conflict() {
+    let mut driver = Driver::new(Link::Mmio, &numbered(), true);
+    assert_eq!(driver.command(DISK, &[0x16, 0, 0, 0, 0, 0], &[], 0).unwrap().1, 0);
+    let keys = [0x5E, 0, 0, 0, 0, 0, 0, 0, 64, 0];
+    let seen = driver.command(DISK, &keys, &[], 64).unwrap();
+    assert_eq!(seen, (0, 0x18, [0, 0], 64, ANSWER_LEN));
+    assert_eq!(driver.command(DISK, &[0x17, 0, 0, 0, 0, 0], &[], 0).unwrap().1, 0);
+    let mut stranger = [0; 24];
+    stranger[7] = 1;
+    // A key that nobody has registered, which is found out when the parameters are there.
+    let register = [0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    assert_eq!(driver.command(DISK, &register, &stranger, 0).unwrap().1, 0x18);
+    assert_eq!(driver.command(DISK, &keys, &[], 64).unwrap().4, ANSWER_LEN + 8);
+}
+
+#[test]
+fn power_off_ends_registrations_and_a_reset_does_not() {
+    let mut driver = Driver::new(Link::Mmio, &numbered(), true);
+    let register = [0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    let mut list = [0; 24];
+    list[15] = 9;
+    assert_eq!(driver.command(DISK, &register, &list, 0).unwrap().1, 0);
+    for (kind, key) in [(Reset::Warm, 9u64), (Reset::Cold, 0)] {
+        driver.bench.device.reset(kind);
+        let all = driver.bench.device.inspect();
+        let told = all.at("device/targets/0/reservations/key");
+        assert_eq!(told, Some(&Node::from(key)));
+    }
+}
+
+#[test]
 fn faults_are_sense_data() {
     let mut driver = Driver::new(Link::Mmio, &numbered(), false);
     driver.give(DISK, 0, &READ, &[], 1024);
@@ -300,6 +336,244 @@ fn reset_abandons_what_is_under_way() {
     driver.bench.device.reset(Reset::Warm);
     driver.later.work();
     assert_eq!(driver.bench.memory.read_obj::<u8>(DATA).unwrap(), 0);
+}
+
+/// Where buffers for events are.
+const EVENT: u64 = 0x8000;
+/// Types and reasons of events.
+const RESET: u32 = 1;
+const CHANGE: u32 = 3;
+const MISSED: u32 = 1 << 31;
+
+/// A host that can be reached behind its transport, as the board does.
+struct Plugged {
+    memory: Arc<GuestMemory>,
+    device: Mmio<Scsi>,
+    events: test_kit::virtio::Ring,
+}
+
+impl Plugged {
+    fn new(memory: &Arc<GuestMemory>) -> Self {
+        let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
+        let device = Scsi::new(units(&numbered()), 1, memory, &executor, &waker);
+        Self {
+            memory: Arc::clone(memory),
+            device: Mmio::new(device, IrqProbe::new().line(0), memory),
+            events: test_kit::virtio::Ring::new(memory, crate::testing::RINGS, 16),
+        }
+    }
+
+    /// With a driver that takes those of `features` that there are.
+    fn driven(features: u64) -> Self {
+        let mut plugged = Self::new(&memory());
+        plugged.start(features);
+        plugged
+    }
+
+    fn start(&mut self, features: u64) {
+        Link::Mmio.negotiate(&mut self.device, features);
+        Link::Mmio.enable(&mut self.device, 1, &self.events);
+        Link::Mmio.go(&mut self.device);
+    }
+
+    fn offer(&mut self, len: u32) {
+        self.events.offer(&[], &[(EVENT, len)]);
+        Link::Mmio.notify(&mut self.device, 1);
+        self.poll();
+    }
+
+    fn poll(&mut self) {
+        device_model::Device::poll(&mut self.device, VmTime::ZERO);
+    }
+
+    fn plug(&mut self, target: usize) {
+        let disk = Arc::new(MemoryMedium::new(vec![0; 4096]));
+        let unit = LogicalUnit::disk(disk, identity());
+        assert!(self.device.device_mut().plug(target, Some(unit)));
+        self.poll();
+    }
+
+    fn unplug(&mut self, target: usize) {
+        assert!(self.device.device_mut().plug(target, None));
+        self.poll();
+    }
+
+    fn insert(&mut self) {
+        let disc: Arc<dyn storage::Medium> = Arc::new(MemoryMedium::new(vec![0; 4096]));
+        let host = self.device.device_mut();
+        host.with_tray(1, |tray| tray.insert(disc)).unwrap();
+        self.poll();
+    }
+
+    /// The next event: type, target, reason.
+    fn event(&mut self) -> Option<(u32, u8, u32)> {
+        let (_, len) = self.events.used()?;
+        assert_eq!(len, 16);
+        let kind: u32 = self.memory.read_obj(EVENT).unwrap();
+        let lun: [u8; 8] = self.memory.read_obj(EVENT + 4).unwrap();
+        let reason: u32 = self.memory.read_obj(EVENT + 12).unwrap();
+        assert_eq!((lun[0], &lun[2..]), (u8::from(kind != MISSED), &[0; 6][..]));
+        Some((kind, lun[1], reason))
+    }
+}
+
+#[test]
+fn targets_that_come_and_go_are_events() {
+    let mut host = Plugged::driven(u64::MAX);
+    let device = host.device.device_mut();
+    assert_eq!((device.is_occupied(2), device.is_occupied(3)), (Some(false), None));
+    assert!(!device.plug(3, None));
+    host.offer(16);
+    host.plug(2);
+    assert_eq!(host.event(), Some((RESET, 2, 1)));
+    assert_eq!(host.device.device_mut().is_occupied(2), Some(true));
+    host.offer(16);
+    host.unplug(2);
+    assert_eq!(host.event(), Some((RESET, 2, 2)));
+    // An empty place that becomes empty is no event.
+    host.offer(16);
+    host.unplug(2);
+    assert_eq!(host.event(), None);
+    // One disk in the place of another is two.
+    host.plug(0);
+    assert_eq!(host.event(), Some((RESET, 0, 2)));
+    host.offer(16);
+    assert_eq!(host.event(), Some((MISSED, 0, 0)));
+}
+
+#[test]
+fn discs_that_change_are_events() {
+    let mut host = Plugged::driven(u64::MAX);
+    host.offer(16);
+    host.insert();
+    assert_eq!(host.event(), Some((CHANGE, 1, 0x28)));
+    host.offer(16);
+    assert_eq!(
+        host.device.device_mut().with_tray(1, |tray| tray.eject(false)),
+        Some(true)
+    );
+    host.poll();
+    assert_eq!(host.event(), Some((CHANGE, 1, 0x28)));
+    // Nothing changes, and disks have no tray.
+    host.offer(16);
+    assert_eq!(
+        host.device.device_mut().with_tray(1, |tray| tray.eject(false)),
+        Some(true)
+    );
+    assert_eq!(host.device.device_mut().with_tray(0, |_| ()), None);
+    host.poll();
+    assert_eq!(host.event(), None);
+}
+
+#[test]
+fn events_without_buffers_are_missed_and_told_once() {
+    let mut host = Plugged::driven(u64::MAX);
+    host.plug(2);
+    host.unplug(2);
+    host.offer(16);
+    assert_eq!(host.event(), Some((MISSED, 0, 0)));
+    host.offer(16);
+    assert_eq!(host.event(), None);
+    host.plug(2);
+    assert_eq!(host.event(), Some((RESET, 2, 1)));
+    // More than can wait while the machine stands still.
+    for _ in 0..200 {
+        host.device.device_mut().plug(2, None);
+        let unit = LogicalUnit::optical(None, identity());
+        host.device.device_mut().plug(2, Some(unit));
+    }
+    host.offer(16);
+    assert_eq!(host.event(), Some((RESET | MISSED, 2, 2)));
+    host.offer(16);
+    assert_eq!(host.event(), Some((MISSED, 0, 0)));
+}
+
+#[test]
+fn nobody_is_told_who_does_not_listen() {
+    let mut host = Plugged::driven(events::scsi_feature::CHANGE | crate::device::feature::VERSION_1);
+    host.offer(16);
+    host.plug(2);
+    assert_eq!(host.event(), None);
+    host.insert();
+    assert_eq!(host.event(), Some((CHANGE, 1, 0x28)));
+    // Before the driver is up it is to look for itself.
+    let mut host = Plugged::new(&memory());
+    host.plug(2);
+    host.start(u64::MAX);
+    host.offer(16);
+    assert_eq!(host.event(), None);
+}
+
+#[test]
+fn reset_forgets_events_and_leaves_targets() {
+    let mut host = Plugged::driven(u64::MAX);
+    host.plug(2);
+    host.device.device_mut().plug(0, None);
+    device_model::Device::reset(&mut host.device, Reset::Warm);
+    host.events = test_kit::virtio::Ring::new(&host.memory, crate::testing::RINGS, 16);
+    host.start(u64::MAX);
+    host.offer(16);
+    assert_eq!(host.event(), None);
+    let device = host.device.device_mut();
+    assert_eq!(
+        (device.is_occupied(0), device.is_occupied(2)),
+        (Some(false), Some(true))
+    );
+}
+
+#[test]
+fn short_buffers_for_events_break_the_device() {
+    let mut host = Plugged::driven(u64::MAX);
+    host.offer(15);
+    host.plug(2);
+    assert_eq!(host.event(), None);
+    assert!(Link::Mmio.is_broken(&mut host.device));
+}
+
+#[test]
+fn events_are_part_of_a_saved_state() {
+    let mut host = Plugged::driven(u64::MAX);
+    host.plug(2);
+    host.device.device_mut().plug(0, None);
+    let saved = host.device.save();
+    let mut other = Plugged::new(&host.memory);
+    assert!(other.device.restore(saved.clone()).is_err(), "other targets");
+    let mut other = Plugged::new(&host.memory);
+    other.device.device_mut().plug(0, None);
+    other
+        .device
+        .device_mut()
+        .plug(2, Some(LogicalUnit::disk(numbered(), identity())));
+    other.device.restore(saved).unwrap();
+    other.events = host.events;
+    other.offer(16);
+    assert_eq!(other.event(), Some((RESET | MISSED, 0, 2)));
+}
+
+#[test]
+fn commands_of_a_target_that_goes_fail() {
+    let (memory, disk, later) = (memory(), numbered(), Arc::new(Later::default()));
+    let (executor, waker): (Arc<dyn Executor>, Waker) = (later.clone(), Arc::new(|| ()));
+    let mut host = Scsi::new(units(&disk), 1, &memory, &executor, &waker);
+    host.state.pending.push(Pending {
+        token: 0,
+        queue: 2,
+        target: 0,
+        tag: 0,
+        answer: Chain {
+            head: 0,
+            readable: Vec::new(),
+            writable: Vec::new(),
+        },
+        residual: 0,
+        request: Request::flush(),
+        lost: false,
+        submitted: Submitted(false),
+    });
+    host.plug(0, Some(LogicalUnit::disk(numbered(), identity())));
+    // It does not go to the disk that came instead.
+    host.resubmit();
+    assert_eq!((host.orphan(), host.work.in_flight()), (Some(0), 0));
 }
 
 #[test]

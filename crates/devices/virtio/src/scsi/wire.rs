@@ -18,8 +18,9 @@ const MOST: u16 = 260;
 /// Where the two are in configuration space.
 const SENSE_SIZE: usize = 20;
 const CDB_SIZE: usize = 24;
-/// CHECK CONDITION.
+/// CHECK CONDITION and RESERVATION CONFLICT.
 const CHECK: u8 = 2;
+const CONFLICT: u8 = 0x18;
 
 /// How a command ends for the transport (§5.6.6.1).
 pub(super) mod response {
@@ -59,8 +60,7 @@ impl Limits {
             seg_max,
             max_sectors,
             u32::from(ENTRIES) / 2,
-            // Bytes of an event.
-            16,
+            super::events::LEN.into(),
             self.sense.into(),
             self.cdb.into(),
         ];
@@ -144,6 +144,11 @@ impl Answer {
     /// It ends with CHECK CONDITION.
     pub(super) fn check(&mut self, sense: [u8; SENSE]) {
         (self.status, self.sense) = (CHECK, Some(sense));
+    }
+
+    /// It ends with RESERVATION CONFLICT.
+    pub(super) fn conflict(&mut self) {
+        self.status = CONFLICT;
     }
 
     pub(super) fn has_failed(&self) -> bool {

@@ -10,6 +10,7 @@ use super::BUFFER;
 use super::packet::Header;
 use super::packet::op;
 use super::packet::shutdown;
+use crate::queue::index;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(super) struct Connection {
     /// What the guest keeps, and how much it has passed on to its program.
     guest_alloc: u32,
     guest_taken: u32,
+    /// The guest has a part of a message.
+    pub(super) within: bool,
     /// Bytes to and from the guest.
     pub(super) sent: u32,
     pub(super) received: u32,
@@ -82,6 +85,7 @@ impl Connection {
             asked_credit: false,
             guest_alloc: 0,
             guest_taken: 0,
+            within: false,
             sent: 0,
             received: 0,
             told: 0,
@@ -101,6 +105,12 @@ impl Connection {
     fn credit(&self) -> u32 {
         let kept = self.sent.wrapping_sub(self.guest_taken);
         self.guest_alloc.saturating_sub(kept)
+    }
+
+    /// Whether the next message is longer than what the guest keeps at all: it would wait for ever (§5.10.6.6).
+    pub(super) fn is_too_long(&self, status: &FlowStatus) -> bool {
+        let begins = self.phase == Phase::Open && !self.must_respond && !self.within;
+        begins && index(self.guest_alloc.into()) < status.message
     }
 
     /// What is to be said next.

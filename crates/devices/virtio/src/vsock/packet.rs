@@ -3,6 +3,7 @@
 //! Spec: virtio 1.2 §5.10.6.
 
 use device_model::Flow;
+use device_model::FlowKind;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
@@ -12,8 +13,11 @@ use zerocopy::little_endian::U64;
 
 /// Bytes of a header.
 pub(super) const HEADER: usize = 44;
-/// Type of a stream socket.
+/// Types of sockets.
 pub(super) const STREAM: u16 = 1;
+pub(super) const SEQPACKET: u16 = 2;
+/// Flag of data: a message ends with them (§5.10.6.6).
+pub(super) const END_OF_MESSAGE: u32 = 1;
 
 /// What a packet is.
 pub(super) mod op {
@@ -31,6 +35,14 @@ pub(super) mod shutdown {
     pub(in super::super) const RECEIVE: u32 = 1;
     pub(in super::super) const SEND: u32 = 2;
     pub(in super::super) const BOTH: u32 = RECEIVE | SEND;
+}
+
+/// The type of sockets that a flow is between.
+pub(super) fn kind(flow: Flow) -> u16 {
+    match flow.kind {
+        FlowKind::Stream => STREAM,
+        FlowKind::Packets => SEQPACKET,
+    }
 }
 
 /// In front of each packet.
@@ -61,7 +73,7 @@ impl Header {
             src_port: flow.host.into(),
             dst_port: flow.guest.into(),
             len: 0.into(),
-            kind: STREAM.into(),
+            kind: kind(flow).into(),
             op: op.into(),
             flags: 0.into(),
             buf_alloc: 0.into(),
@@ -79,6 +91,10 @@ impl Header {
         Flow {
             host: self.dst_port.get(),
             guest: self.src_port.get(),
+            kind: match self.kind.get() {
+                SEQPACKET => FlowKind::Packets,
+                _ => FlowKind::Stream,
+            },
         }
     }
 }

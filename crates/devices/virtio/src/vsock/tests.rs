@@ -16,7 +16,9 @@ use crate::testing::Bench;
 use crate::testing::memory;
 
 const CID: u32 = 5;
-const FLOW: Flow = Flow { host: 1234, guest: 77 };
+const FLOW: Flow = Flow::stream(1234, 77);
+/// The same ports, for messages.
+const PACKETS: Flow = Flow::packets(1234, 77);
 /// Where what the device receives and sends is.
 const SENT: u64 = 0x1000;
 const ROOM: u64 = 0x4000;
@@ -29,7 +31,11 @@ struct Far {
     offered: VecDeque<Flow>,
     changed: VecDeque<Flow>,
     inbound: BTreeMap<Flow, VecDeque<u8>>,
+    /// Lengths of messages.
+    ends: VecDeque<usize>,
     outbound: Vec<u8>,
+    /// Where messages to the host ended.
+    outbound_ends: Vec<usize>,
     log: Vec<String>,
 }
 
@@ -43,6 +49,7 @@ impl Programs {
         let nothing = FlowStatus {
             open: false,
             readable: 0,
+            message: 0,
             delivered: 0,
             ended: false,
             deaf: false,
@@ -54,6 +61,17 @@ impl Programs {
     fn say(&self, flow: Flow, bytes: &[u8]) {
         self.0.lock().unwrap().inbound.entry(flow).or_default().extend(bytes);
         self.change(flow, |status| status.readable += bytes.len());
+    }
+
+    /// A message.
+    fn post(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().ends.push_back(bytes.len());
+        self.say(PACKETS, bytes);
+        self.change(PACKETS, |status| {
+            if status.readable == bytes.len() {
+                status.message = bytes.len();
+            }
+        });
     }
 
     fn log(&self) -> Vec<String> {
@@ -89,18 +107,32 @@ impl StreamHost for Programs {
         self.0.lock().unwrap().log.push("accept".to_owned());
     }
 
-    fn send(&self, _flow: Flow, bytes: &[u8]) {
-        self.0.lock().unwrap().outbound.extend(bytes);
+    fn send(&self, _flow: Flow, bytes: &[u8], end: bool) {
+        let mut far = self.0.lock().unwrap();
+        far.outbound.extend(bytes);
+        if end {
+            let at = far.outbound.len();
+            far.outbound_ends.push(at);
+        }
     }
 
-    fn receive(&self, flow: Flow, most: usize) -> Vec<u8> {
+    fn receive(&self, flow: Flow, most: usize) -> (Vec<u8>, bool) {
         let mut far = self.0.lock().unwrap();
+        let first = far.ends.front().copied().unwrap_or(usize::MAX);
         let waiting = far.inbound.entry(flow).or_default();
-        let len = most.min(waiting.len());
+        let len = most.min(waiting.len()).min(first);
         let bytes: Vec<u8> = waiting.drain(..len).collect();
         let left = waiting.len();
-        far.statuses.get_mut(&flow).unwrap().readable = left;
-        bytes
+        let end = len == first;
+        if end {
+            far.ends.pop_front();
+        } else if let Some(first) = far.ends.front_mut() {
+            *first -= len;
+        }
+        let message = far.ends.front().copied().unwrap_or(left);
+        let status = far.statuses.get_mut(&flow).unwrap();
+        (status.readable, status.message) = (left, message);
+        (bytes, end)
     }
 
     fn shut_down(&self, _flow: Flow, sends: bool, takes: bool) {
@@ -361,10 +393,10 @@ fn what_nobody_knows_is_reset_but_resets_are_not() {
     header.dst_cid = 9.into();
     driver.send(header, &[]);
     assert_eq!(driver.hear().unwrap().0.src_cid.get(), 9);
-    let header = driver.header(op::REQUEST).with_kind(2);
+    let header = driver.header(op::REQUEST).with_kind(3);
     driver.send(header, &[]);
     let (answer, _) = driver.hear().unwrap();
-    assert_eq!((answer.op.get(), answer.kind.get()), (op::RST, 2));
+    assert_eq!((answer.op.get(), answer.kind.get()), (op::RST, 3));
     // In another's name.
     let mut header = driver.header(op::REQUEST);
     header.src_cid = 9.into();
@@ -402,7 +434,7 @@ fn refused_guest_is_not_listened_to_until_it_listens() {
 #[test]
 fn connections_take_turns() {
     let mut driver = Driver::new(Link::Mmio);
-    let flows = [10, 11, 12].map(|guest| Flow { host: 1, guest });
+    let flows = [10, 11, 12].map(|guest| Flow::stream(1, guest));
     for flow in flows {
         let mut header = driver.header(op::REQUEST);
         (header.src_port, header.dst_port) = (flow.guest.into(), flow.host.into());
@@ -452,6 +484,122 @@ fn restored_guest_is_told_that_its_connections_are_gone() {
     assert_eq!(driver.ops(), [op::RST]);
     driver.bench.device.reset(Reset::Cold);
     assert_eq!(driver.far.log(), ["reset"]);
+}
+
+impl Driver {
+    /// A packet of the flow of messages.
+    fn packet(&mut self, what: u16, flags: u32, bytes: &[u8]) {
+        let mut header = self.header(what).with_kind(SEQPACKET);
+        header.flags = flags.into();
+        header.len = (bytes.len() as u32).into();
+        self.send(header, bytes);
+    }
+
+    /// A connection for messages that both sides have.
+    fn connect_packets(&mut self) {
+        self.packet(op::REQUEST, 0, &[]);
+        self.far.change(PACKETS, |status| status.open = true);
+        let (header, _) = self.hear().unwrap();
+        assert_eq!((header.op.get(), header.kind.get()), (op::RESPONSE, SEQPACKET));
+        self.far.log();
+    }
+
+    /// The next part of a message: its length, and whether it is the last.
+    fn part(&mut self) -> (usize, bool) {
+        let (header, bytes) = self.hear().unwrap();
+        assert_eq!((header.op.get(), header.kind.get()), (op::RW, SEQPACKET));
+        (bytes.len(), header.flags.get() == END_OF_MESSAGE)
+    }
+}
+
+#[test]
+fn messages_keep_their_ends_in_both_directions() {
+    for link in [Link::Mmio, Link::Pci] {
+        let mut driver = Driver::new(link);
+        driver.connect_packets();
+        driver.packet(op::RW, 0, b"one ");
+        // With the end of a record, which Unix sockets do not have.
+        driver.packet(op::RW, END_OF_MESSAGE | 2, b"message");
+        driver.packet(op::RW, END_OF_MESSAGE, b"another");
+        let far = driver.far.0.lock().unwrap();
+        assert_eq!(
+            (far.outbound.as_slice(), far.outbound_ends.as_slice()),
+            (&b"one messageanother"[..], &[11, 18][..])
+        );
+        drop(far);
+        driver.far.post(&[1; 1500]);
+        driver.far.post(&[2; 10]);
+        assert_eq!(
+            [driver.part(), driver.part(), driver.part()],
+            [(1000, false), (500, true), (10, true)]
+        );
+        assert!(driver.hear().is_none());
+    }
+}
+
+#[test]
+fn credit_is_kept_within_messages_and_none_is_longer_than_all_of_it() {
+    let mut driver = Driver::new(Link::Mmio);
+    driver.alloc = 600;
+    driver.connect_packets();
+    driver.far.post(&[1; 400]);
+    driver.far.post(&[2; 600]);
+    driver.far.post(&[3; 601]);
+    assert_eq!([driver.part(), driver.part()], [(400, true), (200, false)]);
+    assert_eq!(driver.ops(), [op::CREDIT_REQUEST]);
+    driver.taken = 400;
+    driver.packet(op::CREDIT_UPDATE, 0, &[]);
+    assert_eq!(driver.part(), (400, true));
+    let (header, _) = driver.hear().unwrap();
+    assert_eq!((header.op.get(), header.kind.get()), (op::RST, SEQPACKET));
+    assert_eq!(driver.far.log(), ["close false"]);
+    // A message that never ends is more than is kept.
+    let mut driver = Driver::new(Link::Mmio);
+    driver.connect_packets();
+    for _ in 0..BUFFER / 4096 {
+        driver.packet(op::RW, 0, &[3; 4096]);
+    }
+    driver.packet(op::RW, END_OF_MESSAGE, &[3]);
+    assert_eq!(driver.far.log(), ["close false"]);
+    assert_eq!(driver.ops(), [op::RST]);
+}
+
+#[test]
+fn types_of_sockets_do_not_know_of_one_another() {
+    let mut driver = Driver::new(Link::Mmio);
+    driver.connect_packets();
+    driver.data(b"bytes");
+    let (header, _) = driver.hear().unwrap();
+    assert_eq!((header.op.get(), header.kind.get()), (op::RST, STREAM));
+    driver.connect();
+    driver.packet(op::RST, 0, &[]);
+    assert_eq!(driver.far.log(), ["close true"]);
+    driver.data(b"bytes");
+    assert_eq!(driver.ops(), [0; 0], "the other is still there");
+}
+
+#[test]
+fn driver_without_messages_has_none() {
+    let far = Arc::new(Programs::default());
+    let device = Vsock::new(CID, far.clone(), Arc::new(|| ()));
+    let mut bench = Bench::new(Link::Mmio, device);
+    bench.start(!F_SEQPACKET);
+    far.log();
+    let (alloc, taken) = (65536, 0);
+    let mut driver = Driver {
+        bench,
+        far,
+        alloc,
+        taken,
+    };
+    driver.give_room();
+    driver.packet(op::REQUEST, 0, &[]);
+    let (header, _) = driver.hear().unwrap();
+    assert_eq!((header.op.get(), header.kind.get()), (op::RST, SEQPACKET));
+    driver.far.change(PACKETS, |_| ());
+    driver.far.0.lock().unwrap().offered.push_back(PACKETS);
+    assert_eq!(driver.ops(), [0; 0]);
+    assert_eq!(driver.far.log(), ["close false"]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ use virtio::blk::BlkConfig;
 use virtio::scsi::Scsi;
 
 use super::identity;
-use super::make_drive;
+use super::ports::make_drive;
 use super::unit;
 use crate::Plan;
 use crate::events::Events;
@@ -107,7 +107,7 @@ impl Kit {
             StorageBus::Scsi => {
                 let unit = unit(&attachment.drive, attachment.number, medium);
                 let queues = u16::try_from(self.plan.cpus).unwrap_or(u16::MAX);
-                let host = Scsi::new(vec![unit], queues, memory, &executor, &waker);
+                let host = Scsi::new(vec![Some(unit)], queues, memory, &executor, &waker);
                 let chip = self.slot(id, Pci::new(host, wires, memory));
                 let trays = Arc::clone(&chip) as Arc<dyn Trays>;
                 (chip as SharedDevice, Some(trays))

@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use device_model::SharedDevice;
-use device_model::Slot;
 use pci::Bdf;
 use spec::Attachment;
 use spec::Bay;
@@ -24,6 +23,7 @@ use storage::ide::Ide;
 use storage::nvme::Nvme;
 use storage::nvme::NvmeIdentity;
 use storage::scsi::LogicalUnit;
+use virtio::scsi;
 
 use super::Builder;
 use super::DEFAULT_ORDER;
@@ -37,6 +37,7 @@ use crate::drives;
 use crate::drives::RemovableDrive;
 use crate::hotplug;
 use crate::hotplug::Attached;
+use crate::hotplug::Ports;
 use crate::optical::CdDrive;
 use crate::optical::Trays;
 use crate::storage::ImageMedium;
@@ -127,11 +128,11 @@ fn add_trays(builder: &mut Builder<'_>, controller: &Arc<dyn Trays>, wishes: &[O
     }
 }
 
-/// Lets users detach the drive at a port, and change its discs.
+/// Lets users detach the drive at a place of a controller, and change its discs.
 fn add_attached(
     builder: &mut Builder<'_>,
-    ahci: &Arc<Slot<Ahci>>,
-    port: u8,
+    controller: &Arc<dyn Trays>,
+    bay: (Bay, usize),
     wish: Wish,
     medium: Option<Arc<ImageMedium>>,
 ) {
@@ -141,15 +142,14 @@ fn add_attached(
             path: path.to_owned(),
             read_only: true,
         });
-        let trays = Arc::clone(ahci) as Arc<dyn Trays>;
-        Arc::new(CdDrive::new(trays, port.into(), &name(wish), disc)) as Arc<dyn RemovableDrive>
+        Arc::new(CdDrive::new(Arc::clone(controller), bay.1, &name(wish), disc)) as Arc<dyn RemovableDrive>
     });
     builder.sockets.drives.push(Attached {
         attachment: Attachment {
             id: name(wish),
             number,
             drive,
-            bay: Bay::Sata(port),
+            bay: bay.0,
             detaching: false,
         },
         medium,
@@ -221,10 +221,11 @@ pub(super) fn build_ahci(builder: &mut Builder<'_>, place: &Placement) -> Result
     let slot = builder.slot(place, chip);
     for ((port, wish), medium) in (0u8..).zip(wishes).zip(media) {
         if let Some(wish) = wish {
-            add_attached(builder, &slot, port, wish, medium);
+            let bay = (Bay::Sata(port), port.into());
+            add_attached(builder, &(Arc::clone(&slot) as _), bay, wish, medium);
         }
     }
-    builder.sockets.ahci = Some(Arc::clone(&slot));
+    builder.sockets.ahci = Some(Arc::clone(&slot) as _);
     Ok(slot)
 }
 
@@ -243,31 +244,36 @@ fn targets(spec: &MachineSpec) -> Vec<Wish> {
     disks.chain(cdroms.map(|(index, _)| Wish::Cdrom(index))).collect()
 }
 
+/// Places of a SCSI host.
+type Units = Vec<Option<LogicalUnit>>;
+/// Images of disks that can go.
+type Images = Vec<Option<Arc<ImageMedium>>>;
+
 /// Whether there are drives on SCSI.
 pub(super) fn wants_scsi(spec: &MachineSpec) -> bool {
     !targets(spec).is_empty()
 }
 
-/// The units of SCSI targets.
-pub(super) fn scsi_units(builder: &mut Builder<'_>) -> Result<Vec<LogicalUnit>, BuildError> {
-    let mut units = Vec::new();
-    for wish in targets(builder.spec) {
-        let (config, number) = config(builder.spec, wish);
+/// The units of SCSI targets, and the images in them; places for others after them.
+pub(super) fn scsi_units(spec: &MachineSpec) -> Result<(Units, Images), BuildError> {
+    let (mut units, mut images) = (Vec::new(), Vec::new());
+    for wish in targets(spec) {
+        let (config, number) = config(spec, wish);
         let image = hotplug::open(&config)?;
-        units.push(hotplug::unit(&config, number, image.clone()));
-        builder.media.extend(image.filter(|_| matches!(wish, Wish::Disk(_))));
-        builder
-            .sockets
-            .fixed
-            .push((name(wish), "a target of the machine's own SCSI host"));
+        units.push(Some(hotplug::unit(&config, number, image.clone())));
+        images.push(image.filter(|_| matches!(wish, Wish::Disk(_))));
     }
-    Ok(units)
+    units.resize_with(scsi::TARGETS, || None);
+    Ok((units, images))
 }
 
-/// Lets users change the discs of SCSI drives.
-pub(super) fn add_scsi_trays(builder: &mut Builder<'_>, host: &Arc<dyn Trays>) {
-    let wishes: Vec<_> = targets(builder.spec).into_iter().map(Some).collect();
-    add_trays(builder, host, &wishes);
+/// Lets users attach and detach drives at the SCSI host, and change discs.
+pub(super) fn add_scsi(builder: &mut Builder<'_>, host: &Arc<dyn Ports>, images: Images) {
+    for (target, (wish, image)) in targets(builder.spec).into_iter().zip(images).enumerate() {
+        let bay = Bay::Scsi(u8::try_from(target).unwrap_or(u8::MAX));
+        add_attached(builder, &(Arc::clone(host) as _), (bay, target), wish, image);
+    }
+    builder.sockets.scsi = Some(Arc::clone(host));
 }
 
 /// The disks that are namespaces.

@@ -219,7 +219,7 @@ pub(super) fn place_scsi(spec: &MachineSpec) -> Vec<Placement> {
 }
 
 pub(super) fn build_scsi(builder: &mut Builder<'_>, place: &Placement) -> Result<SharedDevice, BuildError> {
-    let units = storage::scsi_units(builder)?;
+    let (units, images) = storage::scsi_units(builder.spec)?;
     let queues = u16::try_from(builder.spec.cpus).unwrap_or(u16::MAX);
     let (executor, waker) = (storage::executor(builder), waker(builder, place));
     let (device, memory) = (
@@ -229,11 +229,11 @@ pub(super) fn build_scsi(builder: &mut Builder<'_>, place: &Placement) -> Result
     if place.bdf.is_some() {
         let wires = (pin(builder, place, 1), builder.fabric.messages());
         let slot = builder.slot(place, Pci::new(device, wires, memory));
-        storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+        storage::add_scsi(builder, &(Arc::clone(&slot) as _), images);
         return Ok(slot);
     }
     let slot = builder.slot(place, Mmio::new(device, irq(builder, place, 0), memory));
-    storage::add_scsi_trays(builder, &(Arc::clone(&slot) as _));
+    storage::add_scsi(builder, &(Arc::clone(&slot) as _), images);
     Ok(slot)
 }
 

@@ -193,6 +193,52 @@ fn anyhow_like(error: &dyn std::error::Error) -> Vec<String> {
     causes.map(ToString::to_string).collect()
 }
 
+/// A machine with a SCSI host, at which there is a CD drive.
+fn scsi(machine: MachineKind) -> MachineSpec {
+    let mut spec = spec(machine);
+    spec.devices.cdroms = vec![CdromConfig {
+        image: None,
+        bus: StorageBus::Scsi,
+    }];
+    spec
+}
+
+#[test]
+fn targets_of_a_scsi_host_come_and_go_on_every_board() {
+    let dir = TempDir::new().unwrap();
+    for kind in [MachineKind::Microvm, MachineKind::Pc, MachineKind::Q35] {
+        let machine = idle(&scsi(kind));
+        machine.start().unwrap();
+        let image = image(&dir, "a.img");
+        let attached = machine.attach(disk(image.clone(), StorageBus::Scsi)).unwrap();
+        assert_eq!((attached.id.as_str(), attached.bay), ("disk0", Bay::Scsi(1)));
+        assert!(!is_free(&image));
+        assert!(shows(&machine, "scsi/device/targets/1"), "{kind}");
+        machine.pause().unwrap();
+        let state = machine.save().unwrap();
+        // The drive that was there from the start goes as well.
+        assert!(machine.detach("disk0", false).unwrap() && machine.detach("cd0", false).unwrap());
+        assert!(is_free(&image) && machine.attached().is_empty() && machine.drives().is_empty());
+        assert!(!shows(&machine, "scsi/device/targets/1"));
+        machine.restore(state.clone()).unwrap();
+        assert_eq!(machine.save().unwrap(), state);
+        assert!(!is_free(&image) && machine.drives().len() == 1);
+    }
+}
+
+#[test]
+fn scsi_drive_brings_a_host_where_there_is_none() {
+    let dir = TempDir::new().unwrap();
+    let pc = idle(&spec(MachineKind::Pc));
+    let attached = pc.attach(disk(image(&dir, "a.img"), StorageBus::Scsi)).unwrap();
+    assert_eq!(attached.bay, Bay::Card(PciPlace::Root(3)));
+    let microvm = idle(&spec(MachineKind::Microvm));
+    let error = microvm
+        .attach(disk(image(&dir, "b.img"), StorageBus::Scsi))
+        .unwrap_err();
+    assert!(error.to_string().contains("--cdrom none,bus=scsi"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_attached_is_told() {
     let dir = TempDir::new().unwrap();
@@ -213,6 +259,17 @@ fn what_cannot_be_attached_is_told() {
     };
     let any = || disk(image(&dir, "a.img"), StorageBus::Nvme);
     let sata = || disk(image(&dir, "a.img"), StorageBus::Ahci);
+    let full = idle(&scsi(MachineKind::Microvm));
+    for target in 1..64 {
+        let cdrom = DriveConfig::Cdrom(CdromConfig {
+            image: None,
+            bus: StorageBus::Scsi,
+        });
+        let (id, bay) = (None, None);
+        let attached = full.attach(Attach { id, drive: cdrom, bay }).unwrap();
+        assert_eq!(attached.bay, Bay::Scsi(target));
+    }
+    let scsi = || disk(image(&dir, "a.img"), StorageBus::Scsi);
     q35.attach(disk(image(&dir, "taken.img"), StorageBus::Ahci)).unwrap();
     for (machine, wish, part) in [
         (&pc, disk(image(&dir, "a.img"), StorageBus::Ide), "bus=ahci"),
@@ -225,6 +282,10 @@ fn what_cannot_be_attached_is_told() {
         (&q35, at("sata0", sata()), "sata0 is taken"),
         (&q35, at("sata1", any()), "no nvme disks"),
         (&q35, at("bridge3", any()), "bridge3 takes no cards"),
+        (&q35, at("scsi3", any()), "scsi3 takes no nvme disks"),
+        (&q35, at("scsi3", scsi()), "no SCSI host"),
+        (&full, at("scsi1", scsi()), "scsi1 is taken"),
+        (&full, scsi(), "all targets of the SCSI host are taken"),
         (&q35, disk(dir.path().join("none.img"), StorageBus::Ahci), "none.img"),
         (&q35, disk(dir.path().join("taken.img"), StorageBus::Ahci), "taken.img"),
     ] {
