@@ -109,8 +109,10 @@ impl Engine {
         let Some(tftp) = self.tftp.as_mut().filter(|tftp| tftp.has(guest, port)) else {
             return false;
         };
-        if let Some((port, answer)) = tftp.take(guest, port, payload, Instant::now()) {
-            let frame = packet::datagram(&packet.back(self.own.mac), port, guest.port(), &answer);
+        let answer = tftp.take(guest, port, payload, Instant::now());
+        let (port, messages) = answer.unwrap_or_default();
+        for message in messages {
+            let frame = packet::datagram(&packet.back(self.own.mac), port, guest.port(), &message);
             frame.into_iter().for_each(|frame| self.out.send_packet(frame));
         }
         true
