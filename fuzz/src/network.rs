@@ -101,46 +101,33 @@ fn fragment(place: u8, id: u8, len: u8) -> Vec<u8> {
     out
 }
 
+/// The headers that a frame of a kind begins with: addresses, and what is on top of them.
+fn headers(kind: u8, len: u8, size: u8, start: u8) -> Vec<u8> {
+    if kind == 0 {
+        return Vec::new();
+    }
+    let mut head = [GATEWAY, GUEST].concat();
+    head.extend(if matches!(kind, 2 | 4 | 6) {
+        [8, 0]
+    } else {
+        [0x86, 0xdd]
+    });
+    match kind {
+        4 => {
+            head.extend([0x45, 0, 0, len.saturating_add(20), 0, 0, 0, 0, 64, 6, 0, 0]);
+            head.extend([10, 0, 2, 15, 10, 0, 2, 2]);
+        }
+        5 => head.extend(fragment(size, start, len)),
+        6 => head.extend(datagram4(size, len)),
+        7 => head.extend(datagram6(size, len)),
+        _ => {}
+    }
+    head
+}
+
 fn frame(input: &mut Input<'_>) -> Frame {
     let (len, left, size, start) = (input.byte(), input.byte(), input.byte(), input.byte());
-    let mut bytes = match left & 7 {
-        0 => Vec::new(),
-        kind => {
-            let mut head = [GATEWAY, GUEST].concat();
-            head.extend(if matches!(kind, 2 | 4 | 6) { [8, 0] } else { [0x86, 0xdd] });
-            if kind == 4 {
-                head.extend([
-                    0x45,
-                    0,
-                    0,
-                    len.saturating_add(20),
-                    0,
-                    0,
-                    0,
-                    0,
-                    64,
-                    6,
-                    0,
-                    0,
-                    10,
-                    0,
-                    2,
-                    15,
-                    10,
-                    0,
-                    2,
-                    2,
-                ]);
-            }
-            match kind {
-                5 => head.extend(fragment(size, start, len)),
-                6 => head.extend(datagram4(size, len)),
-                7 => head.extend(datagram6(size, len)),
-                _ => {}
-            }
-            head
-        }
-    };
+    let mut bytes = headers(left & 7, len, size, start);
     bytes.extend_from_slice(input.bytes(len.into()));
     let kind = match left >> 3 & 3 {
         0 => None,

@@ -9,14 +9,13 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use device_model::FileServer;
-use device_model::Message;
-use device_model::MessageError;
 use shared_folder::Folder;
 use shared_folder::fuse::FuseConfig;
 use shared_folder::fuse::FuseServer;
 use shared_folder::fuse::Request;
 use shared_folder::fuse::wire::InHeader;
 use shared_folder::nine_p::NinePServer;
+use test_kit::Bytes;
 
 use crate::input::Input;
 
@@ -88,11 +87,7 @@ fn converse<S: FileServer>(
 
 /// Has one message answered.
 fn answer<S: FileServer>(server: &S, request: Vec<u8>, room: usize) {
-    let mut message = Bytes {
-        request,
-        taken: 0,
-        answer: vec![0; room],
-    };
+    let mut message = Bytes::new(request, room);
     let len = server.answer(&mut message);
     assert!(len <= room);
     // Both protocols have the length first.
@@ -119,35 +114,6 @@ fn nine_p(kind: u8, odd: u32, body: &[u8]) -> Vec<u8> {
     message.extend([kind, 1, 0]);
     message.extend(body);
     message
-}
-
-struct Bytes {
-    request: Vec<u8>,
-    taken: usize,
-    answer: Vec<u8>,
-}
-
-impl Message for Bytes {
-    fn left(&self) -> usize {
-        self.request.len() - self.taken
-    }
-
-    fn take(&mut self, buf: &mut [u8]) -> Result<(), MessageError> {
-        let end = self.taken + buf.len();
-        buf.copy_from_slice(self.request.get(self.taken..end).ok_or(MessageError)?);
-        self.taken = end;
-        Ok(())
-    }
-
-    fn room(&self) -> usize {
-        self.answer.len()
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) -> Result<(), MessageError> {
-        let place = self.answer.get_mut(at..at + bytes.len()).ok_or(MessageError)?;
-        place.copy_from_slice(bytes);
-        Ok(())
-    }
 }
 
 /// The folder, protected.

@@ -63,6 +63,10 @@ const RING: u64 = 0x4000;
 /// Rings that there is room for, and entries of each.
 const QUEUES: u16 = 8;
 const ENTRIES: u16 = 8;
+/// Operations that are executed: what takes more to be found, several shorter inputs find sooner.
+const OPERATIONS: usize = 64;
+/// Bytes of each disk.
+const MEDIUM: usize = 1 << 14;
 
 /// A driver at its device.
 struct Driver {
@@ -83,7 +87,10 @@ pub fn run(data: &[u8]) {
     let (kind, features) = (input.byte(), input.number(1));
     let mut driver = Driver::new(kind);
     driver.start(spread(features));
-    while !input.is_empty() {
+    for _ in 0..OPERATIONS {
+        if input.is_empty() {
+            break;
+        }
         driver.step(&mut input, &clock);
     }
     test_kit::fuzz_accesses(&mut *driver.device, &clock, &[]);
@@ -94,27 +101,41 @@ fn spread(byte: u64) -> u64 {
     !(byte * 0x0101_0101_0101_0101) | 1 << 32
 }
 
+thread_local! {
+    /// PERF: one memory for all runs: mappings cost more than most inputs do.
+    static RAM: Arc<GuestMemory> = {
+        let mut memory = GuestMemory::new();
+        let region = MemoryRegion::new("ram", Kind::Ram, MEMORY).expect("the host has a few pages");
+        memory.add(0, Arc::new(region)).expect("the memory is empty");
+        Arc::new(memory)
+    };
+}
+
+/// The memory, all zeros whatever ran before.
 fn memory() -> Arc<GuestMemory> {
-    let mut memory = GuestMemory::new();
-    let region = MemoryRegion::new("ram", Kind::Ram, MEMORY).expect("the host has a few pages");
-    memory.add(0, Arc::new(region)).expect("the memory is empty");
-    Arc::new(memory)
+    let memory = RAM.with(Arc::clone);
+    clear(&memory, 0, MEMORY);
+    memory
+}
+
+/// Makes whole pages zeros. Those that nobody has touched cost nothing.
+fn clear(memory: &GuestMemory, at: u64, len: u64) {
+    if memory.release(at, len) != len {
+        memory.write(at, &vec![0; len as usize]).expect("it is in memory");
+    }
 }
 
 impl Driver {
     fn new(kind: u8) -> Self {
         let memory = memory();
-        // Sockets and input devices are no transitional devices.
-        let last = if matches!(kind % 8, 4 | 6) {
-            Link::Pci
-        } else {
-            Link::Legacy
+        let (device, link) = (kind % 10, kind / 10 % 3);
+        let link = match link {
+            0 => Link::Mmio,
+            // Sockets, input devices and shared folders are no transitional devices.
+            2 if !matches!(device, 4 | 6 | 8) => Link::Legacy,
+            _ => Link::Pci,
         };
-        let link = [Link::Mmio, Link::Pci, last][usize::from(kind / 8 % 3)];
-        let (device, sizes) = match kind % 8 {
-            // Modern only.
-            _ if kind >= 0xf8 => behind(Link::Mmio, &memory, fs(&memory)),
-            _ if kind >= 0xf0 => behind(link, &memory, nine_p(&memory)),
+        let (device, sizes) = match device {
             0 => behind(link, &memory, blk(&memory)),
             1 => behind(link, &memory, console()),
             2 => behind(link, &memory, Balloon::new()),
@@ -122,9 +143,10 @@ impl Driver {
             4 => behind(link, &memory, vsock()),
             5 => behind(link, &memory, scsi(&memory)),
             6 => behind(link, &memory, InputDevice::new(InputKind::Tablet)),
-            _ => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
+            7 => behind(link, &memory, Rng::new(Box::new(|bytes| bytes.len() / 2))),
+            8 => behind(link, &memory, fs(&memory)),
+            _ => behind(link, &memory, nine_p(&memory)),
         };
-        let link = if kind >= 0xf8 { Link::Mmio } else { link };
         Self {
             link,
             memory,
@@ -138,13 +160,11 @@ impl Driver {
     fn start(&mut self, features: u64) {
         self.link.negotiate(&mut *self.device, features);
         self.rings.clear();
+        clear(&self.memory, RINGS, u64::from(QUEUES) * RING);
         for (number, max) in (0..QUEUES).zip(&self.sizes) {
             let base = RINGS + u64::from(number) * RING;
             // The legacy interface leaves no choice.
             let size = if self.link == Link::Legacy { *max } else { ENTRIES };
-            self.memory
-                .write(base, &[0; RING as usize])
-                .expect("rings are in memory");
             let ring = Ring::new(&self.memory, base, size);
             self.link.enable(&mut *self.device, number, &ring);
             self.rings.push(ring);
@@ -229,7 +249,7 @@ fn blk(memory: &Arc<GuestMemory>) -> Blk {
     };
     let (executor, waker): (Arc<dyn Executor>, Waker) = (Arc::new(Inline), Arc::new(|| ()));
     Blk::new(
-        Arc::new(MemoryMedium::new(vec![1; 1 << 16])),
+        Arc::new(MemoryMedium::new(vec![1; MEDIUM])),
         config,
         memory,
         &executor,
@@ -259,7 +279,7 @@ fn scsi(memory: &Arc<GuestMemory>) -> Scsi {
         serial: "FUZZ".to_owned(),
         firmware: "1".to_owned(),
     };
-    let medium = || Arc::new(MemoryMedium::new(vec![1; 1 << 16]));
+    let medium = || Arc::new(MemoryMedium::new(vec![1; MEDIUM]));
     let units = vec![
         LogicalUnit::disk(medium(), identity()),
         LogicalUnit::optical(Some(medium()), identity()),

@@ -3,8 +3,10 @@
 //! They lie in `target/guests/<name>`, built once; packages are kept and nothing is fetched twice.
 
 mod apt;
+pub(crate) mod crates;
 mod image;
 pub(crate) mod installer;
+pub(crate) mod programs;
 pub(crate) mod system;
 pub(crate) mod tools;
 
@@ -15,9 +17,6 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 pub(crate) use apt::Unavailable;
-pub(crate) use apt::source_line;
-pub(crate) use apt::suite;
-pub(crate) use image::find;
 
 use crate::arguments::Arguments;
 use crate::arguments::Usage;

@@ -9,6 +9,7 @@ mod boot;
 mod cpio;
 mod demo;
 mod guests;
+mod iperf;
 mod layers;
 mod powercuts;
 mod process;

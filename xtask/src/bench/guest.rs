@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +13,9 @@ use anyhow::Context;
 use anyhow::bail;
 
 use crate::cpio::Archive;
-use crate::guests;
+use crate::guests::programs::install;
+use crate::guests::programs::kernel_of;
+use crate::guests::programs::write_executable;
 use crate::process;
 use crate::workspace;
 
@@ -129,25 +130,6 @@ fn build(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The kernel that was installed in `rootfs`.
-pub(super) fn kernel_of(rootfs: &Path) -> anyhow::Result<PathBuf> {
-    guests::find(&rootfs.join("boot"), |name| name.starts_with("vmlinuz-")).context("no kernel was installed")
-}
-
-/// Makes a root file system of Debian with `packages`.
-pub(super) fn install(rootfs: &Path, packages: &str) -> anyhow::Result<()> {
-    let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap
-        .args(["--quiet", "--variant=minbase"])
-        .arg(format!("--include={packages}"))
-        .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .args(["doc", "man", "locale"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")))
-        .arg(guests::suite())
-        .arg(rootfs)
-        .arg(guests::source_line());
-    process::run(&mut mmdebstrap)
-}
-
 /// The programs to time, and what they work on.
 fn add_work(dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)?;
@@ -171,12 +153,6 @@ fn add_work(dir: &Path) -> anyhow::Result<()> {
             .arg(dir.join("key.pem"))
             .arg("2048"),
     )?;
-    Ok(())
-}
-
-pub(super) fn write_executable(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

@@ -7,12 +7,8 @@ mod guest;
 mod vm;
 
 use std::io::Read;
-use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
 
 use anyhow::Context;
 use anyhow::bail;
@@ -21,9 +17,12 @@ use super::machine::Run;
 use super::report::Results;
 use crate::arguments::Arguments;
 use crate::arguments::Usage;
+use crate::guests::Guest;
+use crate::iperf::Server;
+use crate::iperf::free_port;
 use crate::process;
 use crate::workspace;
-use guest::IoGuest;
+use guest::GUEST;
 use vm::Cable;
 use vm::Kind;
 use vm::Mark;
@@ -91,7 +90,7 @@ pub(super) fn main(arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     let bench = Bench {
-        guest: IoGuest::prepare()?,
+        guest: GUEST.prepare()?,
         disk: workspace::guests_dir().join("bench-io/disk.raw"),
         seconds: options.seconds,
     };
@@ -123,7 +122,7 @@ fn write_disk(path: &Path) -> anyhow::Result<()> {
 }
 
 struct Bench {
-    guest: IoGuest,
+    guest: Guest,
     disk: PathBuf,
     seconds: u32,
 }
@@ -210,38 +209,6 @@ fn follow(vm: &mut Vm, run: &mut Run, name: impl Fn(&str) -> String) -> anyhow::
             Mark::Done => return Ok(()),
             Mark::Boot(_) | Mark::Serving => {}
         }
-    }
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-/// iperf3 on this host, at the loopback address that both lead their gateway to.
-struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    fn start() -> anyhow::Result<Self> {
-        let port = free_port()?;
-        let mut command = Command::new("iperf3");
-        command.args(["--server", "--bind", "127.0.0.1", "--port", &port.to_string()]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
-        let child = command.spawn().context("cannot run iperf3")?;
-        Ok(Self { child, port })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -32,7 +32,7 @@ const PACKAGES: [(&str, &[&str]); 7] = [
 
 /// The archive, made once. Fails with `Unavailable` where packages cannot be had.
 fn archive() -> anyhow::Result<PathBuf> {
-    let dir = workspace::guests_dir().join("tools");
+    let dir = workspace::guests_dir().join("network-tools");
     std::fs::create_dir_all(&dir)?;
     // Two of us at the same time would fetch into each other's files.
     let lock = File::create(dir.join("lock"))?;

@@ -1,5 +1,6 @@
 //! Boots of whole guests: stock Debian kernels, from launch to power-off.
 
+mod acceptance;
 mod balloon;
 mod cases;
 mod control;
@@ -82,6 +83,7 @@ pub(super) fn run(oxbow: &Path, names: &[String]) -> Tally {
         .chain(&scsi::CASES)
         .chain(&input::CASES)
         .chain(&paravirt::CASES)
+        .chain(&acceptance::CASES)
         .chain(CASES)
         .filter(wanted)
         .collect();

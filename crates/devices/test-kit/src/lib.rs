@@ -1,5 +1,5 @@
-//! What tests of devices share: a probe at the end of interrupt lines, the contract that every device keeps, and a driver
-//! that turns a byte string into register accesses.
+//! What tests of devices share: a probe at the end of interrupt lines, the contract that every device keeps, a driver
+//! that turns a byte string into register accesses, and messages for file servers.
 //!
 //! ```text
 //!   TestClock ──► device under test ──► IrqProbe (lines and messages)
@@ -11,6 +11,7 @@
 mod contract;
 mod endpoint;
 mod fuzz;
+mod message;
 mod probe;
 pub mod virtio;
 
@@ -19,5 +20,6 @@ pub use device_model::TestClock;
 pub use endpoint::Endpoint;
 pub use fuzz::fuzz_accesses;
 pub use fuzz::fuzz_registers;
+pub use message::Bytes;
 pub use probe::IrqEvent;
 pub use probe::IrqProbe;

@@ -25,8 +25,6 @@ mod device;
 mod folder;
 pub mod fuse;
 pub mod nine_p;
-#[cfg(test)]
-mod testing;
 mod transfer;
 
 pub use credentials::Caller;

@@ -14,7 +14,7 @@ use anyhow::bail;
 use anyhow::ensure;
 
 use super::super::machine;
-use super::guest::IoGuest;
+use crate::guests::Guest;
 
 /// How long a machine may take to do its work.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -59,7 +59,7 @@ impl Kind {
         }
     }
 
-    fn command(&self, guest: &IoGuest, setup: &Setup<'_>) -> Command {
+    fn command(&self, guest: &Guest, setup: &Setup<'_>) -> Command {
         let append = format!("console=ttyS0 quiet panic=-1 {}", setup.words);
         let mut command = match self {
             Self::QemuTcg => qemu(setup),
@@ -76,7 +76,7 @@ impl Kind {
     }
 
     /// Starts the machine.
-    pub(super) fn start(&self, guest: &IoGuest, setup: &Setup<'_>) -> anyhow::Result<Vm> {
+    pub(super) fn start(&self, guest: &Guest, setup: &Setup<'_>) -> anyhow::Result<Vm> {
         let mut command = self.command(guest, setup);
         command
             .stdin(Stdio::null())

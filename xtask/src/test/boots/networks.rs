@@ -101,7 +101,7 @@ until_ok() { until "$@" >/dev/null 2>&1; do sleep .1; done; }
 
 /// A boot in a namespace of a guest that runs a script, with one virtio card.
 fn boot(lab: &Lab, space: &Space, name: &str, nic: &str, script: &str) -> anyhow::Result<Boot> {
-    let dir = workspace::guests_dir().join("tools");
+    let dir = workspace::guests_dir().join("network-tools");
     let initrd = dir.join(format!("{}-{name}.cpio", lab.name));
     std::fs::create_dir_all(&dir)?;
     let guest = tools::with_script(lab.guest("demo")?, &format!("{PRELUDE}{script}"), &initrd)?;

@@ -248,26 +248,48 @@ impl Server {
         }
     }
 
-    /// Where the guest of this name is. What a machine says goes before what guests say, and among these the first.
-    pub(super) fn address_of(&self, name: &str) -> Option<Ipv4Addr> {
-        let given = self.given.iter().find(|(_, other)| other.eq_ignore_ascii_case(name));
-        let by_machine = given.and_then(|(mac, _)| self.leases.iter().find(|lease| lease.mac == *mac));
-        let by_guest = || {
-            self.leases.iter().find(|lease| {
+    /// The guests of this name. What a machine says goes before what guests say, and among these the first.
+    pub(super) fn called(&self, name: &str) -> impl Iterator<Item = Mac> {
+        let by_machine = self
+            .given
+            .iter()
+            .filter(move |(_, other)| other.eq_ignore_ascii_case(name))
+            .map(|(mac, _)| *mac);
+        let by_guest = self
+            .leases
+            .iter()
+            .filter(move |lease| {
                 lease
                     .name
                     .as_ref()
                     .is_some_and(|other| other.eq_ignore_ascii_case(name))
             })
-        };
-        by_machine.or_else(by_guest).map(|lease| lease.address)
+            .map(|lease| lease.mac);
+        by_machine.chain(by_guest)
+    }
+
+    /// The address that a guest has.
+    pub(super) fn address_at(&self, mac: Mac) -> Option<Ipv4Addr> {
+        let lease = self.leases.iter().find(|lease| lease.mac == mac);
+        lease.map(|lease| lease.address)
+    }
+
+    /// Where the guest of this name is.
+    pub(super) fn address_of(&self, name: &str) -> Option<Ipv4Addr> {
+        self.called(name).find_map(|mac| self.address_at(mac))
+    }
+
+    /// What a guest is called.
+    pub(super) fn name_at(&self, mac: Mac) -> Option<&str> {
+        let given = self.given.iter().find(|(other, _)| *other == mac);
+        let heard = || self.leases.iter().find(|lease| lease.mac == mac)?.name.as_deref();
+        given.map(|(_, name)| name.as_str()).or_else(heard)
     }
 
     /// Who is at an address.
     pub(super) fn name_of(&self, address: Ipv4Addr) -> Option<&str> {
         let lease = self.leases.iter().find(|lease| lease.address == address)?;
-        let given = self.given.iter().find(|(mac, _)| *mac == lease.mac);
-        given.map(|(_, name)| name.as_str()).or(lease.name.as_deref())
+        self.name_at(lease.mac)
     }
 
     /// The answer to a message, if it gets one.

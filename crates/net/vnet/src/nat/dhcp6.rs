@@ -72,8 +72,14 @@ fn identifier(own: &Own) -> Vec<u8> {
     out
 }
 
+/// Whether an answer gives its client an address for good.
+pub(super) fn grants(answer: &[u8]) -> bool {
+    let rest = answer.get(4..).unwrap_or_default();
+    answer.first() == Some(&kind::REPLY) && options(rest).any(|(code, _)| code == option::IA_NA)
+}
+
 /// The address of the guest with an Ethernet address: in a range of its own, apart from those that guests make up.
-fn address(own: &Own, mac: Mac) -> Option<Ipv6Addr> {
+pub(super) fn address(own: &Own, mac: Mac) -> Option<Ipv6Addr> {
     let [a, b, c, d, ..] = own.v6?.prefix.segments();
     let [e, f, g, h, i, j] = mac;
     let word = |high, low| u16::from_be_bytes([high, low]);

@@ -13,6 +13,7 @@ use device_model::net::packet::be16;
 
 use super::NatConfig;
 use super::dhcp;
+use super::dhcp6;
 use super::packet;
 use super::packet::Packet;
 use super::packet::Way;
@@ -127,6 +128,24 @@ impl Neighbors {
 
     pub(super) fn find(&self, address: IpAddr) -> Option<Mac> {
         self.0.get(&address).copied()
+    }
+
+    /// The addresses of IPv6 on our network of the guest with an Ethernet address: that which DHCPv6 gives, or those that it
+    /// has made up.
+    pub(super) fn v6_of(&self, mac: Mac, own: &Own) -> Vec<Ipv6Addr> {
+        let known = self.0.iter().filter(|(_, other)| **other == mac);
+        let mut all: Vec<Ipv6Addr> = known
+            .filter_map(|(address, _)| match address {
+                IpAddr::V6(address) => Some(*address),
+                IpAddr::V4(_) => None,
+            })
+            .filter(|address| !address.is_unicast_link_local() && own.is_on_link((*address).into()))
+            .collect();
+        if let Some(given) = dhcp6::address(own, mac).filter(|given| all.contains(given)) {
+            return vec![given];
+        }
+        all.sort_unstable();
+        all
     }
 
     /// A guest's address of IPv6 on our network, for ports that lead there.

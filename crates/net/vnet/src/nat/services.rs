@@ -109,16 +109,26 @@ impl Engine {
         let Some(tftp) = self.tftp.as_mut().filter(|tftp| tftp.has(guest, port)) else {
             return false;
         };
-        if let Some((port, answer)) = tftp.take(guest, port, payload, Instant::now()) {
-            let frame = packet::datagram(&packet.back(self.own.mac), port, guest.port(), &answer);
+        let answer = tftp.take(guest, port, payload, Instant::now());
+        let (port, messages) = answer.unwrap_or_default();
+        for message in messages {
+            let frame = packet::datagram(&packet.back(self.own.mac), port, guest.port(), &message);
             frame.into_iter().for_each(|frame| self.out.send_packet(frame));
         }
         true
     }
 
+    fn hosts(&self) -> names::Hosts<'_> {
+        names::Hosts {
+            server: &self.dhcp,
+            own: &self.own,
+            neighbors: &self.neighbors,
+        }
+    }
+
     /// Answers a question for a name of the network. False if the name is not of the network, and others can be asked.
     fn answer_question(&mut self, packet: &Packet<'_>, guest: SocketAddr, question: &[u8]) -> bool {
-        let answer = names::answer(question, &self.dhcp);
+        let answer = names::answer(question, &self.hosts());
         let answer = answer.or_else(|| self.restricted.then(|| names::refusal(question)).flatten());
         let Some(answer) = answer else { return false };
         let frame = packet::datagram(&packet.back(self.own.mac), NAMES, guest.port(), &answer);
@@ -138,6 +148,12 @@ impl Engine {
             ..packet.back(self.own.mac)
         };
         let answer = dhcp6::answer(payload, packet.mac, &self.own);
+        // Others may ask for it by name before it has said a word from there.
+        if answer.as_deref().is_some_and(dhcp6::grants)
+            && let Some(given) = dhcp6::address(&self.own, packet.mac)
+        {
+            self.neighbors.learn(given.into(), packet.mac, &self.own);
+        }
         let frame = answer.and_then(|answer| packet::datagram(&way, dhcp6::SERVER, dhcp6::CLIENT, &answer));
         frame.into_iter().for_each(|frame| self.out.send(frame));
     }

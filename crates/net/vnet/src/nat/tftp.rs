@@ -3,7 +3,8 @@
 //! Files are read, never written, and only those beneath the directory. A client that hears nothing for a while repeats its
 //! acknowledgement, which is answered with the block again; the server has no timers.
 //!
-//! Spec: RFC 1350 (the protocol), RFC 2347 (options), RFC 2348 (`blksize`), RFC 2349 (`tsize`, `timeout`).
+//! Spec: RFC 1350 (the protocol), RFC 2347 (options), RFC 2348 (`blksize`), RFC 2349 (`tsize`, `timeout`),
+//! RFC 7440 (`windowsize`).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,6 +33,8 @@ const REPEAT: Duration = Duration::from_millis(200);
 const BLOCK: usize = 512;
 const SMALLEST: usize = 8;
 const HEADERS: usize = 20 + 8 + 4;
+/// Blocks that are sent ahead of their acknowledgement at most.
+const WINDOW: u64 = 64;
 /// Bytes of a file's name at most.
 const NAME: usize = 512;
 
@@ -53,7 +56,10 @@ struct Transfer {
     file: File,
     len: u64,
     block_size: usize,
-    /// Which block was sent last; zero is the answer to options.
+    /// Blocks that are sent before one is acknowledged.
+    window: u64,
+    /// Which block was acknowledged last, and which was sent last; zero is the answer to options.
+    acknowledged: u64,
     block: u64,
     /// The client has not acknowledged our options yet.
     opening: Option<Vec<u8>>,
@@ -70,8 +76,16 @@ pub(super) struct Server {
     next: u16,
 }
 
-/// What goes back: from which port of ours, and the message.
-type Reply = (u16, Vec<u8>);
+/// What goes back: from which port of ours, and the messages.
+type Reply = (u16, Vec<Vec<u8>>);
+
+/// What a client and we have agreed upon.
+struct Agreed {
+    block_size: usize,
+    window: u64,
+    /// The options that are acknowledged.
+    options: Vec<u8>,
+}
 
 fn error(code: u16, text: &str) -> Vec<u8> {
     let mut out = [ERROR.to_be_bytes(), code.to_be_bytes()].concat();
@@ -87,27 +101,48 @@ fn strings(bytes: &[u8]) -> Option<Vec<&str>> {
 }
 
 impl Transfer {
-    /// The message that the client waits for.
-    fn message(&mut self, now: Instant) -> io::Result<Vec<u8>> {
+    /// The messages that the client waits for: what follows the block that it has acknowledged, as far as its window goes.
+    fn messages(&mut self, now: Instant) -> io::Result<Vec<Vec<u8>>> {
         self.sent = now;
         if let Some(opening) = &self.opening {
-            return Ok(opening.clone());
+            return Ok(vec![opening.clone()]);
         }
+        let mut out = Vec::new();
+        self.block = self.acknowledged;
+        while self.block < self.acknowledged + self.window && (self.block == 0 || !self.is_last(self.block)) {
+            self.block += 1;
+            out.push(self.data()?);
+        }
+        Ok(out)
+    }
+
+    /// The block that is sent now.
+    fn data(&self) -> io::Result<Vec<u8>> {
         let at = self.block.saturating_sub(1) * self.block_size as u64;
         let left = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
         let mut out = DATA.to_be_bytes().to_vec();
-        // Numbers of blocks begin anew after 65535, as clients expect.
-        let [.., high, low] = self.block.to_be_bytes();
-        out.extend([high, low]);
+        out.extend(number(self.block).to_be_bytes());
         out.resize(4 + left.min(self.block_size), 0);
         self.file.read_exact_at(out.get_mut(4..).unwrap_or_default(), at)?;
         Ok(out)
     }
 
-    /// Whether the block that was sent last is the file's last.
-    fn is_at_end(&self) -> bool {
-        self.opening.is_none() && self.len < self.block * self.block_size as u64
+    /// Whether a block is the file's last.
+    fn is_last(&self, block: u64) -> bool {
+        self.len < block * self.block_size as u64
     }
+
+    /// The block on its way that an acknowledgement means; that before them, if the first one is missing.
+    fn meant(&self, acknowledged: u16) -> Option<u64> {
+        let ahead = u64::from(acknowledged.wrapping_sub(number(self.acknowledged)));
+        (ahead <= self.block - self.acknowledged).then_some(self.acknowledged + ahead)
+    }
+}
+
+/// The number that a block has in messages: they begin anew after 65535, as clients expect.
+fn number(block: u64) -> u16 {
+    let [.., high, low] = block.to_be_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 impl Server {
@@ -133,7 +168,7 @@ impl Server {
         let rest = message.get(2..)?;
         match be16(message, 0)? {
             READ if port == SERVER => Some(self.begin(client, rest, now)),
-            WRITE if port == SERVER => Some((port, error(DENIED, "files can only be read"))),
+            WRITE if port == SERVER => Some((port, vec![error(DENIED, "files can only be read")])),
             ACKNOWLEDGEMENT => self.acknowledged(client, port, be16(rest, 0)?, now),
             ERROR => {
                 self.transfers.remove(&(client, port));
@@ -145,31 +180,30 @@ impl Server {
 
     fn acknowledged(&mut self, client: SocketAddr, port: u16, number: u16, now: Instant) -> Option<Reply> {
         let Some(transfer) = self.transfers.get_mut(&(client, port)) else {
-            return Some((port, error(UNKNOWN_TRANSFER, "no such transfer")));
+            return Some((port, vec![error(UNKNOWN_TRANSFER, "no such transfer")]));
         };
-        let [.., high, low] = transfer.block.to_be_bytes();
-        let current = u16::from_be_bytes([high, low]);
-        if number == current {
-            if transfer.is_at_end() {
-                self.transfers.remove(&(client, port));
+        let meant = transfer.meant(number)?;
+        if transfer.opening.take_if(|_| meant == 0).is_none() && meant == transfer.acknowledged {
+            // Nothing new: something was lost, or the acknowledgement came twice.
+            if now.saturating_duration_since(transfer.sent) < REPEAT {
                 return None;
             }
-            transfer.opening = None;
-            transfer.block += 1;
-        } else if number != current.wrapping_sub(1) || now.saturating_duration_since(transfer.sent) < REPEAT {
+        } else if meant > 0 && transfer.is_last(meant) {
+            self.transfers.remove(&(client, port));
             return None;
         }
-        match transfer.message(now) {
-            Ok(message) => Some((port, message)),
+        transfer.acknowledged = meant;
+        match transfer.messages(now) {
+            Ok(messages) => Some((port, messages)),
             Err(_) => {
                 self.transfers.remove(&(client, port));
-                Some((port, error(OTHER, "the file cannot be read")))
+                Some((port, vec![error(OTHER, "the file cannot be read")]))
             }
         }
     }
 
     fn begin(&mut self, client: SocketAddr, request: &[u8], now: Instant) -> Reply {
-        let refuse = |code, text: &str| (SERVER, error(code, text));
+        let refuse = |code, text: &str| (SERVER, vec![error(code, text)]);
         let Some(words) = strings(request) else {
             return refuse(OTHER, "no request");
         };
@@ -187,23 +221,25 @@ impl Server {
         if self.transfers.len() >= TRANSFERS {
             return refuse(OTHER, "too many transfers");
         }
-        let (block_size, agreed) = self.agree(options, len);
-        let opening = (!agreed.is_empty()).then(|| [&OPTIONS.to_be_bytes()[..], &agreed].concat());
+        let agreed = self.agree(options, len);
+        let opening = (!agreed.options.is_empty()).then(|| [&OPTIONS.to_be_bytes()[..], &agreed.options].concat());
         let mut transfer = Transfer {
             file,
             len,
-            block_size,
-            block: u64::from(opening.is_none()),
+            block_size: agreed.block_size,
+            window: agreed.window,
+            acknowledged: 0,
+            block: 0,
             opening,
             sent: now,
         };
-        let Ok(message) = transfer.message(now) else {
+        let Ok(messages) = transfer.messages(now) else {
             return refuse(OTHER, "the file cannot be read");
         };
         self.next = (self.next + 1) % PORTS;
         let port = FIRST_PORT + self.next;
         self.transfers.insert((client, port), transfer);
-        (port, message)
+        (port, messages)
     }
 
     /// Opens a file beneath the directory, whatever its name says.
@@ -225,25 +261,33 @@ impl Server {
         Ok((file, data.len()))
     }
 
-    /// Bytes of a block, and which options are acknowledged.
-    fn agree(&self, options: &[&str], len: u64) -> (usize, Vec<u8>) {
-        let (mut block_size, mut agreed) = (BLOCK, Vec::new());
+    /// What is agreed upon of the options that a client asks for.
+    fn agree(&self, options: &[&str], len: u64) -> Agreed {
+        let mut agreed = Agreed {
+            block_size: BLOCK,
+            window: 1,
+            options: Vec::new(),
+        };
         for pair in options.chunks_exact(2) {
             let [name, value] = pair else { continue };
             let name = name.to_ascii_lowercase();
             let value = match (name.as_str(), value.parse::<u64>()) {
                 ("blksize", Ok(wanted)) if wanted >= SMALLEST as u64 => {
                     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-                    block_size = wanted.min(self.largest);
-                    block_size as u64
+                    agreed.block_size = wanted.min(self.largest);
+                    agreed.block_size as u64
                 }
                 ("tsize", Ok(_)) => len,
                 ("timeout", Ok(seconds @ 1..=255)) => seconds,
+                ("windowsize", Ok(wanted @ 1..=65_535)) => {
+                    agreed.window = wanted.min(WINDOW);
+                    agreed.window
+                }
                 _ => continue,
             };
-            agreed.extend(format!("{name}\0{value}\0").into_bytes());
+            agreed.options.extend(format!("{name}\0{value}\0").into_bytes());
         }
-        (block_size, agreed)
+        agreed
     }
 }
 
@@ -278,25 +322,36 @@ mod tests {
         [ACKNOWLEDGEMENT.to_be_bytes(), block.to_be_bytes()].concat()
     }
 
-    /// Fetches a file as a client does.
-    fn fetch(server: &mut Server, request: &[u8]) -> Vec<u8> {
-        let now = Instant::now();
-        let (port, mut message) = server.take(client(), SERVER, request, now).unwrap();
-        let mut file = Vec::new();
+    /// Fetches a file as a client does that acknowledges the last block of each window, and loses every block for which
+    /// `is_lost` says so.
+    fn fetch_by(server: &mut Server, request: &[u8], mut is_lost: impl FnMut() -> bool) -> Vec<u8> {
+        let mut now = Instant::now();
+        let (port, mut messages) = server.take(client(), SERVER, request, now).unwrap();
+        let (mut file, mut have) = (Vec::new(), 0u16);
         loop {
-            let number = match be16(&message, 0).unwrap() {
-                OPTIONS => 0,
-                DATA => {
-                    file.extend(&message[4..]);
-                    be16(&message, 2).unwrap()
+            for message in messages {
+                let next = have.wrapping_add(1);
+                match (be16(&message, 0).unwrap(), be16(&message, 2).unwrap()) {
+                    (OPTIONS, _) => {}
+                    (DATA, number) if number == next && !is_lost() => {
+                        file.extend(&message[4..]);
+                        have = next;
+                    }
+                    // It has it, or one before it is missing.
+                    (DATA, _) => {}
+                    other => panic!("{other:?}"),
                 }
-                other => panic!("{other}"),
-            };
-            match server.take(client(), port, &acknowledge(number), now) {
-                Some((_, next)) => message = next,
+            }
+            now += REPEAT;
+            match server.take(client(), port, &acknowledge(have), now) {
+                Some((_, next)) => messages = next,
                 None => return file,
             }
         }
+    }
+
+    fn fetch(server: &mut Server, request: &[u8]) -> Vec<u8> {
+        fetch_by(server, request, || false)
     }
 
     #[test]
@@ -307,6 +362,14 @@ mod tests {
             assert!(fetch(&mut server, &request(&["sub/file", "octet"])) == bytes);
             let with = request(&["/sub\\file", "OCTET", "blksize", "1432", "tsize", "0"]);
             assert!(fetch(&mut server, &with) == bytes);
+            let window = request(&["sub/file", "octet", "windowsize", "5"]);
+            assert!(fetch(&mut server, &window) == bytes);
+            let mut sent = 0;
+            let lossy = fetch_by(&mut server, &window, || {
+                sent += 1;
+                sent % 3 == 0
+            });
+            assert!(lossy == bytes);
             assert!(server.transfers.is_empty());
         }
     }
@@ -316,6 +379,8 @@ mod tests {
         let bytes: Vec<u8> = (0..600_000u32).map(|n| (n / 8).to_le_bytes()[0]).collect();
         let (_dir, mut server) = server(&bytes);
         assert!(fetch(&mut server, &request(&["sub/file", "octet", "blksize", "8"])) == bytes);
+        let window = request(&["sub/file", "octet", "blksize", "8", "windowsize", "7"]);
+        assert!(fetch(&mut server, &window) == bytes);
     }
 
     #[test]
@@ -331,10 +396,37 @@ mod tests {
             "timeout",
             "3",
             "windowsize",
-            "8",
+            "9000",
+            "multicast",
+            "",
         ];
-        let (_, message) = server.take(client(), SERVER, &request(&asked), Instant::now()).unwrap();
-        assert_eq!(message, b"\0\x06blksize\x001468\0tsize\x003000\0timeout\x003\0");
+        let (_, messages) = server.take(client(), SERVER, &request(&asked), Instant::now()).unwrap();
+        let agreed = b"\0\x06blksize\x001468\0tsize\x003000\0timeout\x003\0windowsize\x0064\0";
+        assert_eq!(messages, [agreed]);
+    }
+
+    #[test]
+    fn window_goes_on_behind_the_block_that_was_acknowledged() {
+        let (_dir, mut server) = server(&[1; 512 * 6]);
+        let now = Instant::now();
+        let asked = request(&["sub/file", "octet", "windowsize", "4"]);
+        let (port, _) = server.take(client(), SERVER, &asked, now).unwrap();
+        let mut blocks = |acknowledged, now| {
+            let (_, messages) = server.take(client(), port, &acknowledge(acknowledged), now)?;
+            let blocks: Vec<u16> = messages.iter().map(|message| be16(message, 2).unwrap()).collect();
+            Some(blocks)
+        };
+        assert_eq!(blocks(0, now), Some(vec![1, 2, 3, 4]));
+        // The third was lost.
+        assert_eq!(blocks(2, now), Some(vec![3, 4, 5, 6]));
+        assert_eq!(blocks(2, now), None);
+        assert_eq!(blocks(1, now + REPEAT), None);
+        assert_eq!(blocks(2, now + REPEAT), Some(vec![3, 4, 5, 6]));
+        // The last is empty.
+        assert_eq!(blocks(6, now), Some(vec![7]));
+        assert_eq!(blocks(8, now), None);
+        assert_eq!(blocks(7, now), None);
+        assert!(!server.has(client(), port));
     }
 
     #[test]
@@ -349,14 +441,14 @@ mod tests {
             "",
             "nobody",
         ] {
-            let (port, message) = server
+            let (port, messages) = server
                 .take(client(), SERVER, &request(&[name, "octet"]), Instant::now())
                 .unwrap();
-            assert_eq!((port, be16(&message, 0)), (SERVER, Some(ERROR)), "{name}");
+            assert_eq!((port, be16(&messages[0], 0)), (SERVER, Some(ERROR)), "{name}");
         }
         let write = [0, 2, b'f', 0, b'o', b'c', b't', b'e', b't', 0];
-        let (_, message) = server.take(client(), SERVER, &write, Instant::now()).unwrap();
-        assert_eq!(message[..4], [0, 5, 0, 2]);
+        let (_, messages) = server.take(client(), SERVER, &write, Instant::now()).unwrap();
+        assert_eq!(messages[0][..4], [0, 5, 0, 2]);
     }
 
     #[test]

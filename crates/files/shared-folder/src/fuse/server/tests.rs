@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use test_kit::Bytes;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 
@@ -17,7 +18,6 @@ use crate::fuse::wire;
 use crate::fuse::wire::ROOT;
 use crate::fuse::wire::fattr;
 use crate::fuse::wire::opcode;
-use crate::testing::Bytes;
 
 const O_WRONLY: u32 = 1;
 const O_RDWR: u32 = 2;

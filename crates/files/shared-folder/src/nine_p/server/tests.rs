@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
+use test_kit::Bytes;
 
 use super::*;
-use crate::testing::Bytes;
 
 const O_RDWR: u32 = 2;
 const O_APPEND: u32 = 0o2000;

@@ -1,16 +1,20 @@
-//! A message in ordinary memory, for tests.
+//! A message to a file server in ordinary memory.
 
 use device_model::Message;
 use device_model::MessageError;
 
-pub(crate) struct Bytes {
+/// A request, and the room for its answer.
+pub struct Bytes {
     request: Vec<u8>,
     taken: usize,
-    pub(crate) answer: Vec<u8>,
+    /// What was answered, and zeros.
+    pub answer: Vec<u8>,
 }
 
 impl Bytes {
-    pub(crate) fn new(request: Vec<u8>, room: usize) -> Self {
+    /// `room` bytes for the answer.
+    #[must_use]
+    pub fn new(request: Vec<u8>, room: usize) -> Self {
         Self {
             request,
             taken: 0,
