@@ -113,7 +113,7 @@ pub(crate) struct MachineArgs {
     /// romfile=FILE is the card's expansion ROM; with --boot-order network it is iPXE of the package ipxe-qemu otherwise.
     /// promisc= says whether the card may see what is addressed to others: deny, allow-vms or allow-all.
     #[arg(long, value_name = "NETWORK", value_parser = nics::parse_nic)]
-    pub(crate) nic: Vec<NicConfig>,
+    pub(crate) nic: Vec<nics::NicArg>,
 
     /// Leave out the network card that a machine has if none is given, at a NAT network: an e1000, or virtio on a microvm
     #[arg(long, conflicts_with = "nic")]
@@ -307,12 +307,15 @@ impl MachineArgs {
 
     /// The network cards, with the ports that lead to them.
     fn nics(&self) -> anyhow::Result<Vec<NicConfig>> {
-        let mut nics = self.nic.clone();
+        let usual = if self.machine_kind().has_pci() {
+            NicModel::default()
+        } else {
+            NicModel::Virtio
+        };
+        let mut nics: Vec<_> = self.nic.iter().map(|nic| nic.on(usual)).collect();
         if nics.is_empty() && !self.no_nic {
             let mut nic = NicConfig::new(NetworkConfig::Nat(NatConfig::default()));
-            if !self.machine_kind().has_pci() {
-                nic.model = NicModel::Virtio;
-            }
+            nic.model = usual;
             nics.push(nic);
         }
         nics::add_forwards(&mut nics, &self.forward)?;

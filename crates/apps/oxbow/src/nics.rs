@@ -10,12 +10,29 @@ use spec::NatConfig;
 use spec::NatNetworkConfig;
 use spec::NetworkConfig;
 use spec::NicConfig;
+use spec::NicModel;
 use spec::TunnelConfig;
 
 use crate::drives::split;
 
+/// A network card, of the machine's usual model if none is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NicArg {
+    config: NicConfig,
+    model: Option<NicModel>,
+}
+
+impl NicArg {
+    /// The card on a machine with this usual model.
+    pub(crate) fn on(&self, usual: NicModel) -> NicConfig {
+        let mut config = self.config.clone();
+        config.model = self.model.unwrap_or(usual);
+        config
+    }
+}
+
 /// A network card.
-pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
+pub(crate) fn parse_nic(text: &str) -> Result<NicArg, String> {
     let (network, options) = split(text);
     let mut network = match network.as_str() {
         "nat" => NetworkConfig::Nat(NatConfig::default()),
@@ -36,10 +53,11 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
         _ => options,
     };
     let mut nic = NicConfig::new(network);
+    let mut model = None;
     for (name, value) in options {
         match (name.as_str(), value) {
             ("unplugged", None) => nic.unplugged = true,
-            ("model", Some(value)) => nic.model = value.parse()?,
+            ("model", Some(value)) => model = Some(value.parse()?),
             ("romfile", Some(value)) => nic.romfile = Some(value.into()),
             ("name", Some(value)) => nic.name = Some(value),
             ("mac", Some(value)) => nic.mac = Some(value.parse()?),
@@ -57,7 +75,7 @@ pub(crate) fn parse_nic(text: &str) -> Result<NicConfig, String> {
             }
         }
     }
-    Ok(nic)
+    Ok(NicArg { config: nic, model })
 }
 
 /// Bits a second: a number with K, M or G, which are thousands.
@@ -213,25 +231,36 @@ pub(crate) fn add_forwards(nics: &mut [NicConfig], forwards: &[Forward]) -> anyh
 
 #[cfg(test)]
 mod tests {
-    use spec::NicModel;
     use spec::PromiscuousPolicy;
 
     use super::*;
 
+    /// The card on a pc.
+    fn card(text: &str) -> NicConfig {
+        parse_nic(text).unwrap().on(NicModel::default())
+    }
+
+    #[test]
+    fn model_is_the_machines_usual_one_unless_it_is_named() {
+        let model = |text| parse_nic(text).unwrap().on(NicModel::Virtio).model;
+        assert_eq!(model("nat"), NicModel::Virtio);
+        assert_eq!(model("nat,model=e1000"), NicModel::E1000);
+    }
+
     #[test]
     fn options_follow_the_network_in_any_order() {
-        let nic = parse_nic("null,unplugged,mac=08:00:27:00:00:01,model=82545em,promisc=allow-vms").unwrap();
+        let nic = card("null,unplugged,mac=08:00:27:00:00:01,model=82545em,promisc=allow-vms");
         assert_eq!(nic.network, NetworkConfig::Null);
         assert_eq!(nic.mac.unwrap().0, [8, 0, 0x27, 0, 0, 1]);
         assert_eq!((nic.model, nic.unplugged), (NicModel::I82545Em, true));
         assert_eq!(nic.promiscuous, PromiscuousPolicy::AllowVms);
-        assert_eq!(parse_nic("none").unwrap(), NicConfig::new(NetworkConfig::None));
+        assert_eq!(card("none"), NicConfig::new(NetworkConfig::None));
     }
 
     #[test]
     fn nat_has_options_of_its_own_and_takes_forwards() {
-        let nic = parse_nic("nat,loopback,net=192.168.5.0/24,dns=192.0.2.1,mtu=9000,ipv6=off,model=82543gc").unwrap();
-        let mut nics = [parse_nic("null").unwrap(), nic];
+        let nic = card("nat,loopback,net=192.168.5.0/24,dns=192.0.2.1,mtu=9000,ipv6=off,model=82543gc");
+        let mut nics = [card("null"), nic];
         let forward = "tcp:127.0.0.1:2222-:22".parse().unwrap();
         add_forwards(&mut nics, &[forward]).unwrap();
         let NetworkConfig::Nat(nat) = &nics[1].network else {
@@ -254,7 +283,7 @@ mod tests {
 
     #[test]
     fn networks_of_several_machines_have_names_or_addresses() {
-        let network = |text| parse_nic(text).unwrap().network;
+        let network = |text| card(text).network;
         assert_eq!(network("internal=lan"), NetworkConfig::Internal("lan".to_owned()));
         let NetworkConfig::NatNetwork(shared) = network("natnetwork=office,loopback,net=10.9.0.0/24") else {
             panic!("another network");
@@ -269,7 +298,7 @@ mod tests {
 
     #[test]
     fn cables_have_limits() {
-        let nic = parse_nic("null,bandwidth=10M,latency=20ms,loss=0.25%").unwrap();
+        let nic = card("null,bandwidth=10M,latency=20ms,loss=0.25%");
         let limits = spec::CableLimits {
             bandwidth: Some(10_000_000),
             latency: 20_000,
@@ -321,7 +350,7 @@ mod tests {
     #[test]
     fn networks_with_the_host_have_options_of_their_own() {
         let text = "hostonly=lab,net=10.9.8.0/24,range=20-30,dhcp=off,proxy=1080,loopback,name=web,romfile=x.rom";
-        let nic = parse_nic(text).unwrap();
+        let nic = card(text);
         let expected = HostOnlyConfig {
             name: "lab".to_owned(),
             network: [10, 9, 8, 0].into(),
@@ -333,10 +362,7 @@ mod tests {
         };
         assert_eq!(nic.network, NetworkConfig::HostOnly(expected));
         assert_eq!((nic.name.as_deref(), nic.romfile), (Some("web"), Some("x.rom".into())));
-        assert_eq!(
-            parse_nic("tap=tap0").unwrap().network,
-            NetworkConfig::Tap("tap0".to_owned())
-        );
+        assert_eq!(card("tap=tap0").network, NetworkConfig::Tap("tap0".to_owned()));
         for (text, part) in [
             ("hostonly=lab,range=7", "such as 101-254"),
             ("hostonly=lab,mtu=1500", "no option of such"),
