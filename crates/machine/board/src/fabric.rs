@@ -169,13 +169,7 @@ impl Fabric {
     /// Sends what the low half `icr` of an interrupt command register says to the processors with the APIC ids `first` + *n*,
     /// for each bit *n* of `set`. Returns how many of them there are.
     pub(crate) fn send_ipis(&self, first: u32, set: u128, icr: u32) -> u32 {
-        let level_triggered = icr >> 15 & 1 != 0;
-        let interrupt = Interrupt {
-            vector: icr as u8,
-            mode: DeliveryMode::from_bits((icr >> 8 & 7) as u8),
-            level_triggered,
-            assert: !level_triggered || icr >> 14 & 1 != 0,
-        };
+        let interrupt = interrupt(icr);
         let mut sent = 0;
         for n in (0..u128::BITS).filter(|n| set >> n & 1 != 0) {
             if let Some(lapic) = first.checked_add(n).and_then(|id| self.lapic(id)) {
@@ -262,25 +256,29 @@ fn pic_pin(gsi: u32) -> Option<u32> {
     }
 }
 
+/// Vector, delivery mode, level and trigger mode, as messages and interrupt command registers have them.
+fn interrupt(bits: u32) -> Interrupt {
+    let level_triggered = bits >> 15 & 1 != 0;
+    Interrupt {
+        vector: bits as u8,
+        mode: DeliveryMode::from_bits((bits >> 8 & 7) as u8),
+        level_triggered,
+        assert: !level_triggered || bits >> 14 & 1 != 0,
+    }
+}
+
 /// What a message says (SDM vol. 3 §11.11; bits 63-40 of the address extend the destination).
 fn decode(message: MsiMessage) -> (u32, bool, Interrupt) {
     let MsiMessage { address, data } = message;
     let low = (address >> 12 & 0xff) as u32;
     let high = (address >> 40) as u32 & 0x00ff_ffff;
-    let level_triggered = data >> 15 & 1 != 0;
-    let interrupt = Interrupt {
-        vector: data as u8,
-        mode: DeliveryMode::from_bits((data >> 8 & 7) as u8),
-        level_triggered,
-        assert: !level_triggered || data >> 14 & 1 != 0,
-    };
     // Eight ones mean everyone, to processors with wider identifiers too.
     let dest = if (high, low) == (0, 0xff) {
         EVERYONE
     } else {
         high << 8 | low
     };
-    (dest, address >> 2 & 1 != 0, interrupt)
+    (dest, address >> 2 & 1 != 0, interrupt(data))
 }
 
 struct GsiInput(Weak<Fabric>);

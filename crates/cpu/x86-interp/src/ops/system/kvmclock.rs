@@ -148,13 +148,22 @@ impl Cpu {
         let _ = self.publish(at, &[date.as_secs() as u32, date.subsec_nanos()]);
     }
 
-    /// Writes `words` behind the version at `at`, which is odd meanwhile: readers on other vCPUs wait and try again.
+    /// Writes `words` behind the version at `at`.
     fn publish<const N: usize>(&self, at: u64, words: &[u32; N]) -> Result<(), MemoryError> {
+        self.under_version(at, || self.mem.write_obj(at + 4, words))
+    }
+
+    /// Writes what the version at `at` is of. It is odd meanwhile: readers on other vCPUs wait and try again.
+    pub(super) fn under_version(
+        &self,
+        at: u64,
+        write: impl FnOnce() -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
         // An odd one is what was in memory before, or a writer's that did not end.
         let version = self.mem.read_obj::<u32>(at)?.wrapping_add(1) | 1;
         self.mem.write_obj(at, &version)?;
         fence(Ordering::Release);
-        self.mem.write_obj(at + 4, words)?;
+        write()?;
         fence(Ordering::Release);
         self.mem.write_obj(at, &version.wrapping_add(1))
     }

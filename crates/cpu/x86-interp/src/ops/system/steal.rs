@@ -10,8 +10,6 @@
 //!
 //! Spec: KVM msr.rst (MSR_KVM_STEAL_TIME), cpuid.rst (KVM_FEATURE_PV_TLB_FLUSH).
 
-use std::sync::atomic::Ordering;
-use std::sync::atomic::fence;
 use std::time::Duration;
 
 use cpu_model::Feature;
@@ -108,13 +106,10 @@ impl Cpu {
         if more == 0 {
             return Ok(());
         }
-        let version = self.mem.read_obj::<u32>(at + VERSION)?.wrapping_add(1) | 1;
-        self.mem.write_obj(at + VERSION, &version)?;
-        fence(Ordering::Release);
-        let steal = self.mem.read_obj::<u64>(at)?.wrapping_add(more);
-        self.mem.write_obj(at, &steal)?;
-        fence(Ordering::Release);
-        self.mem.write_obj(at + VERSION, &version.wrapping_add(1))
+        self.under_version(at + VERSION, || {
+            let steal = self.mem.read_obj::<u64>(at)?.wrapping_add(more);
+            self.mem.write_obj(at, &steal)
+        })
     }
 }
 
