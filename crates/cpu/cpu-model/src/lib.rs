@@ -14,7 +14,6 @@
 mod board;
 mod cpuid;
 mod engine;
-mod hypercall;
 mod signals;
 mod state;
 
@@ -34,7 +33,6 @@ pub use engine::EngineCaps;
 pub use engine::EngineError;
 pub use engine::Stop;
 pub use engine::Vcpu;
-pub use hypercall::Hypercall;
 pub use signals::Signal;
 pub use signals::Signals;
 pub use signals::Waker;

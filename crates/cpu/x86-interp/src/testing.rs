@@ -80,8 +80,8 @@ pub(crate) struct Board {
     pub(crate) interrupts: Mutex<VecDeque<u8>>,
     pub(crate) clock: TestClock,
     cr8: AtomicU8,
-    /// First APIC id, set and ICR of IPIs; the id alone of those taken out of HLT.
-    pub(crate) ipis: Mutex<Vec<(u32, u128, u32)>>,
+    /// Sender, first APIC id, set and ICR of IPIs; the id alone of those taken out of HLT.
+    pub(crate) ipis: Mutex<Vec<(u32, u32, u128, u32)>>,
     pub(crate) unhalted: Mutex<Vec<u32>>,
     pub(crate) stolen: Mutex<Duration>,
 }
@@ -116,8 +116,8 @@ impl CpuBoard for Board {
     fn set_apic_cr8(&self, _cpu: u32, value: u8) {
         self.cr8.store(value, Ordering::Relaxed);
     }
-    fn send_ipis(&self, _cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
-        self.ipis.lock().unwrap().push((first, set, icr));
+    fn send_ipis(&self, cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
+        self.ipis.lock().unwrap().push((cpu, first, set, icr));
         Some(set.count_ones())
     }
     fn unhalt(&self, apic_id: u32) {

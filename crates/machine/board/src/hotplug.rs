@@ -296,11 +296,8 @@ impl Bays {
     fn free(&self, bus: StorageBus, own: Option<fn(u8) -> Bay>) -> Result<Bay, PlugError> {
         let place = |what: &str| Err(PlugError::Place(what.to_owned()));
         if let Some((ports, _)) = own.and_then(|own| self.ports(own(0))) {
-            let numbers = (0u8..).map_while(|number| Some((number, ports.is_occupied(number.into())?)));
-            let free = numbers
-                .filter(|(_, occupied)| !occupied)
-                .map(|(number, _)| number)
-                .next();
+            let mut numbers = (0u8..).map_while(|number| Some((number, ports.is_occupied(number.into())?)));
+            let free = numbers.find(|(_, occupied)| !occupied).map(|(number, _)| number);
             match (own.zip(free), bus) {
                 (Some((own, number)), _) => return Ok(own(number)),
                 (None, StorageBus::Scsi) if self.card_places().is_empty() => {

@@ -7,6 +7,7 @@
 
 mod control;
 mod debug;
+mod hypercall;
 mod kvmclock;
 mod msr;
 mod paging;
@@ -17,7 +18,6 @@ use std::sync::atomic::fence;
 
 use cpu_model::Activity;
 use cpu_model::CpuidContext;
-use cpu_model::Hypercall;
 use iced_x86::Code;
 use iced_x86::Mnemonic;
 use x86_isa::cr4;
@@ -29,7 +29,6 @@ use crate::cpu::RAX;
 use crate::cpu::RBX;
 use crate::cpu::RCX;
 use crate::cpu::RDX;
-use crate::cpu::RSI;
 use crate::decode::Dec;
 use crate::decode::Op;
 use crate::decode::Select;
@@ -93,7 +92,7 @@ fn processor(x: &Dec<'_>, d: &mut DInsn) -> Select {
         }
         M::Stac if x.code() == Code::Stac => set_ac::<true>,
         M::Clac => set_ac::<false>,
-        M::Vmcall | M::Vmmcall => hypercall,
+        M::Vmcall | M::Vmmcall => hypercall::hypercall,
         M::Invd | M::Wbinvd | M::Wbnoinvd => flush_caches,
         M::Clflush | M::Clflushopt | M::Clwb => flush_line,
         _ => return None,
@@ -114,21 +113,6 @@ fn memory_fence(_cpu: &mut Cpu, _d: &DInsn) -> R {
 fn hlt(cpu: &mut Cpu, _d: &DInsn) -> R {
     cpu.privileged()?;
     cpu.activity = Activity::Halted;
-    cpu.end_block();
-    Ok(())
-}
-
-/// VMCALL and VMMCALL: of either vendor's instruction, as KVM makes the one of the other.
-fn hypercall(cpu: &mut Cpu, _d: &DInsn) -> R {
-    let call = Hypercall {
-        cpu: cpu.id,
-        cpl: cpu.cpl,
-        long: cpu.is64(),
-        number: cpu.gpr(RAX),
-        arguments: [RBX, RCX, RDX, RSI].map(|register| cpu.gpr(register)),
-    };
-    let result = call.call(&cpu.policy, cpu.board());
-    cpu.set_gpr(RAX, result);
     cpu.end_block();
     Ok(())
 }

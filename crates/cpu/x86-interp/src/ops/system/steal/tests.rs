@@ -189,7 +189,7 @@ fn hypercalls_reach_the_board_by_either_instruction() {
     for amd in [false, true] {
         let mut m = with_hypercalls();
         assert_eq!(hypercall(&mut m, 10, amd), (0x40, 2));
-        assert_eq!(*m.board.ipis.lock().unwrap(), [(2, 0b101, 0xfd)]);
+        assert_eq!(*m.board.ipis.lock().unwrap(), [(0, 2, 0b101, 0xfd)]);
         assert_eq!(hypercall(&mut m, 5, amd), (0x40, 0));
         assert_eq!(*m.board.unhalted.lock().unwrap(), [0]);
         assert_eq!(hypercall(&mut m, 77, amd), (0x40, -1000_i64 as u64));

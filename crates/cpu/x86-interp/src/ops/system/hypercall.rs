@@ -1,28 +1,22 @@
-//! KVM's hypercalls, the same for every engine.
+//! KVM's hypercalls.
 //!
 //! VMCALL (and AMD's VMMCALL) with the number in RAX and arguments in RBX, RCX, RDX and RSI; 32 bits of each outside 64-bit
 //! mode. The result is in RAX.
 //!
 //! Spec: KVM hypercalls.rst; `linux/kvm_para.h` (errors).
 
-use crate::CpuBoard;
-use crate::CpuPolicy;
-use crate::Feature;
+use cpu_model::CpuBoard;
+use cpu_model::CpuPolicy;
+use cpu_model::Feature;
 
-/// A hypercall, as the registers have it.
-#[derive(Clone, Copy, Debug)]
-pub struct Hypercall {
-    /// The vCPU that makes it.
-    pub cpu: u32,
-    /// Its privilege level.
-    pub cpl: u8,
-    /// It is in 64-bit mode.
-    pub long: bool,
-    /// RAX.
-    pub number: u64,
-    /// RBX, RCX, RDX and RSI.
-    pub arguments: [u64; 4],
-}
+use crate::cpu::Cpu;
+use crate::cpu::RAX;
+use crate::cpu::RBX;
+use crate::cpu::RCX;
+use crate::cpu::RDX;
+use crate::cpu::RSI;
+use crate::insn::DInsn;
+use crate::insn::R;
 
 /// KVM_HC_VAPIC_POLL_IRQ: asks for interrupts; leaving the guest has done that already.
 const VAPIC_POLL_IRQ: u64 = 1;
@@ -42,10 +36,38 @@ const ENOSYS: i64 = -1000;
 /// ICR: logical destination, and shorthand. Neither goes with a set of processors.
 const ICR_REFUSED: u64 = 0xc_0800;
 
+/// A hypercall, as the registers have it.
+struct Hypercall {
+    /// The vCPU that makes it.
+    cpu: u32,
+    /// Its privilege level.
+    cpl: u8,
+    /// It is in 64-bit mode.
+    long: bool,
+    /// RAX.
+    number: u64,
+    /// RBX, RCX, RDX and RSI.
+    arguments: [u64; 4],
+}
+
+/// VMCALL and VMMCALL: of either vendor's instruction, as KVM makes the one of the other.
+pub(super) fn hypercall(cpu: &mut Cpu, _d: &DInsn) -> R {
+    let call = Hypercall {
+        cpu: cpu.id,
+        cpl: cpu.cpl,
+        long: cpu.is64(),
+        number: cpu.gpr(RAX),
+        arguments: [RBX, RCX, RDX, RSI].map(|register| cpu.gpr(register)),
+    };
+    let result = call.call(&cpu.policy, cpu.board());
+    cpu.set_gpr(RAX, result);
+    cpu.end_block();
+    Ok(())
+}
+
 impl Hypercall {
     /// Carries it out; RAX after it.
-    #[must_use]
-    pub fn call(&self, policy: &CpuPolicy, board: &dyn CpuBoard) -> u64 {
+    fn call(&self, policy: &CpuPolicy, board: &dyn CpuBoard) -> u64 {
         let width = if self.long { u64::MAX } else { 0xffff_ffff };
         let result = if self.cpl == 0 {
             self.carry_out(policy, board, width)
@@ -85,58 +107,17 @@ impl Hypercall {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use device_model::VmTime;
-    use device_model::Width;
+    use cpu_model::Model;
+    use cpu_model::Paravirt;
 
     use super::*;
-    use crate::Model;
-    use crate::MsrFault;
-    use crate::Paravirt;
-
-    /// Notes what it is asked for.
-    #[derive(Default)]
-    struct Board(Mutex<Vec<(u32, u32, u128, u32)>>);
-
-    impl CpuBoard for Board {
-        fn pio_read(&self, _: u32, _: u16, _: Width) -> u32 {
-            0
-        }
-        fn pio_write(&self, _: u32, _: u16, _: Width, _: u32) {}
-        fn mmio_read(&self, _: u32, _: u64, _: Width) -> u64 {
-            0
-        }
-        fn mmio_write(&self, _: u32, _: u64, _: Width, _: u64) {}
-        fn take_interrupt(&self, _: u32) -> Option<u8> {
-            None
-        }
-        fn apic_read_msr(&self, _: u32, _: u32) -> Result<u64, MsrFault> {
-            Err(MsrFault)
-        }
-        fn apic_write_msr(&self, _: u32, _: u32, _: u64) -> Result<(), MsrFault> {
-            Err(MsrFault)
-        }
-        fn apic_cr8(&self, _: u32) -> u8 {
-            0
-        }
-        fn set_apic_cr8(&self, _: u32, _: u8) {}
-        fn now(&self) -> VmTime {
-            VmTime::ZERO
-        }
-        fn send_ipis(&self, cpu: u32, first: u32, set: u128, icr: u32) -> Option<u32> {
-            self.0.lock().unwrap().push((cpu, first, set, icr));
-            Some(set.count_ones())
-        }
-        fn unhalt(&self, apic_id: u32) {
-            self.0.lock().unwrap().push((u32::MAX, apic_id, 0, 0));
-        }
-    }
+    use crate::testing::Board;
 
     fn policy() -> CpuPolicy {
         CpuPolicy::new(Model::Host).unwrap().with_cpus(4)
     }
 
+    /// RAX after a call, and what the board was told: IPIs, and who is taken out of HLT, with a sender that there is none of.
     fn call(
         policy: &CpuPolicy,
         cpl: u8,
@@ -153,7 +134,10 @@ mod tests {
             arguments,
         };
         let result = call.call(policy, &board);
-        (result, board.0.into_inner().unwrap())
+        let mut told = board.ipis.into_inner().unwrap();
+        let unhalted = board.unhalted.into_inner().unwrap();
+        told.extend(unhalted.into_iter().map(|id| (u32::MAX, id, 0, 0)));
+        (result, told)
     }
 
     #[test]
