@@ -185,10 +185,11 @@ fn open_control(
     Ok(ControlServer::start(path, Arc::new(controls), publisher)?)
 }
 
-/// Reports the machine's own end.
-fn watch_guest(machine: &Arc<Machine>, ends: Sender<End>) -> std::io::Result<()> {
-    let machine = Arc::clone(machine);
-    let body = move || drop(ends.send(End::Guest(machine.wait())));
+/// Reports the machine's own end. What the machine leaves on the host goes with it, before the program ends: nobody else may
+/// keep it then.
+fn watch_guest(machine: &Machine, ends: Sender<End>) -> std::io::Result<()> {
+    let wait = machine.waiter();
+    let body = move || drop(ends.send(End::Guest(wait())));
     std::thread::Builder::new().name("outcome".to_owned()).spawn(body)?;
     Ok(())
 }

@@ -586,7 +586,13 @@ impl Machine {
     /// Waits for the machine's end.
     #[must_use]
     pub fn wait(&self) -> Outcome {
-        self.outcome.wait(None).unwrap_or(Outcome::Stopped)
+        self.waiter()()
+    }
+
+    /// What waits for the machine's end without keeping the machine.
+    pub fn waiter(&self) -> impl FnOnce() -> Outcome + Send + use<> {
+        let outcome = Arc::clone(&self.outcome);
+        move || outcome.wait(None).unwrap_or(Outcome::Stopped)
     }
 
     /// Waits for the machine's end for at most `timeout`.
